@@ -1,0 +1,187 @@
+"""The bottom of the house: what models, codecs, teachers and data sources hand to each other.
+
+Symbols: B batch, C channels, H height, W width, N tokens, D width, L text length, P pooled width.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, fields, replace
+from typing import NamedTuple, Protocol, runtime_checkable
+
+import torch
+from torch import Tensor
+
+
+@dataclass(frozen=True)
+class Condition:
+    """What a sample is conditioned on; every field is optional and batched along axis 0.
+
+    label: (B,) int64 class ids. text: (B, L, D) token embeddings with mask (B, L) bool and pooled (B, P).
+    The operations live here so that `diffusion` never has to know a model.
+    """
+
+    label: Tensor | None = None
+    text: Tensor | None = None
+    mask: Tensor | None = None
+    pooled: Tensor | None = None
+
+    def _map(self, function) -> Condition:
+        return Condition(*(None if (v := getattr(self, f.name)) is None else function(v) for f in fields(self)))
+
+    def index(self, rows) -> Condition:
+        """The samples `rows` (slice, list or index tensor)."""
+        return self._map(lambda v: v[rows])
+
+    def to(self, *args, **kwargs) -> Condition:
+        """Move every field; a floating dtype is applied to floating fields only."""
+        return self._map(lambda v: v.to(*args, **kwargs) if v.is_floating_point() else v.to(_device_of(args, kwargs)))
+
+    def where(self, mask: Tensor, other: Condition) -> Condition:
+        """Per sample: this condition where mask (B,) is True, `other` elsewhere. Both must have the same fields."""
+        merged = {}
+        for f in fields(self):
+            a, b = getattr(self, f.name), getattr(other, f.name)
+            if (a is None) != (b is None):
+                raise ValueError(f"Condition.where: one side has {f.name!r} and the other has not")
+            merged[f.name] = None if a is None else torch.where(mask.view(-1, *[1] * (a.ndim - 1)), a, b)
+        return Condition(**merged)
+
+    def __len__(self) -> int:
+        for f in fields(self):
+            if (v := getattr(self, f.name)) is not None:
+                return len(v)
+        return 0
+
+    @staticmethod
+    def concat(parts: Sequence[Condition]) -> Condition:
+        """Join along the batch axis; all parts must have the same fields."""
+        merged = {}
+        for f in fields(Condition):
+            values = [getattr(p, f.name) for p in parts]
+            present = [v for v in values if v is not None]
+            if present and len(present) != len(values):
+                raise ValueError(f"Condition.concat: some parts have {f.name!r} and some have not")
+            merged[f.name] = torch.cat(present) if present else None
+        return Condition(**merged)
+
+    def with_label(self, label: Tensor) -> Condition:
+        """The same condition with another label (B,)."""
+        return replace(self, label=label)
+
+
+def _device_of(args, kwargs):
+    for value in (*args, *kwargs.values()):
+        if isinstance(value, (str, torch.device)):
+            return value
+    return None
+
+
+class Output(NamedTuple):
+    """A denoiser's result: sample (B, C', H, W) and, for each captured block (1-based), its tokens (B, N, D)."""
+
+    sample: Tensor
+    hidden: dict[int, Tensor] = {}  # noqa: RUF012  (never mutated; NamedTuple so that DDP and FSDP2 see the tensors)
+
+
+class Features(NamedTuple):
+    """A frozen network's view of images: tokens (B, N, D) row-major on `grid` = (rows, columns), pooled (B, D)."""
+
+    tokens: Tensor
+    pooled: Tensor
+    grid: tuple[int, int]
+
+
+@runtime_checkable
+class Denoiser(Protocol):
+    """forward(x (B, C, H, W), t (B,) in [0, 1] with 0 = data, cond, capture=blocks) -> Output."""
+
+    def __call__(self, x: Tensor, t: Tensor, cond: Condition, *, capture: tuple[int, ...] = ()) -> Output: ...
+
+    def null(self, cond: Condition) -> Condition:
+        """The unconditional counterpart of `cond`, same batch size."""
+        ...
+
+
+@runtime_checkable
+class Codec(Protocol):
+    """Images (B, 3 or 1, H, W) float in [-1, 1] <-> normalised latents (B, channels, H/factor, W/factor)."""
+
+    id: str
+    channels: int
+    factor: int
+    scale: float
+    shift: float
+
+    def encode(self, images: Tensor) -> Tensor:
+        """Images -> moments, (B, 2 channels, h, w) mean and standard deviation; (B, channels, h, w) when deterministic."""
+        ...
+
+    def sample(self, moments: Tensor, noise: Tensor | None) -> Tensor:
+        """Moments -> normalised latents (posterior - shift) * scale; noise None takes the mean."""
+        ...
+
+    def decode(self, latents: Tensor) -> Tensor:
+        """Normalised latents -> images in [-1, 1] (not clipped)."""
+        ...
+
+
+@runtime_checkable
+class Extractor(Protocol):
+    """Images (B, C, H, W) uint8 -> Features, without gradients. One noun serves REPA, metrics and probing."""
+
+    id: str
+    width: int
+
+    def __call__(self, images: Tensor) -> Features: ...
+
+
+@runtime_checkable
+class TextEncoder(Protocol):
+    """Prompts -> Condition with text, mask and pooled."""
+
+    id: str
+
+    def __call__(self, prompts: Sequence[str]) -> Condition: ...
+
+
+class Item(NamedTuple):
+    """One training example: image (C, H, W) uint8, class id (or -1), caption (or ""), and where it came from."""
+
+    image: Tensor
+    label: int
+    caption: str
+    path: str
+
+
+@runtime_checkable
+class Source(Protocol):
+    """Indexable images. `classes` is empty for unlabelled data; `size` is (H, W); all images share it."""
+
+    classes: tuple[str, ...]
+    channels: int
+    size: tuple[int, int]
+    fingerprint: str
+
+    def __len__(self) -> int: ...
+
+    def __getitem__(self, index: int) -> Item: ...
+
+
+class BadImage(ValueError):
+    """An image that cannot be used; carries its path, so that it can be listed instead of ending a run."""
+
+    def __init__(self, path: str, reason: str):
+        super().__init__(f"{path}: {reason}")
+        self.path, self.reason = path, reason
+
+    def __reduce__(self):
+        return BadImage, (self.path, self.reason)
+
+
+class Noise(Protocol):
+    """A source of draws for one training batch; `stream` names the use ("eps", "t", "drop", "flip", "posterior")."""
+
+    def normal(self, stream: str, shape: tuple[int, ...]) -> Tensor: ...
+
+    def uniform(self, stream: str, shape: tuple[int, ...]) -> Tensor: ...

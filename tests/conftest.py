@@ -1,0 +1,55 @@
+"""Shared fixtures: recorded inputs and outputs of the published implementations."""
+
+from __future__ import annotations
+
+import importlib.util
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+FOLDER = Path(__file__).parent / "reference"
+
+_spec = importlib.util.spec_from_file_location("load_fixture", FOLDER / "load_fixture.py")
+_reader = importlib.util.module_from_spec(_spec)
+_spec.loader.exec_module(_reader)
+
+
+@dataclass
+class Reference:
+    """One recording: JSON, official weights, inputs and outputs as torch tensors."""
+
+    meta: dict
+    state: dict
+    inputs: dict
+    outputs: dict
+
+    def close(self, name: str, value) -> None:
+        """Assert that `value` equals the recorded output `name` at the tolerance that the recording states."""
+        want = self.outputs[name]
+        got = torch.as_tensor(value).detach().cpu()
+        assert got.shape == want.shape, f"{name}: shape {tuple(got.shape)}, recorded {tuple(want.shape)}"
+        if not want.is_floating_point():
+            assert torch.equal(got.to(want.dtype), want), f"{name}: integers differ"
+            return
+        tolerance = _reader.tolerance(self.meta, name)
+        error = (got.double() - want.double()).abs().max().item()
+        ok = torch.allclose(got.double(), want.double(), **tolerance)
+        assert ok, f"{name}: largest error {error:.3g}, allowed {tolerance}"
+
+
+def _tensor(array):
+    return torch.from_numpy(np.array(array)) if isinstance(array, np.ndarray) else torch.as_tensor(array)
+
+
+@pytest.fixture(scope="session")
+def reference():
+    """reference("dit_forward_learnsigma") -> Reference (fresh copies on every call)."""
+
+    def load(name: str) -> Reference:
+        meta, state, inputs, outputs = _reader.load_fixture(str(FOLDER), name)
+        return Reference(meta, *({k: _tensor(v) for k, v in part.items()} for part in (state, inputs, outputs)))
+
+    return load
