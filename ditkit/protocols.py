@@ -114,7 +114,7 @@ class Codec(Protocol):
     shift: float
 
     def encode(self, images: Tensor) -> Tensor:
-        """Images -> moments, (B, 2 channels, h, w) mean and standard deviation; (B, channels, h, w) when deterministic."""
+        """Images -> moments (B, 2 channels, h, w): mean and std; (B, channels, h, w) when deterministic."""
         ...
 
     def sample(self, moments: Tensor, noise: Tensor | None) -> Tensor:
