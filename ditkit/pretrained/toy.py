@@ -1,0 +1,89 @@
+"""Tiny random stand-ins of every frozen network: no download, no training, the same for the same seed."""
+
+from __future__ import annotations
+
+import zlib
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+
+from ditkit.pretrained.codec import denormalise, sample_posterior
+from ditkit.protocols import Condition, Features
+
+
+def _normal(shape: tuple[int, ...], *key: int) -> Tensor:
+    seed = zlib.crc32(repr(key).encode())
+    return torch.randn(shape, generator=torch.Generator().manual_seed(seed))
+
+
+class ToyCodec:
+    """Each 2x2 patch turned by a fixed rotation: invertible, so decode(sample(encode(x), None)) == x; std 0.05."""
+
+    factor = 2
+    scale = 0.8
+    shift = 0.1
+    std = 0.05
+
+    def __init__(self, image_channels: int = 3, seed: int = 0):
+        self.channels = 4 * image_channels
+        self.id = f"toy-codec-{image_channels}-{seed}"
+        self._turn = torch.linalg.qr(_normal((self.channels, self.channels), seed, 1))[0]
+
+    def encode(self, images: Tensor) -> Tensor:
+        """(B, C, H, W) in [-1, 1] -> mean and std (B, 8C, H/2, W/2)."""
+        turn = self._turn.to(images)
+        mean = torch.einsum("dc,bchw->bdhw", turn, F.pixel_unshuffle(images, 2))
+        return torch.cat((mean, torch.full_like(mean, self.std)), dim=1)
+
+    def sample(self, moments: Tensor, noise: Tensor | None) -> Tensor:
+        """Moments -> normalised latents (B, 4C, H/2, W/2)."""
+        return sample_posterior(moments, noise, self.scale, self.shift)
+
+    def decode(self, latents: Tensor) -> Tensor:
+        """Normalised latents -> images (B, C, H, W)."""
+        mean = denormalise(latents, self.scale, self.shift)
+        return F.pixel_shuffle(torch.einsum("dc,bdhw->bchw", self._turn.to(latents), mean), 2)
+
+
+class ToyExtractor:
+    """The mean colour of each cell of a grid through a fixed random linear map and a sine."""
+
+    def __init__(self, width: int = 16, grid: tuple[int, int] = (4, 4), seed: int = 0):
+        self.width, self.grid = width, grid
+        self.id = f"toy-extractor-{width}-{grid[0]}x{grid[1]}-{seed}"
+        self._map = _normal((3, width), seed, 2)
+
+    @torch.no_grad()
+    def __call__(self, images: Tensor, *, grid: tuple[int, int] | None = None) -> Features:
+        """(B, 1 or 3, H, W) uint8 -> Features on `grid` (its own by default)."""
+        grid = grid or self.grid
+        colours = images.float().div(255).expand(-1, 3, -1, -1)
+        cells = F.adaptive_avg_pool2d(colours, grid).flatten(2).transpose(1, 2)
+        tokens = torch.sin(3 * cells @ self._map.to(cells))
+        return Features(tokens, tokens.mean(1), grid)
+
+
+class ToyTextEncoder:
+    """A frozen random vector for each word plus sinusoid positions; pooled = sum / sqrt(words)."""
+
+    def __init__(self, width: int = 48, length: int = 16, seed: int = 0):
+        self.width, self.length, self.seed = width, length, seed
+        self.id = f"toy-text-{width}-{length}-{seed}"
+        steps = torch.arange(length)[:, None] / 100.0 ** (torch.arange(width // 2) / (width // 2))
+        self._positions = torch.cat((steps.sin(), steps.cos()), dim=1)
+
+    def _word(self, word: str) -> Tensor:
+        return _normal((self.width,), self.seed, 3, zlib.crc32(word.lower().encode()))
+
+    def __call__(self, prompts: Sequence[str]) -> Condition:
+        """Prompts -> text (B, length, width), mask (B, length) True on words, pooled (B, width); empty text is zeros."""
+        text = torch.zeros(len(prompts), self.length, self.width)
+        mask = torch.zeros(len(prompts), self.length, dtype=torch.bool)
+        for row, prompt in enumerate(prompts):
+            for column, word in enumerate(prompt.split()[: self.length]):
+                text[row, column] = self._word(word)
+                mask[row, column] = True
+        pooled = text.sum(1) / mask.sum(1, keepdim=True).clamp(min=1).sqrt()
+        return Condition(text=(text + self._positions) * mask[..., None], mask=mask, pooled=pooled)
