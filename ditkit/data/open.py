@@ -1,0 +1,38 @@
+"""One door to all sources: from settings, or from the word a user typed."""
+
+from __future__ import annotations
+
+import os
+from difflib import get_close_matches
+from pathlib import Path
+
+from ditkit.data.digits import Digits
+from ditkit.data.settings import DataSettings
+from ditkit.data.source import DataError, ImageSource
+
+NAMED = ("digits",)
+CACHE_LIMIT = 256 * 2**20  # bytes of decoded images kept in RAM unless the settings say otherwise
+
+
+def open_source(spec: str | os.PathLike | DataSettings, *, multiple: int | None = None) -> ImageSource:
+    """The source that `spec` names: "digits", a folder of images, a .parquet file or a folder of them, or settings.
+
+    multiple: what the sides of a size taken from the data are rounded down to (codec factor x patch); a size
+    given in the settings is kept as it is. DataError, one line, for anything that cannot be used.
+    """
+    settings = spec if isinstance(spec, DataSettings) else DataSettings(source=str(spec))
+    source = _open(settings, multiple)
+    limit = {True: None, None: CACHE_LIMIT, False: 0}[settings.cache]
+    source.keep_in_memory(limit)
+    return source
+
+
+def _open(settings: DataSettings, multiple: int | None) -> ImageSource:
+    if settings.source == "digits":
+        return Digits(settings.split, settings.shape() or 8, settings.channels or 1)
+    path = Path(settings.source).expanduser()
+    if not path.exists():
+        near = get_close_matches(settings.source, NAMED, 1)
+        hint = f"did you mean {near[0]!r}?" if near else "give 'digits', a folder of images or a .parquet file"
+        raise DataError(f"data {settings.source!r}: no such file or folder; {hint}")
+    raise DataError(f"data {settings.source!r}: give 'digits', a folder of images or a .parquet file")

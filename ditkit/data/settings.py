@@ -1,0 +1,36 @@
+"""What to train on: one settings object for every kind of source."""
+
+from __future__ import annotations
+
+from typing import Literal
+
+from pydantic import Field, field_validator
+
+from ditkit.config import Settings
+
+
+class DataSettings(Settings):
+    """Where the images are and how they are read. What is left None is taken from the data, and said so."""
+
+    source: str = Field("digits", description="'digits', a folder of images, a .parquet file, or a folder of them")
+    split: Literal["all", "train", "test"] = Field("all", description="fixed stratified four fifths / one fifth")
+    size: int | tuple[int, int] | None = Field(None, description="pixels: one side, or (height, width)")
+    channels: Literal[1, 3] | None = Field(None, description="1 = greyscale; None: 1 for digits, else 3 (RGB)")
+    flip: bool = Field(False, description="mirror each visit of an image with probability 1/2")
+    workers: int = Field(0, ge=0, description="processes that decode ahead; the order is the same for any number")
+    cache: bool | None = Field(None, description="keep decoded images in RAM; None: where they take <= 256 MB")
+    table: str | None = Field(None, description="CSV or JSONL inside the folder with file_name and label or text")
+    image_column: str | None = Field(None, description="parquet: column of image bytes; None: found by its type")
+    label_column: str | None = Field(None, description="table or parquet: column of labels; None: 'label'")
+    text_column: str | None = Field(None, description="table or parquet: column of captions; None: 'text', 'caption'")
+
+    @field_validator("size")
+    @classmethod
+    def _positive(cls, size):
+        if size is not None and min(size if isinstance(size, tuple) else (size,)) < 1:
+            raise ValueError(f"size must be positive, got {size}")
+        return size
+
+    def shape(self) -> tuple[int, int] | None:
+        """`size` as (H, W), or None where the data decide."""
+        return (self.size, self.size) if isinstance(self.size, int) else self.size
