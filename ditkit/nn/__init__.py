@@ -1,0 +1,1 @@
+"""Building blocks of the networks: torch modules and functions that know no paper's whole model."""

@@ -1,0 +1,44 @@
+"""Multi-head attention over tokens. Shapes: B batch, N tokens, K context tokens, D width, H heads, h = D / H."""
+
+from __future__ import annotations
+
+from torch import Tensor, nn
+from torch.nn.functional import scaled_dot_product_attention
+
+from ditkit.nn.norm import QKNorm, head_norm
+
+
+class Attention(nn.Module):
+    """Self-attention (B, N, D) -> (B, N, D): one fused qkv Linear (its xavier bound counts on that), scale h^-1/2."""
+
+    def __init__(self, width: int, heads: int, *, qk_norm: QKNorm = "none"):
+        super().__init__()
+        self.heads = heads
+        self.qkv = nn.Linear(width, 3 * width)
+        self.q_norm = head_norm(qk_norm, width // heads)
+        self.k_norm = head_norm(qk_norm, width // heads)
+        self.proj = nn.Linear(width, width)
+
+    def forward(self, x: Tensor) -> Tensor:
+        q, k, v = self.qkv(x).unflatten(2, (3, self.heads, -1)).permute(2, 0, 3, 1, 4)  # each (B, H, N, h)
+        q, k = self.q_norm(q).to(v.dtype), self.k_norm(k).to(v.dtype)  # autocast norms answer in float32
+        return self.proj(scaled_dot_product_attention(q, k, v).transpose(1, 2).flatten(2))
+
+
+class CrossAttention(nn.Module):
+    """Queries from x (B, N, D), keys and values from context (B, K, D) -> (B, N, D); 4 D^2 weights."""
+
+    def __init__(self, width: int, heads: int, *, qk_norm: QKNorm = "none"):
+        super().__init__()
+        self.heads = heads
+        self.q = nn.Linear(width, width)
+        self.kv = nn.Linear(width, 2 * width)
+        self.q_norm = head_norm(qk_norm, width // heads)
+        self.k_norm = head_norm(qk_norm, width // heads)
+        self.proj = nn.Linear(width, width)
+
+    def forward(self, x: Tensor, context: Tensor) -> Tensor:
+        q = self.q(x).unflatten(2, (self.heads, -1)).transpose(1, 2)  # (B, H, N, h)
+        k, v = self.kv(context).unflatten(2, (2, self.heads, -1)).permute(2, 0, 3, 1, 4)  # each (B, H, K, h)
+        q, k = self.q_norm(q).to(v.dtype), self.k_norm(k).to(v.dtype)
+        return self.proj(scaled_dot_product_attention(q, k, v).transpose(1, 2).flatten(2))
