@@ -1,0 +1,86 @@
+"""Published files <-> our models: the only place that knows foreign names, signs and time axes."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from torch import nn
+
+from ditkit.checkpoints.diffusers_dit import DIFFUSERS_DIT
+from ditkit.checkpoints.dit import DIT, SIT
+from ditkit.checkpoints.files import Weights, folder_shape, read, select
+from ditkit.checkpoints.keys import without_wrappers
+from ditkit.checkpoints.published import CheckpointError, Converter, Published, Shape, State
+from ditkit.checkpoints.repa import REPA
+from ditkit.diffusion import AnyPath, Kind
+
+SOURCES: dict[str, Converter] = {c.source: c for c in (DIT, SIT, REPA, DIFFUSERS_DIT)}
+
+
+def load_published(
+    checkpoint: str | Path | Mapping[str, Any],
+    source: str,
+    *,
+    weights: Weights = "ema",
+    path: AnyPath | None = None,
+    prediction: Kind | None = None,
+    **shape: Any,
+) -> Published:
+    """Load a published checkpoint into our conventions.
+
+    checkpoint: a .pt or .safetensors file, a diffusers folder, or the dictionary that such a file holds (a state dict, or
+    one with model / ema / state_dict inside; `weights` chooses). source: a name in SOURCES. shape: what tensors cannot
+    tell (fields of `Shape`: heads, null, align_depth, size, ...; default: the published table). path, prediction: for a
+    SiT or REPA trained otherwise than published. Tensors are copied, keep their dtype, and live where they were.
+    Raises CheckpointError (a ValueError): unknown source, unsafe file, wrong family, or keys that do not match, listed.
+    """
+    converter = _converter(source)
+    if isinstance(checkpoint, (str, os.PathLike)):
+        content = read(checkpoint)
+        told = folder_shape(checkpoint) if Path(checkpoint).is_dir() else {}
+        shape = {**{k: v for k, v in told.items() if k in converter.arguments}, **shape}
+    else:
+        content = dict(checkpoint)
+    shape = {k: v for k, v in shape.items() if v is not None}
+    state, found = select(content, weights)
+    arguments = Shape.read(source, converter.arguments, shape)
+    published = converter.load(without_wrappers(state), arguments, path, prediction)
+    return Published(**{**vars(published), "weights": found})
+
+
+def export_published(
+    model: nn.Module,
+    source: str,
+    projectors: nn.ModuleList | None = None,
+    *,
+    prediction: Kind | None = None,
+) -> State:
+    """The exact inverse of `load_published`: official keys, equal tensors (copies), ready for safetensors or torch.save.
+
+    prediction: what the model predicts, where it is not the family's published one. Raises CheckpointError with the
+    reason when the official class could not load the model or would compute something else (another time map, say).
+    """
+    return _converter(source).export(model, projectors, prediction)
+
+
+def _converter(source: str) -> Converter:
+    if source not in SOURCES:
+        raise CheckpointError(f"checkpoints: no source {source!r}; choose from {', '.join(SOURCES)}")
+    return SOURCES[source]
+
+
+__all__ = [
+    "SOURCES",
+    "CheckpointError",
+    "Converter",
+    "Published",
+    "Shape",
+    "State",
+    "Weights",
+    "export_published",
+    "load_published",
+    "read",
+]

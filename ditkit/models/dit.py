@@ -98,7 +98,7 @@ class AdaLNZeroBlock(nn.Module):
         super().__init__()
         self.norm1, self.norm2 = layer_norm(s.width), layer_norm(s.width)
         self.attention = Attention(s.width, s.heads, qk_norm=s.qk_norm)
-        self.mlp = MLP(s.width, int(s.width * s.mlp_ratio))
+        self.mlp = MLP(s.width, round(s.width * s.mlp_ratio))
         self.modulation = Modulation(s.width, 6)
 
     def forward(self, h: Tensor, c: Tensor, context: Tensor) -> Tensor:
@@ -114,7 +114,7 @@ class AdaLNBlock(nn.Module):
         super().__init__()
         self.norm1, self.norm2 = layer_norm(s.width), layer_norm(s.width)
         self.attention = Attention(s.width, s.heads, qk_norm=s.qk_norm)
-        self.mlp = MLP(s.width, int(s.width * s.mlp_ratio))
+        self.mlp = MLP(s.width, round(s.width * s.mlp_ratio))
         self.modulation = Modulation(s.width, 4)
 
     def forward(self, h: Tensor, c: Tensor, context: Tensor) -> Tensor:
@@ -131,7 +131,7 @@ class CrossAttentionBlock(nn.Module):
         self.norm1, self.norm2, self.norm3 = (layer_norm(s.width, affine=True) for _ in range(3))
         self.attention = Attention(s.width, s.heads, qk_norm=s.qk_norm)
         self.cross = CrossAttention(s.width, s.heads, qk_norm=s.qk_norm)
-        self.mlp = MLP(s.width, int(s.width * s.mlp_ratio))
+        self.mlp = MLP(s.width, round(s.width * s.mlp_ratio))
 
     def forward(self, h: Tensor, c: Tensor, context: Tensor) -> Tensor:
         h = h + self.attention(self.norm1(h))
@@ -146,7 +146,7 @@ class InContextBlock(nn.Module):
         super().__init__()
         self.norm1, self.norm2 = layer_norm(s.width, affine=True), layer_norm(s.width, affine=True)
         self.attention = Attention(s.width, s.heads, qk_norm=s.qk_norm)
-        self.mlp = MLP(s.width, int(s.width * s.mlp_ratio))
+        self.mlp = MLP(s.width, round(s.width * s.mlp_ratio))
 
     def forward(self, h: Tensor, c: Tensor, context: Tensor) -> Tensor:
         h = h + self.attention(self.norm1(h))
@@ -259,7 +259,9 @@ class DiT(nn.Module):
 
     def _check(self, cond: Condition, capture: tuple[int, ...]) -> None:
         if (cond.label is None) == (self.label is not None):
-            wants = "needs cond.label" if self.label is not None else "is unconditional (num_classes=0), drop cond.label"
+            wants = (
+                "needs cond.label" if self.label is not None else "is unconditional (num_classes=0), drop cond.label"
+            )
             raise ValueError(f"DiT: this model {wants}")
         if wrong := [i for i in capture if not 1 <= i <= len(self.blocks)]:
             raise ValueError(f"DiT: capture {wrong} names no block; blocks count from 1 to {len(self.blocks)}")
