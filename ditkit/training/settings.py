@@ -1,4 +1,4 @@
-"""What a training run can be told. The defaults are DiT's and SiT's published recipe (facts: AdamW, 1e-4, no warm-up)."""
+"""What a training run can be told. The defaults are DiT's and SiT's published recipe."""
 
 from __future__ import annotations
 

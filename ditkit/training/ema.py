@@ -1,0 +1,28 @@
+"""The averaged weights that are sampled and scored."""
+
+from __future__ import annotations
+
+from copy import deepcopy
+
+import torch
+from torch import nn
+
+
+class Ema:
+    """Exponential moving average: starts as a copy, then w <- decay w + (1 - decay) model, without bias correction.
+
+    All four papers average this way with decay 0.9999. `model` is the averaged copy: frozen, in eval mode, never
+    compiled. Buffers are copied, not averaged.
+    """
+
+    def __init__(self, model: nn.Module, decay: float):
+        self.decay = decay
+        self.model = deepcopy(model).requires_grad_(False).eval()
+
+    @torch.no_grad()
+    def update(self, model: nn.Module) -> None:
+        """One step towards `model`, whose parameters must be those that the average was started from."""
+        ours, theirs = list(self.model.parameters()), list(model.parameters())
+        torch._foreach_lerp_(ours, theirs, 1 - self.decay)
+        for mine, other in zip(self.model.buffers(), model.buffers(), strict=True):
+            mine.copy_(other)

@@ -1,0 +1,41 @@
+"""Files that are either complete under their final name or not there."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+
+
+class Unwritable(OSError):
+    """The run folder cannot be written; raised before training starts."""
+
+
+def prepare(folder: Path) -> None:
+    """Make the run folder and prove that files can be written there; Unwritable says why not, in one line."""
+    probe = folder / f".write-test-{os.getpid()}"
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        probe.write_bytes(b"ok")
+        probe.unlink()
+    except OSError as error:
+        raise Unwritable(f"cannot write to the run folder {folder}: {error.strerror}; name another one") from None
+
+
+def sync(path: Path) -> None:
+    """Force a file, or a folder's entries, to the disk."""
+    if path.is_dir() and not hasattr(os, "O_DIRECTORY"):  # this system cannot open folders
+        return
+    handle = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(handle)
+    finally:
+        os.close(handle)
+
+
+def write_text(path: Path, text: str) -> None:
+    """Write `text` beside `path`, then rename: a reader, or a crash, sees the old file or the new one."""
+    draft = path.with_name(f".{path.name}.tmp")
+    draft.write_text(text, encoding="utf-8")
+    sync(draft)
+    draft.replace(path)
+    sync(path.parent)

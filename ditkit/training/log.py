@@ -1,0 +1,139 @@
+"""metrics.jsonl, log.txt, and the sums and clocks behind a row."""
+
+from __future__ import annotations
+
+import json
+import os
+import sys
+import time
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import torch
+
+from ditkit.training.files import write_text
+
+Row = dict[str, float]
+STEP = ("data", "model", "optimizer")  # the parts of a step
+
+
+@dataclass
+class Meter:
+    """Means since the last row. Its sums are part of a checkpoint, so that a resumed curve equals an unbroken one."""
+
+    steps: int = 0
+    sums: dict[str, list] = field(default_factory=dict)  # name -> [sum, count]
+
+    def add(self, values: dict[str, float]) -> None:
+        """One step's values."""
+        self.steps += 1
+        for name, value in values.items():
+            total = self.sums.setdefault(name, [0.0, 0])
+            total[0] += value
+            total[1] += 1
+
+    def take(self) -> Row:
+        """The mean of each name over the steps that had it, and empty the meter."""
+        means: Row = {name: total / count for name, (total, count) in self.sums.items()}
+        self.steps, self.sums = 0, {}
+        return means
+
+
+class Clock:
+    """Splits wall time: lap("data") books the seconds since the last lap under that name."""
+
+    def __init__(self, device: torch.device):
+        self.device, self.steps = device, 0
+        self.laps: dict[str, float] = {}
+        self._last, self._booked = time.perf_counter(), 0.0
+
+    def lap(self, name: str) -> None:
+        """Waits for the device first, so that a lap holds the work it started."""
+        if self.device.type == "cuda":
+            torch.cuda.synchronize(self.device)
+        now = time.perf_counter()
+        self.laps[name] = self.laps.get(name, 0.0) + now - self._last
+        self._last = now
+
+    def step(self, name: str) -> float:
+        """The last lap of a step; returns the seconds of the whole step."""
+        self.lap(name)
+        total = sum(self.laps[n] for n in STEP if n in self.laps)
+        seconds, self._booked = total - self._booked, total
+        self.steps += 1
+        return seconds
+
+    def take(self, batch: int) -> Row:
+        """Seconds per step for data, model (forward and backward) and optimizer, and images per second over these."""
+        steps = max(self.steps, 1)
+        row: Row = {f"seconds_{name}": self.laps.get(name, 0.0) / steps for name in STEP}
+        row["images_per_s"] = batch / max(sum(row.values()), 1e-9)
+        self.laps, self.steps, self._booked = {}, 0, 0.0
+        return row
+
+
+class Log:
+    """Writes a run's two files and tells a listener. Only the process with `writes` touches the disk."""
+
+    def __init__(
+        self,
+        folder: Path,
+        on_log: Callable[[Row], None] | None = None,
+        on_message: Callable[[str], None] | None = None,
+        *,
+        writes: bool = True,
+    ):
+        self.metrics, self.text = folder / "metrics.jsonl", folder / "log.txt"
+        self.on_log, self.on_message, self.writes = on_log, on_message, writes
+
+    def row(self, row: Row) -> None:
+        """Append one line of numbers; a value that is not finite is left out (JSON has none)."""
+        clean = {k: v for k, v in row.items() if v == v and abs(v) != float("inf")}
+        if self.writes:
+            self._append(self.metrics, json.dumps(clean, allow_nan=False))
+        if self.on_log:
+            self.on_log(clean)
+
+    def say(self, text: str) -> None:
+        """Append one dated line of text."""
+        if self.writes:
+            self._append(self.text, f"{time.strftime('%Y-%m-%d %H:%M:%S')} {text}")
+        if self.on_message:
+            self.on_message(text)
+
+    def rewind(self, step: int) -> int:
+        """Drop the rows after `step` and a line cut off by a kill; returns how many went."""
+        if not self.writes or not self.metrics.exists():
+            return 0
+        lines = self.metrics.read_text(encoding="utf-8").splitlines(keepends=True)
+        kept = [line for line in lines if line.endswith("\n") and json.loads(line)["step"] <= step]
+        if len(kept) < len(lines):
+            write_text(self.metrics, "".join(kept))
+        return len(lines) - len(kept)
+
+    @staticmethod
+    def _append(path: Path, line: str) -> None:
+        with path.open("a", encoding="utf-8") as file:
+            file.write(line + "\n")
+            file.flush()
+            os.fsync(file.fileno())
+
+
+def read_metrics(folder: str | os.PathLike) -> list[Row]:
+    """The rows of a run's metrics.jsonl, oldest first; a last line cut off by a kill is left out."""
+    path = Path(folder) / "metrics.jsonl"
+    lines = path.read_text(encoding="utf-8").splitlines(keepends=True) if path.exists() else []
+    return [json.loads(line) for line in lines if line.endswith("\n")]
+
+
+def peak_memory(device: torch.device) -> float:
+    """GiB: the most that tensors held on the GPU, or the process in memory (0 where the system cannot say)."""
+    if device.type == "cuda":
+        return torch.cuda.max_memory_allocated(device) / 2**30
+    try:
+        import resource  # absent on Windows
+    except ImportError:
+        return 0.0
+    unit = 2**30 if sys.platform == "darwin" else 2**20  # macOS counts bytes, Linux KiB
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / unit

@@ -1,0 +1,56 @@
+"""Rows of metrics and checkpoints, when they are due."""
+
+from __future__ import annotations
+
+import torch
+
+from ditkit.training import checkpoint
+from ditkit.training.log import Clock, Log, Row, peak_memory
+from ditkit.training.optim import learning_rate
+from ditkit.training.state import State
+
+
+def report(state: State, clock: Clock, log: Log) -> None:
+    """Write this step's row if training numbers or a validation are due; both share one row."""
+    settings, step = state.job.settings, state.step
+    last = step == settings.steps
+    row: Row = {}
+    if last or step % settings.log_every == 0:
+        row |= state.meter.take()
+        row |= {"lr": learning_rate(settings, step - 1), "skipped": state.guard.skipped}
+        row |= {"images": step * settings.batch, "seconds": state.seconds}
+        row |= clock.take(settings.batch) | {"memory_gib": peak_memory(clock.device)}
+    if last or (settings.validate_every and step % settings.validate_every == 0):
+        row |= validate(state)
+        clock.lap("validation")
+    if row:
+        log.row({"step": step, **row})
+    if state.guard.dead == 100:
+        log.say(f"warning: step {step}: the gradient has been exactly 0 for 100 steps; the model no longer learns")
+
+
+@torch.no_grad()
+def validate(state: State) -> Row:
+    """The job's validation numbers as validation_NAME (averaged weights) and validation_raw_NAME (raw)."""
+    job, row = state.job, Row()
+    if job.validate is None:
+        return row
+    if job.settings.validate_on != "raw":
+        row |= {f"validation_{k}": v for k, v in job.validate(state.ema).items()}
+    if job.settings.validate_on != "ema":
+        state.model.eval()
+        row |= {f"validation_raw_{k}": v for k, v in job.validate(state.model).items()}
+        state.model.train()
+    return row
+
+
+def save(state: State, clock: Clock, log: Log) -> None:
+    """Write a checkpoint of this step unless there is one already, then remove what keep_last no longer keeps."""
+    settings, folder = state.job.settings, state.job.folder
+    if state.saved == state.step or state.job.rank != 0:
+        return
+    checkpoint.write(folder, state.step, state.files(), state.numbers())
+    state.saved = state.step
+    checkpoint.prune(folder, settings.keep_last, settings.keep_every)
+    clock.lap("checkpoint")
+    log.say(f"checkpoint of step {state.step} written")

@@ -1,0 +1,88 @@
+"""What happens before the first step: resume, refuse or start, and a look at the first latents."""
+
+from __future__ import annotations
+
+import itertools
+import json
+from collections.abc import Iterator
+from typing import Any, Literal
+
+import torch
+from torch import Tensor
+
+from ditkit.diffusion import BatchNoise
+from ditkit.training import checkpoint
+from ditkit.training.log import Log
+from ditkit.training.state import Job, State
+
+Resume = Literal["auto", "never"] | int
+FIXED = ("batch", "seed")  # data position and draws follow from these
+
+
+def resume_run(state: State, resume: Resume, log: Log) -> None:
+    """Bring `state` and the run folder to the step that training goes on from."""
+    folder, writes = state.job.folder, state.job.rank == 0
+    steps = checkpoint.list_steps(folder)
+    if resume == "never":
+        if steps:
+            raise ValueError(f"{folder} holds a run up to step {steps[-1]}; resume it or name another folder")
+        found = None
+    elif resume == "auto":
+        found = checkpoint.latest(folder, log.say)
+    else:
+        if resume not in steps:
+            raise checkpoint.CheckpointError(f"{folder}: no checkpoint of step {resume}; there are {steps}")
+        found = resume, checkpoint.read_state(folder, resume)
+    if found is not None:
+        step, numbers = found
+        _check_same(state.job, numbers, log)
+        state.restore(step, numbers)
+    if writes:
+        checkpoint.remove_drafts(folder)
+        checkpoint.set_aside(folder, state.step)
+    dropped = log.rewind(state.step)
+    if found is not None:
+        log.say(f"resumed at step {state.step}" + (f"; {dropped} later rows of metrics dropped" if dropped else ""))
+
+
+def _check_same(job: Job, numbers: dict, log: Log) -> None:
+    """ValueError if what fixes data order and draws has changed; other changed settings are only said."""
+    changed = _changes(numbers["settings"], job.settings.model_dump(mode="json"))
+    fixed = {k: v for k, v in changed.items() if k in FIXED}
+    fixed |= _changes(numbers["identity"], json.loads(json.dumps(job.identity)))
+    if fixed:
+        what = ", ".join(f"{k} was {a}, is {b}" for k, (a, b) in sorted(fixed.items()))
+        raise ValueError(f"{job.folder} cannot be resumed: {what}; set it back or name another folder")
+    if changed:
+        log.say("settings changed since: " + ", ".join(f"{k} {a} -> {b}" for k, (a, b) in sorted(changed.items())))
+
+
+def _changes(before: dict, now: dict) -> dict[str, tuple]:
+    return {k: (before.get(k), now.get(k)) for k in before.keys() | now.keys() if before.get(k) != now.get(k)}
+
+
+def open_batches(state: State, log: Log) -> Iterator[Any]:
+    """The batches from the state's step on; warns through `log` if the first latents are not normalised."""
+    job = state.job
+    batches = job.batches(state.step)
+    if not job.check_latents or state.step >= job.settings.steps:
+        return batches
+    first = next(batches)
+    rows = min(len(first.images), 64)
+    noise = BatchNoise(job.settings.seed, state.step, job.settings.batch, 0, rows, device=job.device)
+    with torch.no_grad():
+        warning = latent_warning(job.encode(first.images[:rows].to(job.device), noise))
+    if warning:
+        log.say(warning)
+    return itertools.chain([first], batches)
+
+
+def latent_warning(latents: Tensor) -> str | None:
+    """A line if latents are not near mean 0 and std 1: a missing or doubled normalisation ruins a run silently."""
+    mean, std = latents.float().mean().item(), latents.float().std().item()
+    if abs(mean) < 0.5 and 0.5 < std < 2:
+        return None
+    return (
+        f"warning: the first latents have mean {mean:.3g} and std {std:.3g}, not about 0 and 1; "
+        "check the codec's shift and scale (applied exactly once?)"
+    )

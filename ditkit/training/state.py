@@ -1,0 +1,173 @@
+"""What a run is given (Job) and what it changes (State). A checkpoint is a State on disk."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, Protocol
+
+import torch
+from torch import Tensor, nn
+
+from ditkit.protocols import Condition, Features, Noise
+from ditkit.training.checkpoint import CheckpointError, read_tensors
+from ditkit.training.ema import Ema
+from ditkit.training.guard import Guard
+from ditkit.training.log import Meter
+from ditkit.training.optim import make_optimizer
+from ditkit.training.settings import TrainSettings
+
+
+class TrainBatch(Protocol):
+    """What the loop reads of a batch: this process's rows of the global batch."""
+
+    @property
+    def images(self) -> Tensor: ...  # (b, C, H, W) uint8
+
+
+@dataclass
+class Job:
+    """Everything that `fit` needs, as live objects; it never sees a recipe.
+
+    model: a Denoiser on `device`. objective(model, x, cond, noise, auxiliary) -> Loss with total, terms and t.
+    encode(images uint8 on device, noise) -> normalised latents (b, C, H, W) float32.
+    batches(start_step) -> iterator over this process's rows of step start_step, start_step + 1, ...
+    condition(batch) -> Condition of these rows. aligner, targets(images uint8) -> one Features a teacher: both or
+    neither. validate(model) -> named losses. check_latents: warn if the first latents are not normalised (False for
+    pixels). identity: JSON values that must not change when a run is resumed (such as the data's fingerprint).
+    """
+
+    model: nn.Module
+    objective: Callable[..., Any]
+    encode: Callable[[Tensor, Noise], Tensor]
+    batches: Callable[[int], Iterator[Any]]
+    condition: Callable[[Any], Condition]
+    settings: TrainSettings
+    folder: Path
+    device: torch.device | str = "cpu"
+    aligner: nn.Module | None = None
+    targets: Callable[[Tensor], Sequence[Features] | None] | None = None
+    validate: Callable[[nn.Module], dict[str, float]] | None = None
+    check_latents: bool = True
+    identity: dict = field(default_factory=dict)
+    rank: int = 0
+    world: int = 1
+
+    def __post_init__(self) -> None:
+        self.device, self.folder = torch.device(self.device), Path(self.folder)
+        if self.settings.batch % self.world:
+            raise ValueError(f"batch {self.settings.batch} does not divide over {self.world} processes")
+        if (self.aligner is None) != (self.targets is None):
+            raise ValueError("a Job takes aligner and targets together, or neither")
+
+    @property
+    def modules(self) -> list[nn.Module]:
+        """The network, and the projectors beside it."""
+        return [self.model] if self.aligner is None else [self.model, self.aligner]
+
+
+@dataclass
+class State:
+    """A run at one moment: `step` updates done, raw and averaged weights, optimizer, counters."""
+
+    job: Job
+    emas: list[Ema]
+    optimizer: torch.optim.AdamW
+    guard: Guard
+    meter: Meter = field(default_factory=Meter)
+    step: int = 0
+    saved: int | None = None  # the step of the checkpoint that equals this state
+    seconds: float = 0.0
+
+    @classmethod
+    def fresh(cls, job: Job) -> State:
+        """The state before the first step; averages start as copies."""
+        job.model.train()
+        return cls(
+            job,
+            [Ema(module, job.settings.ema) for module in job.modules],
+            make_optimizer(job.modules, job.settings),
+            Guard(job.settings.max_nonfinite),
+        )
+
+    @property
+    def model(self) -> nn.Module:
+        """The network with its raw weights."""
+        return self.job.model
+
+    @property
+    def ema(self) -> nn.Module:
+        """The network with its averaged weights."""
+        return self.emas[0].model
+
+    @property
+    def parameters(self) -> list[nn.Parameter]:
+        """All that the optimizer updates."""
+        return [p for group in self.optimizer.param_groups for p in group["params"]]
+
+    def files(self) -> dict[str, dict[str, Tensor]]:
+        """The tensors of a checkpoint: file name -> tensors."""
+        pairs = zip((("model", "ema"), ("align", "align_ema")), self.job.modules, self.emas, strict=False)
+        weights = {}
+        for (raw, averaged), module, ema in pairs:
+            weights[raw], weights[averaged] = module.state_dict(), ema.model.state_dict()
+        moments = {
+            f"{key}.{name}": value
+            for name, parameter in self._named()
+            for key, value in self.optimizer.state.get(parameter, {}).items()
+        }
+        return {**weights, "optimizer": moments}
+
+    def numbers(self) -> dict:
+        """The rest of a checkpoint: JSON values."""
+        return {
+            "settings": self.job.settings.model_dump(mode="json"),
+            "identity": self.job.identity,
+            "images": self.step * self.job.settings.batch,
+            "skipped": self.guard.skipped,
+            "skipped_in_row": self.guard.in_row,
+            "meter": {"steps": self.meter.steps, "sums": self.meter.sums},
+            "seconds": self.seconds,
+        }
+
+    def restore(self, step: int, numbers: dict) -> None:
+        """Become the state of a checkpoint. CheckpointError if weights do not fit; names the keys."""
+        folder = self.job.folder
+        pairs = zip((("model", "ema"), ("align", "align_ema")), self.job.modules, self.emas, strict=False)
+        for (raw, averaged), module, ema in pairs:
+            _load(module, read_tensors(folder, step, raw), raw)
+            _load(ema.model, read_tensors(folder, step, averaged), averaged)
+        moments = read_tensors(folder, step, "optimizer")
+        for name, parameter in self._named():
+            keys = {k: f"{k}.{name}" for k in ("step", "exp_avg", "exp_avg_sq")}
+            if keys["step"] in moments:
+                self.optimizer.state[parameter] = {k: moments[full].to(parameter.device) for k, full in keys.items()}
+        self.step = self.saved = step
+        self.seconds = numbers["seconds"]
+        self.guard.skipped, self.guard.in_row = numbers["skipped"], numbers["skipped_in_row"]
+        self.meter = Meter(**numbers["meter"])
+
+    def _named(self) -> list[tuple[str, nn.Parameter]]:
+        prefixes = ("model", "align")
+        return [
+            (f"{prefix}.{name}", parameter)
+            for prefix, module in zip(prefixes, self.job.modules, strict=False)
+            for name, parameter in module.named_parameters()
+            if parameter.requires_grad
+        ]
+
+
+def _load(module: nn.Module, tensors: dict[str, Tensor], name: str) -> None:
+    own = module.state_dict()
+    wrong = [k for k in own.keys() & tensors.keys() if own[k].shape != tensors[k].shape]
+    for what, keys in (("missing", own.keys() - tensors.keys()), ("unknown", tensors.keys() - own.keys())):
+        if keys:
+            raise CheckpointError(f"{name}.safetensors does not fit this model: {what} {_few(sorted(keys))}")
+    if wrong:
+        raise CheckpointError(f"{name}.safetensors does not fit this model: other shapes of {_few(sorted(wrong))}")
+    module.load_state_dict(tensors)
+
+
+def _few(keys: list[str]) -> str:
+    return ", ".join(keys[:5]) + (f" and {len(keys) - 5} more" if len(keys) > 5 else "")
