@@ -22,7 +22,9 @@ Grid = tuple[int, int]
 class AlignSettings(Settings):
     """What REPA adds to a training run; the defaults are the published ones for L and XL (B aligns block 4)."""
 
-    depth: int | tuple[int, ...] = Field(8, description="Block whose output is aligned, counted from 1; or one a teacher.")
+    depth: int | tuple[int, ...] = Field(
+        8, description="Block whose output is aligned, counted from 1; or one a teacher."
+    )
     weight: float = Field(0.5, ge=0, description="lambda: factor of the mean loss over teachers.")
     projector_width: int = Field(2048, ge=1, description="Hidden width of each projector.")
     similarity: AnySimilarity = Cosine()
@@ -47,7 +49,9 @@ class AlignSettings(Settings):
         """One 1-based block for each of `teachers` teachers."""
         depths = (self.depth,) * teachers if isinstance(self.depth, int) else self.depth
         if len(depths) != teachers:
-            raise ValueError(f"align.depth names {len(depths)} blocks for {teachers} teachers: give one, or one a teacher")
+            raise ValueError(
+                f"align.depth names {len(depths)} blocks for {teachers} teachers: give one, or one a teacher"
+            )
         return depths
 
     def weight_at(self, step: int) -> float:
@@ -134,7 +138,9 @@ class Aligner(nn.Module):
         """Whether targets are needed at this step: ask before running a teacher."""
         return self.weight(step) > 0
 
-    def terms(self, targets: Sequence[Features] | None, step: int, module: nn.Module | None = None) -> tuple[Alignment, ...]:
+    def terms(
+        self, targets: Sequence[Features] | None, step: int, module: nn.Module | None = None
+    ) -> tuple[Alignment, ...]:
         """The auxiliary terms of this step: one, or none when the weight is 0. `module`: this aligner as wrapped."""
         if not self.active(step):
             return ()

@@ -10,7 +10,11 @@ Affine = float | tuple[float, ...]
 
 def per_channel(value: Affine, like: Tensor) -> Tensor | float:
     """A scale or shift ready to broadcast over (B, C, H, W)."""
-    return value if isinstance(value, (int, float)) else torch.tensor(value, device=like.device, dtype=like.dtype).view(1, -1, 1, 1)
+    return (
+        value
+        if isinstance(value, (int, float))
+        else torch.tensor(value, device=like.device, dtype=like.dtype).view(1, -1, 1, 1)
+    )
 
 
 def normalise(latents: Tensor, scale: Affine, shift: Affine) -> Tensor:
