@@ -7,10 +7,14 @@ from difflib import get_close_matches
 from pathlib import Path
 
 from ditkit.data.digits import Digits
+from ditkit.data.folder import Folder
+from ditkit.data.parquet import Parquet
+from ditkit.data.pictures import ENDINGS
 from ditkit.data.settings import DataSettings
-from ditkit.data.source import DataError, ImageSource
+from ditkit.data.source import DataError, ImageSource, Subset, stratified_split
 
 NAMED = ("digits",)
+GIVE = "give 'digits', a folder of images or a .parquet file"
 CACHE_LIMIT = 256 * 2**20  # bytes of decoded images kept in RAM unless the settings say otherwise
 
 
@@ -33,6 +37,23 @@ def _open(settings: DataSettings, multiple: int | None) -> ImageSource:
     path = Path(settings.source).expanduser()
     if not path.exists():
         near = get_close_matches(settings.source, NAMED, 1)
-        hint = f"did you mean {near[0]!r}?" if near else "give 'digits', a folder of images or a .parquet file"
+        hint = f"did you mean {near[0]!r}?" if near else GIVE
         raise DataError(f"data {settings.source!r}: no such file or folder; {hint}")
-    raise DataError(f"data {settings.source!r}: give 'digits', a folder of images or a .parquet file")
+    if path.suffix.lower() == ".parquet" or (path.is_dir() and any(path.glob("*.parquet"))):
+        source: ImageSource = Parquet(
+            path, settings.shape(), settings.channels or 3, image_column=settings.image_column,
+            label_column=settings.label_column, text_column=settings.text_column, multiple=multiple)
+    elif path.is_dir():
+        source = Folder(
+            path, settings.shape(), settings.channels or 3, table=settings.table,
+            label_column=settings.label_column, text_column=settings.text_column, multiple=multiple)
+    else:
+        raise DataError(f"data {settings.source!r}: {_about(path)}; {GIVE}")
+    return source if settings.split == "all" else Subset(source, stratified_split(source.labels, settings.split))
+
+
+def _about(path: Path) -> str:
+    ending = path.suffix.lower()
+    if ending in ENDINGS:
+        return "this is a single image"
+    return "an archive: unpack it first" if ending in (".zip", ".tar", ".gz", ".tgz", ".7z") else "this is a file"

@@ -86,10 +86,10 @@ class ImageSource:
         """The example: image (C, H, W) uint8, label, caption, path. BadImage if the picture cannot be used."""
         index = range(len(self))[index]  # negative indices; IndexError outside
         if self._kept is None:
-            return self._read(index)
+            return self.read(index)
         if index not in self._kept:
             try:
-                self._kept[index] = self._read(index)
+                self._kept[index] = self.read(index)
             except BadImage as bad:
                 self._kept[index] = bad
         kept = self._kept[index]
@@ -97,13 +97,15 @@ class ImageSource:
             raise BadImage(kept.path, kept.reason)
         return kept
 
-    def _read(self, index: int) -> Item:
+    def read(self, index: int) -> Item:
+        """The example, read anew whatever is kept in memory; BadImage if it cannot be used."""
         name = self.name(index)
         try:
             image = to_uint8(adm_crop(self.picture(index), self.size), self.channels)
+            caption = self.caption(index)
         except (ValueError, OSError, MemoryError) as error:
             raise error if isinstance(error, BadImage) else BadImage(name, str(error)) from error
-        return Item(image, int(self.labels[index]), self.caption(index), name)
+        return Item(image, int(self.labels[index]), caption, name)
 
     @cached_property
     def fingerprint(self) -> str:

@@ -1,0 +1,193 @@
+"""A folder of images: class folders, or flat; with captions and labels from side files or one table."""
+
+from __future__ import annotations
+
+import os
+import unicodedata
+from collections import Counter
+from collections.abc import Iterator
+from pathlib import Path, PurePosixPath
+
+import numpy as np
+from PIL import Image
+
+from ditkit.data.captions import TABLE_ENDINGS, Row, class_ids, find_column, lists_files, read_table, side_caption
+from ditkit.data.pictures import ENDINGS, decode, read_bytes, shape_of
+from ditkit.data.source import DataError, ImageSource
+
+SPLITS = frozenset({"train", "training", "val", "valid", "validation", "test", "testing", "dev"})
+
+
+class Folder(ImageSource):
+    """Images below `path`, in one of three forms; hidden files are passed over, linked folders followed.
+
+    - class folders: every image below PATH/NAME/, however deep, is of class NAME; classes are sorted by name;
+    - flat: images only, directly in PATH: unlabelled;
+    - one CSV or JSONL table in PATH with file_name and label and/or text: one sample a row, labels from it alone.
+    A file NAME.txt beside NAME.jpg is its caption (where no table gives one). size: side, (H, W) or None (from the
+    data). channels: 3, or 1 for greyscale. DataError, one line, if the folder has none of these forms.
+    """
+
+    def __init__(self, path: str | os.PathLike, size: int | tuple[int, int] | None = None, channels: int = 3, *,
+                 table: str | None = None, label_column: str | None = None, text_column: str | None = None,
+                 multiple: int | None = None):
+        self.root = Path(path)
+        listing = Listing(self.root)
+        rows, notes = _table_rows(listing, table, label_column, text_column)
+        if rows is None:
+            classes, labels = _folder_classes(listing)
+            self.files: list[str] = listing.images
+            texts: list[str | None] = [None] * len(self.files)
+        else:
+            self.files = [row.file for row in rows]
+            classes, labels = class_ids([row.label or "" for row in rows], self.root, self.files)
+            texts = [row.text for row in rows]
+        sides = [str(PurePosixPath(file).with_suffix(".txt")) for file in self.files]
+        self._texts = [text if text is not None else (Path(side) if side in listing.texts else None)
+                       for text, side in zip(texts, sides, strict=True)]  # a Path is read when asked for
+        super().__init__(labels, classes, channels, notes + _leftovers(listing, self._texts, rows is None))
+        self.choose_size((size, size) if isinstance(size, int) else size, multiple)
+
+    def picture(self, index: int) -> Image.Image:
+        name = self.name(index)
+        return decode(read_bytes(name), name)
+
+    def shape(self, index: int) -> tuple[int, int]:
+        return shape_of(self.name(index), self.name(index))
+
+    def name(self, index: int) -> str:
+        return str(self.root / self.files[index])
+
+    def caption(self, index: int) -> str:
+        text = self._texts[index]
+        return side_caption(self.root / text) if isinstance(text, Path) else text or ""
+
+    def content(self) -> Iterator[str]:
+        """Names, sizes in bytes, labels and captions (side files: their size); no image is read."""
+        for file, text, label in zip(self.files, self._texts, self.labels, strict=True):
+            caption = _bytes_in(self.root / text) if isinstance(text, Path) else text
+            yield f"{file} {_bytes_in(self.root / file)} {label} {caption}"
+
+
+class Listing:
+    """What lies below a folder, as sorted paths relative to it: images, captions, tables, everything else."""
+
+    def __init__(self, root: Path):
+        if not root.exists():
+            raise DataError(f"{root}: no such folder")
+        if not root.is_dir():
+            raise DataError(f"{root}: a file, where a folder of images is expected")
+        files = sorted(_walk(root))
+        self.root = root
+        self.images = [file for file in files if file.lower().endswith(ENDINGS)]
+        self.texts = {file for file in files if file.lower().endswith(".txt")}
+        self.tables = [file for file in files if file.lower().endswith(TABLE_ENDINGS) and "/" not in file]
+        known = {*self.images, *self.texts, *self.tables}
+        self.others = Counter(PurePosixPath(file).suffix.lower() or "no ending" for file in files if file not in known)
+        self.folders = sorted({file.split("/")[0] for file in self.images if "/" in file})
+        self.empty = sorted(name for name in _visible_folders(root) if name not in self.folders)
+        self.loose = [file for file in self.images if "/" not in file]
+        if not self.images:
+            raise DataError(f"{root}: no images in this folder ({self._found()}); they end in {', '.join(ENDINGS)}")
+
+    def _found(self) -> str:
+        kinds = Counter(PurePosixPath(file).suffix.lower() for file in (*self.texts, *self.tables)) + self.others
+        return "found " + count_kinds(kinds) if kinds else "it is empty"
+
+
+def count_kinds(kinds: Counter[str]) -> str:
+    """'12 .npy, 3 .json', the most frequent first, at most five."""
+    shown = ", ".join(f"{count} {kind}" for kind, count in kinds.most_common(5))
+    return shown + (", ..." if len(kinds) > 5 else "")
+
+
+def _walk(root: Path) -> Iterator[str]:
+    """Visible files below root, relative, with "/"; a linked folder that leads back to one above it is not entered."""
+    above: dict[str, tuple[str, ...]] = {str(root): (os.path.realpath(root),)}
+    for folder, folders, files in os.walk(root, followlinks=True):
+        real = above.pop(folder)
+        kept = []
+        for name in folders:
+            target = os.path.realpath(os.path.join(folder, name))
+            if not name.startswith(".") and target not in real:
+                above[os.path.join(folder, name)] = (*real, target)
+                kept.append(name)
+        folders[:] = kept
+        for name in files:
+            if not name.startswith("."):
+                yield Path(folder, name).relative_to(root).as_posix()
+
+
+def _visible_folders(root: Path) -> list[str]:
+    return [entry.name for entry in os.scandir(root) if entry.is_dir() and not entry.name.startswith(".")]
+
+
+def _folder_classes(listing: Listing) -> tuple[tuple[str, ...], np.ndarray]:
+    """(classes, labels) from the first folder of each path; unlabelled if there are none."""
+    if listing.folders and listing.loose:
+        raise DataError(f"{listing.root}: {len(listing.folders)} class folders mixed with {len(listing.loose)} loose "
+                        f"images (such as {listing.loose[0]}); move them into a class folder or out of it")
+    if listing.folders and {name.lower() for name in listing.folders} <= SPLITS:
+        raise DataError(f"{listing.root}: its folders are splits ({', '.join(listing.folders)}), not classes; "
+                        f"give one of them, such as {listing.root / listing.folders[0]}")
+    ids = {name: i for i, name in enumerate(listing.folders)}
+    labels = [ids[file.split("/")[0]] if ids else -1 for file in listing.images]
+    return tuple(listing.folders), np.array(labels, dtype=np.int64)
+
+
+def _table_rows(listing: Listing, table: str | None, label_column: str | None,
+                text_column: str | None) -> tuple[list[Row] | None, tuple[str, ...]]:
+    """The rows of the folder's table, by file, and notes; None if it has none."""
+    name = _find_table(listing, table)
+    if name is None:
+        asked = label_column or text_column
+        if asked:
+            raise DataError(f"{listing.root}: column {asked!r} is asked for, but there is no CSV or JSONL table")
+        return None, ()
+    by_form = {unicodedata.normalize("NFC", file): file for file in listing.images}  # macOS writes names decomposed
+    rows = read_table(listing.root / name, label_column, text_column)
+    rows = [row._replace(file=by_form.get(unicodedata.normalize("NFC", row.file), row.file)) for row in rows]
+    present = set(listing.images)
+    listed = {row.file for row in rows}
+    if not listed & present:
+        raise DataError(f"{listing.root / name}: none of the files it lists is there (the first is {rows[0].file})")
+    notes = []
+    if absent := len(listed - present):
+        notes.append(f"{absent} files listed in {name} are missing; they go to the reject list")
+    if unlisted := len(present - listed):
+        notes.append(f"{unlisted} images are not listed in {name} and are not used")
+    if listing.folders and rows[0].label is None:
+        notes.append(f"unlabelled: {name} has no label column, and beside a table folders are not classes")
+    return sorted(rows, key=lambda row: row.file), tuple(notes)
+
+
+def _find_table(listing: Listing, asked: str | None) -> str | None:
+    if asked is not None:
+        return find_column(listing.tables, asked, (), f"{listing.root} (tables)")
+    usual = [name for name in listing.tables if Path(name).stem.lower() == "metadata"]
+    usual = usual or [name for name in listing.tables if lists_files(listing.root / name)]  # else: not about images
+    if len(usual) > 1:
+        raise DataError(f"{listing.root}: several tables ({', '.join(usual)}); name one by data.table")
+    return usual[0] if usual else None
+
+
+def _leftovers(listing: Listing, texts: list, no_table: bool) -> tuple[str, ...]:
+    """Notes about what lies in the folder and is not used, and about missing captions."""
+    notes = []
+    if listing.others:
+        notes.append(f"not read in {listing.root}: {count_kinds(listing.others)}")
+    if listing.empty and no_table:
+        more = ", ..." if len(listing.empty) > 5 else ""
+        notes.append(f"folders without images: {', '.join(listing.empty[:5])}{more}")
+    if missing := sum(not text for text in texts) % len(texts):  # all or none missing is nothing to say
+        notes.append(f"{missing} of {len(texts)} images have no caption; theirs is empty")
+    if lost := len(listing.texts - {text.as_posix() for text in texts if isinstance(text, Path)}):
+        notes.append(f"{lost} .txt files are no image's caption")
+    return tuple(notes)
+
+
+def _bytes_in(path: Path) -> int:
+    try:
+        return path.stat().st_size
+    except OSError:
+        return -1
