@@ -198,6 +198,9 @@ def _descend(options: list[Any], tree: Any, key: str) -> tuple[list[Any], Any]:
     if key in fields:
         below = tree.get(key) if isinstance(tree, Mapping) else None
         return _options(fields[key]), below
+    values = [get_args(o)[1] for o in options if get_origin(o) is dict]
+    if values:
+        return [o for v in values for o in _options(v)], tree.get(key) if isinstance(tree, Mapping) else None
     items = [get_args(o)[0] for o in options if get_origin(o) in (list, tuple) and get_args(o)]
     inside = isinstance(tree, (list, tuple)) and key.lstrip("-").isdigit() and int(key) < len(tree)
     return ([o for item in items for o in _options(item)], tree[int(key)]) if inside else ([], None)
@@ -256,11 +259,15 @@ def _typed(cls: type[Settings], tree: Any, key: str, text: str) -> Any:
     options: list[Any] = [cls]
     for part in key.split("."):
         options, tree = _descend(options, tree, part)
-    readings: list[Any] = [None, text] if text in ("null", "") else [text]
     try:
-        readings.append(yaml.safe_load(text))
+        plain = yaml.safe_load(text)
     except yaml.YAMLError:
         return text
+    if isinstance(plain, str):
+        plain = _number(plain)  # YAML 1.1 reads 2e-4 as text
+    readings = [text, plain]
+    if text in ("null", "") or (str in options and {bool, int, float} & set(options)):
+        readings = [plain, text]
     if text.lower() == "none":
         readings.append(None)
     for reading in readings:
@@ -270,7 +277,14 @@ def _typed(cls: type[Settings], tree: Any, key: str, text: str) -> Any:
             except ValidationError:
                 continue
             return reading
-    return readings[-1] if isinstance(readings[-1], (Mapping, list)) else text
+    return plain if isinstance(plain, (Mapping, list)) else text
+
+
+def _number(text: str) -> float | str:
+    try:
+        return float(text)
+    except ValueError:
+        return text
 
 
 def _readable(cls: type[Settings], tree: Any, problem: Any) -> str:

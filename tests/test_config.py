@@ -57,6 +57,7 @@ class Tree(Settings):
     training: Training = Training()
     teachers: tuple[Teacher, ...] = (Teacher(),)
     align: Teacher | None = None
+    options: dict[str, bool | int | float | str] = Field(default_factory=dict)
 
 
 def errors(call, *args) -> list[str]:
@@ -101,6 +102,10 @@ def test_with_changes_nested_keys_and_nothing_else():
         ("objective.path=curve", "objective.path.kind", "curve"),
         ("objective.path.kind=curve", "objective.path.high", 20.0),
         ("align.model=clip-l", "align.model", "clip-l"),
+        ("options.form=linear", "options.form", "linear"),
+        ("options.norm=5e-1", "options.norm", 0.5),
+        ("options.order=2", "options.order", 2),
+        ("options.exact=true", "options.exact", True),
     ],
 )
 def test_override_is_typed_by_its_field(text, key, value):
