@@ -1,0 +1,119 @@
+"""Random draws that depend on names only: never on batch size, process count or device.
+
+Philox4x64 (Salmon et al. 2011) is a function of a 128-bit key and a 256-bit counter. Here key = (seed, k0) and the
+counter's upper words = (k1, k2, k3), so that different (seed, names) can never meet: torch's generators, seeded by a
+hash of them, would (their seeds collide modulo 2^32).
+"""
+
+from __future__ import annotations
+
+import zlib
+from collections.abc import Sequence
+
+import numpy as np
+import torch
+from torch import Tensor
+
+WORD = 1 << 64
+
+
+def stream_id(name: str) -> int:
+    """A stream's name as a number (CRC-32), the same in every process."""
+    return zlib.crc32(name.encode())
+
+
+def _generator(seed: int, key: tuple[int, ...]) -> np.random.Generator:
+    if len(key) > 4:
+        raise ValueError(f"philox: at most 4 numbers beside the seed, given {len(key)}")
+    words = [k % WORD for k in (*key, *[0] * (4 - len(key)))]
+    counter = np.array([0, *words[1:]], dtype=np.uint64)
+    return np.random.Generator(np.random.Philox(key=np.array([seed % WORD, words[0]], dtype=np.uint64), counter=counter))
+
+
+def philox_normal(seed: int, key: tuple[int, ...], shape: Sequence[int]) -> Tensor:
+    """Standard normal draws (float32, CPU) named by seed and up to 4 integers."""
+    return torch.from_numpy(_generator(seed, key).standard_normal(tuple(shape), dtype=np.float32))
+
+
+def philox_uniform(seed: int, key: tuple[int, ...], shape: Sequence[int]) -> Tensor:
+    """Uniform draws on [0, 1) (float32, CPU) named by seed and up to 4 integers."""
+    return torch.from_numpy(_generator(seed, key).random(tuple(shape), dtype=np.float32))
+
+
+class BatchNoise:
+    """The draws of one training step (protocols.Noise), for rows [start, stop) of a global batch of `total` rows.
+
+    The same row gets the same draw whichever rank or accumulation part it lands in. One number a row is drawn for the
+    whole batch at once; larger rows have a stream each, so that a rank pays for its own rows only.
+    """
+
+    def __init__(
+        self,
+        seed: int,
+        step: int,
+        total: int,
+        start: int = 0,
+        stop: int | None = None,
+        device: torch.device | str | None = None,
+    ):
+        self.seed, self.step, self.total, self.device = seed, step, total, device
+        self.start, self.stop = start, total if stop is None else stop
+        if not 0 <= self.start <= self.stop <= total:
+            raise ValueError(f"BatchNoise: rows {self.start}:{self.stop} of a batch of {total}")
+
+    def normal(self, stream: str, shape: tuple[int, ...]) -> Tensor:
+        """(rows, ...) standard normal, float32."""
+        return self._draw(philox_normal, stream, shape)
+
+    def uniform(self, stream: str, shape: tuple[int, ...]) -> Tensor:
+        """(rows, ...) uniform on [0, 1), float32."""
+        return self._draw(philox_uniform, stream, shape)
+
+    def _draw(self, philox, stream: str, shape: tuple[int, ...]) -> Tensor:
+        if shape[0] != self.stop - self.start:
+            raise ValueError(f"BatchNoise: asked for {shape[0]} rows, this part has {self.stop - self.start}")
+        name = stream_id(stream)
+        if len(shape) == 1:
+            return philox(self.seed, (name, self.step), (self.total,))[self.start : self.stop].to(self.device)
+        if shape[0] == 0:
+            return torch.empty(shape, device=self.device)
+        # the row's number counts from 1: row 0 must not share the stream of the whole-batch draw above
+        rows = range(self.start + 1, self.stop + 1)
+        return torch.stack([philox(self.seed, (name, self.step, row), shape[1:]) for row in rows]).to(self.device)
+
+
+class SampleNoise:
+    """The draws of sampling: `initial()` and then `noise(step)`, each (B, C, H, W), keyed by (seed, index, step).
+
+    indices: the global numbers of the B samples; shape: (C, H, W) of one. Bit-equal for any batch cut or device.
+    """
+
+    def __init__(
+        self,
+        seed: int,
+        indices: Sequence[int],
+        shape: Sequence[int],
+        device: torch.device | str | None = None,
+        dtype: torch.dtype = torch.float32,
+    ):
+        self.seed, self.indices, self.shape = seed, tuple(int(i) for i in indices), tuple(shape)
+        self.device, self.dtype = device, dtype
+
+    def initial(self) -> Tensor:
+        """What sampling starts from: standard normal; the sampler scales it by path.prior_scale."""
+        return self._draw(philox_normal, "initial", 0)
+
+    def __call__(self, step: int) -> Tensor:
+        """The standard normal draws of solver step `step`."""
+        return self._draw(philox_normal, "step", step)
+
+    def rademacher(self, step: int) -> Tensor:
+        """Draws of -1 or +1 (Hutchinson's trace estimate)."""
+        return (self._draw(philox_uniform, "rademacher", step) < 0.5) * 2.0 - 1.0
+
+    def _draw(self, philox, stream: str, step: int) -> Tensor:
+        if not self.indices:
+            return torch.empty((0, *self.shape), device=self.device, dtype=self.dtype)
+        name = stream_id(stream)
+        rows = [philox(self.seed, (name, index, step), self.shape) for index in self.indices]
+        return torch.stack(rows).to(device=self.device, dtype=self.dtype)
