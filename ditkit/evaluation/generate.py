@@ -1,0 +1,259 @@
+"""From a trained model to N images: in memory, or as PNG files and one npz, resumable, with exact counts."""
+
+from __future__ import annotations
+
+import contextlib
+import hashlib
+import time
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Protocol
+
+import torch
+from torch import Tensor, nn
+
+from ditkit.diffusion.noise import SampleNoise
+from ditkit.diffusion.path import AnyPath
+from ditkit.diffusion.prediction import Kind
+from ditkit.diffusion.sample import SamplerSettings
+from ditkit.evaluation.features import Images, Progress
+from ditkit.evaluation.folder import SampleFolder
+from ditkit.evaluation.images import quantise
+from ditkit.evaluation.protocols import Protocol as ScoreProtocol
+from ditkit.evaluation.reference import Reference
+from ditkit.evaluation.request import Request
+from ditkit.protocols import Codec, Condition, Denoiser, TextEncoder
+
+
+class Sampleable(Protocol):
+    """What `generate` needs of a loaded run: its network in our conventions and the codec of its latents."""
+
+    @property
+    def model(self) -> nn.Module: ...
+
+    @property
+    def path(self) -> AnyPath: ...
+
+    @property
+    def prediction(self) -> Kind: ...
+
+    @property
+    def codec(self) -> Codec: ...
+
+
+@dataclass
+class ToSample:
+    """The plainest Sampleable; `text` serves prompts, `autoguide` is the weaker model of an Autoguidance."""
+
+    model: nn.Module
+    path: AnyPath
+    prediction: Kind
+    codec: Codec
+    text: TextEncoder | None = None
+    autoguide: Denoiser | None = None
+
+
+@dataclass
+class Generated:
+    """Images uint8 (N, C, H, W) (a tensor, or a folder cut like one), their labels (N,) or None, and what it took."""
+
+    images: Images
+    labels: Tensor | None
+    request: Request
+    sampler: SamplerSettings
+    evaluations: float  # network evaluations per image
+    seconds: float  # of this call; images found on disk cost nothing
+    made: int  # images that this call made
+    folder: Path | None = None
+
+    def protocol(self, reference: Reference, *, name: str = "custom", resize: str = "none") -> ScoreProtocol:
+        """The protocol of scores of these images against `reference`."""
+        sampler = self.sampler.model_dump(mode="json", exclude={"guidance"})
+        guidance = self.sampler.guidance
+        return ScoreProtocol(
+            name=name,
+            n=len(self.images),
+            labels=self.request.mode,
+            sampler=sampler,
+            guidance=None if guidance is None else guidance.model_dump(mode="json"),
+            evaluations=self.evaluations,
+            quantiser=self.request.quantiser,
+            resize=resize,
+            extractor=reference.extractor,
+            reference=reference.fingerprint,
+            reference_n=reference.moments.count,
+            seed=self.request.seed,
+        )
+
+
+def weights_fingerprint(model: nn.Module) -> str:
+    """16 hex digits of the SHA-256 of all parameters and buffers, names included."""
+    digest = hashlib.sha256()
+    for name, value in sorted(model.state_dict().items()):
+        digest.update(f"{name} {tuple(value.shape)} {value.dtype}".encode())
+        flat = value.detach().cpu().contiguous().flatten()
+        digest.update(flat.view(torch.uint8).numpy() if flat.numel() else b"")
+    return digest.hexdigest()[:16]
+
+
+def latent_shape(source: Sampleable, request: Request) -> tuple[int, int, int]:
+    """(C, h, w) of the latents: the request's size, or the model's native one."""
+    settings = getattr(source.model, "settings", None)
+    size = request.size or getattr(settings, "size", None)
+    if size is None:
+        raise ValueError("generate: the model does not say its native size; give the request a size (latent H, W)")
+    return (source.codec.channels, int(size[0]), int(size[1]))
+
+
+def condition_of(request: Request, indices: Sequence[int], text: TextEncoder | None, device: torch.device) -> Condition:
+    """The condition of these images: labels, encoded prompts, or none."""
+    if request.prompts:
+        if text is None:
+            raise ValueError("generate: the request holds prompts, and the model comes without a text encoder")
+        return text([request.prompts[i] for i in indices]).to(device)
+    if request.labels:
+        return Condition(label=torch.tensor([request.labels[i] for i in indices], device=device))
+    return Condition()
+
+
+@torch.no_grad()
+def sample_chunk(
+    source: Sampleable,
+    sampler: SamplerSettings,
+    request: Request,
+    chunk: int,
+    device: str | torch.device = "cpu",
+    progress: Callable[[int, int], object] | None = None,
+) -> tuple[Tensor, int]:
+    """One chunk: (uint8 images (b, C, H, W) on the CPU, network evaluations per image).
+
+    The result depends on the weights, `sampler`, `request` and the chunk's number, on nothing that ran before.
+    """
+    device, indices = torch.device(device), request.indices(chunk)
+    noise = SampleNoise(request.seed, list(indices), latent_shape(source, request), device=device)
+    cond = condition_of(request, indices, getattr(source, "text", None), device)
+    latents, evaluations = sampler.run(
+        source.model,
+        noise.initial(),
+        cond,
+        path=source.path,
+        prediction=source.prediction,
+        noise_source=noise,
+        autoguide=getattr(source, "autoguide", None),
+        progress=progress,
+    )
+    try:
+        decoded = (source.codec.decode(z) for z in latents.float().split(request.decode))
+        images = torch.cat([quantise(x, request.quantiser).cpu() for x in decoded])
+    except ValueError as error:
+        raise ValueError(f"images {indices.start}..{indices.stop - 1}: {error}") from None
+    return images, evaluations
+
+
+@contextlib.contextmanager
+def evaluating(model: nn.Module) -> Iterator[None]:
+    """Put the network into eval mode for the duration, and back."""
+    was = model.training
+    model.eval()
+    try:
+        yield
+    finally:
+        model.train(was)
+
+
+@dataclass
+class Counter:
+    """Progress in images over all chunks, fed by the steps inside the current one."""
+
+    total: int
+    report: Progress | None
+    done: int = 0
+    size: int = field(default=0)
+
+    def step(self, step: int, steps: int) -> None:
+        """Called by the sampler when a step begins."""
+        if self.report is not None:
+            self.report(self.done + self.size * step // max(1, steps), self.total)
+
+    def finish(self) -> None:
+        """The current chunk is complete."""
+        self.done += self.size
+        if self.report is not None:
+            self.report(self.done, self.total)
+
+
+def fill(
+    folder: SampleFolder,
+    source: Sampleable,
+    sampler: SamplerSettings,
+    request: Request,
+    *,
+    chunks: Sequence[int] | None = None,
+    device: str | torch.device = "cpu",
+    progress: Progress | None = None,
+) -> int:
+    """Make the missing images of these chunks (None: all) in the folder; returns how many were made.
+
+    Several processes may fill one folder, each its own chunks: rank r of W takes range(r, request.chunks, W). A chunk
+    with a missing image is sampled whole, so that its images are the ones an unbroken run would have made.
+    """
+    mine = [c for c in (range(request.chunks) if chunks is None else chunks) if folder.missing(request.indices(c))]
+    counter = Counter(sum(len(request.indices(c)) for c in mine), progress)
+    made = 0
+    with evaluating(source.model):
+        for chunk in mine:
+            counter.size = len(request.indices(chunk))
+            images, evaluations = sample_chunk(source, sampler, request, chunk, device, counter.step)
+            made += folder.write(request, chunk, images, evaluations)
+            counter.finish()
+    return made
+
+
+def generate(
+    source: Sampleable,
+    sampler: SamplerSettings,
+    request: Request,
+    *,
+    folder: str | Path | None = None,
+    device: str | torch.device = "cpu",
+    progress: Progress | None = None,
+) -> Generated:
+    """Make the requested images: exactly request.n of them, each drawn from (seed, index) only.
+
+    folder: 000000.png ... and samples.npz (arr_0 as ADM's evaluator reads it, label) are written there, each file
+    atomically; called again after a kill, it makes what is missing. A folder made with other weights or settings is
+    refused, and so is one with other files in it. Without a folder the images are kept in memory.
+    """
+    start = time.perf_counter()
+    labels = torch.tensor(request.labels) if request.labels else None
+    if folder is not None:
+        place = SampleFolder(Path(folder), request.n)
+        place.claim(describe(source, sampler, request))
+        made = fill(place, source, sampler, request, device=device, progress=progress)
+        place.collect(labels)
+        spent = place.evaluations(request)
+        seconds = time.perf_counter() - start
+        return Generated(place, labels, request, sampler, spent, seconds, made, Path(folder))
+    counter, parts, spent_on = Counter(request.n, progress), [], 0.0
+    with evaluating(source.model):
+        for chunk in range(request.chunks):
+            counter.size = len(request.indices(chunk))
+            images, evaluations = sample_chunk(source, sampler, request, chunk, device, counter.step)
+            parts.append(images)
+            spent_on += evaluations * len(images)
+            counter.finish()
+    seconds = time.perf_counter() - start
+    return Generated(torch.cat(parts), labels, request, sampler, spent_on / request.n, seconds, request.n)
+
+
+def describe(source: Sampleable, sampler: SamplerSettings, request: Request) -> dict:
+    """Everything that decides the bytes of the images, as JSON: kept in the folder, compared on resumption."""
+    return {
+        "request": request.model_dump(mode="json"),
+        "sampler": sampler.model_dump(mode="json"),
+        "path": source.path.model_dump(mode="json"),
+        "prediction": source.prediction,
+        "codec": source.codec.id,
+        "weights": weights_fingerprint(source.model),
+    }

@@ -1,0 +1,136 @@
+"""How a number came about, stored with the number; numbers that came about differently are not compared."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from typing import Any, Literal
+
+from pydantic import Field, model_validator
+
+from ditkit.config import Difference, Settings, diff, fingerprint
+
+LabelMode = Literal["random", "balanced", "balanced_sorted", "given", "prompts", "none"]
+
+# What a published protocol fixes. A Protocol that takes the name must agree with all of it.
+NAMED: dict[str, dict[str, Any]] = {
+    "adm-imagenet256-50k": {
+        "n": 50_000,
+        "resize": "none",  # 256 x 256 files; the Inception graph resizes to 299 itself
+        "extractor": "adm-inception",
+    },
+    "adm-imagenet512-50k": {
+        "n": 50_000,
+        "resize": "none",
+        "extractor": "adm-inception",
+    },
+    "custom": {},
+}
+
+
+class Protocol(Settings):
+    """Everything besides the weights that decides a score."""
+
+    name: str = Field("custom", description=f"one of {', '.join(NAMED)}, or your own word")
+    n: int = Field(ge=1, description="number of generated images")
+    labels: LabelMode = Field("random", description="how the classes were asked for (balanced lowers FID by about 0.1)")
+    sampler: dict[str, Any] = Field(default_factory=dict, description="solver, steps and their options, as JSON")
+    guidance: dict[str, Any] | None = Field(None, description="None: no guidance")
+    evaluations: float = Field(ge=0, description="network evaluations spent per image")
+    quantiser: str = Field("round", description="uint8 rule (evaluation.images.RULES)")
+    resize: str = Field("none", description="what happened to the images between the codec and the extractor")
+    extractor: str = Field(description="id of the network whose features or probabilities were used")
+    reference: str = Field(description="fingerprint of the real images' statistics")
+    reference_n: int = Field(0, ge=0, description="number of real images behind them")
+    seed: int = Field(0, description="seed of the draws")
+
+    @model_validator(mode="after")
+    def _named(self) -> Protocol:
+        wrong = {k: v for k, v in NAMED.get(self.name, {}).items() if getattr(self, k) != v}
+        if wrong:
+            said = "; ".join(f"{k} must be {v!r}, not {getattr(self, k)!r}" for k, v in wrong.items())
+            raise ValueError(f"protocol {self.name!r}: {said} (call it 'custom', or another name)")
+        return self
+
+    @property
+    def fingerprint(self) -> str:
+        """16 hex digits; equal for equal protocols."""
+        return fingerprint(self)
+
+    def sentence(self) -> str:
+        """One line for people: what stands under a table."""
+        sampler = " ".join(str(self.sampler[k]) for k in ("solver", "steps") if k in self.sampler) or "given images"
+        guidance = "no guidance"
+        if self.guidance:
+            guidance = "guidance " + " ".join(f"{k} {v}" for k, v in self.guidance.items() if v is not None)
+        return (
+            f"{self.name}: {self.n:,} images, {self.labels.replace('_', ', ')} labels, {sampler}, {guidance}, "
+            f"{self.evaluations:g} network evaluations an image, uint8 {self.quantiser}, resize {self.resize}, "
+            f"features {self.extractor}, against {self.reference_n:,} real images ({self.reference}), seed {self.seed}"
+        )
+
+
+class Score(Settings):
+    """One number with its protocol. interval: 95 % confidence limits, where they were computed."""
+
+    metric: str = Field(description="for example frechet, kernel, precision, recall, inception_score, agreement")
+    value: float
+    interval: tuple[float, float] | None = None
+    better: Literal["lower", "higher"]
+    protocol: Protocol
+
+
+class ProtocolMismatch(ValueError):
+    """Two scores were got in different ways; `differences` lists every one."""
+
+    def __init__(self, what: str, differences: list[Difference]):
+        self.differences = differences
+        listed = "; ".join(f"{d.key}: {d.a!r} against {d.b!r}" for d in differences)
+        super().__init__(f"{what} differ in protocol and cannot be compared: {listed} (force it to compare anyway)")
+
+
+class Comparison(Settings):
+    """What a comparison found. difference = b - a; relative = (b - a) / |a|, or None where a = 0."""
+
+    difference: float
+    relative: float | None
+    verdict: Literal["better", "worse", "unclear"] = Field(description="of b against a; unclear: intervals overlap")
+    forced: bool = Field(False, description="the protocols differed and this was forced")
+
+
+def differences(a: Score, b: Score, ignore: Iterable[str] = ()) -> list[Difference]:
+    """Everything in which the ways to two scores differ: the metric, then every dotted key of the protocol."""
+    found = diff(a.protocol, b.protocol, ignore)
+    return [Difference("metric", a.metric, b.metric), *found] if a.metric != b.metric else found
+
+
+def compare(a: Score, b: Score, force: bool = False, ignore: Iterable[str] = ()) -> Comparison:
+    """b against a. ProtocolMismatch, naming every difference, unless both were got in the same way.
+
+    force compares whatever differs (the metric excepted) and says so in the result; `ignore` lets named top-level keys
+    differ, for example ("seed",). Without intervals the verdict only looks at the values.
+    """
+    found = differences(a, b, ignore)
+    if found and (not force or found[0].key == "metric"):
+        raise ProtocolMismatch(f"{a.metric} {a.value:g} and {b.metric} {b.value:g}", found)
+    low, high = b.interval or (b.value, b.value)
+    other_low, other_high = a.interval or (a.value, a.value)
+    lower, higher = high < other_low, low > other_high
+    verdict = "unclear" if not (lower or higher) else "better" if lower == (a.better == "lower") else "worse"
+    relative = (b.value - a.value) / abs(a.value) if a.value else None
+    return Comparison(difference=b.value - a.value, relative=relative, verdict=verdict, forced=bool(found))
+
+
+def in_words(a: Score, b: Score, names: tuple[str, str], title: str, force: bool = False) -> str:
+    """A sentence for a headline: "REPA's Frechet distance is 14 % lower than SiT's (16.2 against 18.9)."
+
+    It does not call a difference real where the confidence intervals overlap.
+    """
+    found = compare(a, b, force)
+    numbers = f"({b.value:.4g} against {a.value:.4g})"
+    if found.difference == 0:
+        return f"{title}: {names[1]} equals {names[0]} {numbers}."
+    size = f"{abs(found.relative):.0%}" if found.relative is not None else f"{abs(found.difference):.3g}"
+    way = "lower" if found.difference < 0 else "higher"
+    if found.verdict == "unclear":
+        return f"{title}: no measurable difference between {names[1]} and {names[0]} {numbers}; the intervals overlap."
+    return f"{title}: {names[1]} is {size} {way} than {names[0]} {numbers}, which is {found.verdict}."

@@ -1,0 +1,69 @@
+"""Real images as an extractor sees them: what generated images are held against."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from ditkit.evaluation.features import Images, Moments, Progress, extract, frechet
+from ditkit.evaluation.files import write_atomic
+from ditkit.evaluation.metrics.kernel import kernel_distance
+from ditkit.evaluation.metrics.precision_recall import precision_recall
+from ditkit.protocols import Extractor
+
+
+@dataclass
+class Reference:
+    """Real images in an extractor's space: its id, the features (N, D) and their moments."""
+
+    extractor: str
+    features: Tensor
+    moments: Moments
+
+    @property
+    def fingerprint(self) -> str:
+        """Identifies the real images as this extractor sees them."""
+        return self.moments.fingerprint
+
+    def halves(self, seed: int = 0) -> tuple[Tensor, Tensor]:
+        """A fixed random cut of the real features into two halves."""
+        order = torch.from_numpy(np.random.Generator(np.random.Philox(seed)).permutation(len(self.features)))
+        return self.features[order[: len(order) // 2]], self.features[order[len(order) // 2 :]]
+
+    def floor(self, seed: int = 0) -> dict[str, float]:
+        """What one half of the real images scores against the other: about the best that a sampler can reach."""
+        a, b = self.halves(seed)
+        covered = precision_recall(a, b)
+        return {
+            "frechet": frechet(Moments.of(a), Moments.of(b)),
+            "kernel": kernel_distance(a, b),
+            "precision": covered.precision,
+            "recall": covered.recall,
+        }
+
+    def save(self, path: str | Path) -> Path:
+        """Write an .npz with mu and sigma (the names that FID tools read), the features and the extractor's id."""
+        m = self.moments
+        arrays = {"mu": m.mean.numpy(), "sigma": m.covariance.numpy(), "features": self.features.numpy()}
+        return write_atomic(path, lambda file: np.savez(file, count=m.count, extractor=self.extractor, **arrays))
+
+    @classmethod
+    def load(cls, path: str | Path) -> Reference:
+        """Read what `save` wrote. ValueError for a file without these arrays."""
+        with np.load(path, allow_pickle=False) as data:
+            missing = {"mu", "sigma", "count", "features", "extractor"} - set(data.files)
+            if missing:
+                raise ValueError(f"{path}: not a reference file of ditkit, it lacks {', '.join(sorted(missing))}")
+            count = int(data["count"])
+            moments = Moments(count, torch.from_numpy(data["mu"]), torch.from_numpy(data["sigma"]) * (count - 1))
+            return cls(str(data["extractor"]), torch.from_numpy(data["features"]), moments)
+
+
+def make_reference(extractor: Extractor, images: Images, progress: Progress | None = None) -> Reference:
+    """The reference of real uint8 images (N, C, H, W), by the code path that generated images take too."""
+    features = extract(extractor, images, progress=progress)
+    return Reference(extractor.id, features, Moments.of(features))

@@ -1,0 +1,84 @@
+"""What to generate, as data: how many images, of which classes, from which seed."""
+
+from __future__ import annotations
+
+import torch
+from pydantic import Field, model_validator
+from torch import Tensor
+
+from ditkit.config import Settings
+from ditkit.diffusion.noise import philox_uniform, stream_id
+from ditkit.evaluation.images import rule_name
+from ditkit.evaluation.protocols import LabelMode
+
+
+class Request(Settings):
+    """N images. All draws depend on (seed, index) alone; batches are cut by index, in chunks of a fixed size.
+
+    The chunk size belongs to the request: draws do not depend on it, but networks round differently for other batch
+    sizes, so byte-equal files are promised for equal chunks only (and then for any number of processes).
+    """
+
+    n: int = Field(ge=1, description="number of images")
+    labels: tuple[int, ...] = Field((), description="the class of each image; empty: unconditional, or prompts")
+    prompts: tuple[str, ...] = Field((), description="the prompt of each image, for text models")
+    mode: LabelMode = Field("none", description="how the labels were chosen")
+    seed: int = Field(0, description="seed of all draws")
+    chunk: int = Field(64, ge=1, description="images that go through the network together")
+    decode: int = Field(16, ge=1, description="images that go through the codec together")
+    size: tuple[int, int] | None = Field(None, description="latent (H, W); None: the model's native size")
+    quantiser: str = Field("round", description="uint8 rule, see evaluation.images")
+
+    @model_validator(mode="after")
+    def _fits(self) -> Request:
+        rule_name(self.quantiser)
+        for name in ("labels", "prompts"):
+            given = len(getattr(self, name))
+            if given not in (0, self.n):
+                raise ValueError(f"{given} {name} for {self.n} images: give one for each, or none")
+        if self.labels and self.prompts:
+            raise ValueError("labels and prompts exclude each other")
+        return self
+
+    @property
+    def chunks(self) -> int:
+        """Number of chunks; chunk c holds the images c * chunk .. min((c + 1) * chunk, n) - 1."""
+        return -(-self.n // self.chunk)
+
+    def indices(self, chunk: int) -> range:
+        """The global indices of one chunk."""
+        return range(chunk * self.chunk, min((chunk + 1) * self.chunk, self.n))
+
+
+def balanced_labels(n: int, classes: int, in_order: bool = False) -> Tensor:
+    """n labels with equal counts (up to one), int64.
+
+    Classes take turns (i mod K); in_order puts them one after the other (i K // n; DDT's files: i // 50), which
+    changes the Inception Score, whose splits then hold few classes.
+    """
+    i = torch.arange(n)
+    return i * classes // n if in_order else i % classes
+
+
+def random_labels(n: int, classes: int, seed: int) -> Tensor:
+    """n uniformly random labels, int64; those of a smaller n are a prefix of those of a larger one."""
+    u = philox_uniform(seed, (stream_id("labels"),), (n,))
+    return (u.double() * classes).long().clamp(max=classes - 1)
+
+
+def make_request(
+    n: int, classes: int, labels: LabelMode = "random", *, seed: int = 0, chunk: int = 64, quantiser: str = "round"
+) -> Request:
+    """A request for n images of a model with that many classes (0: unconditional), with labels chosen by mode."""
+    if classes == 0:
+        labels = "none"
+    made = {
+        "random": lambda: random_labels(n, classes, seed),
+        "balanced": lambda: balanced_labels(n, classes),
+        "balanced_sorted": lambda: balanced_labels(n, classes, in_order=True),
+        "none": lambda: torch.empty(0),
+    }
+    if labels not in made:
+        raise ValueError(f"labels {labels!r} cannot be chosen here: use {', '.join(made)}, or build a Request yourself")
+    chosen = tuple(int(y) for y in made[labels]())
+    return Request(n=n, labels=chosen, mode=labels, seed=seed, chunk=chunk, quantiser=quantiser)
