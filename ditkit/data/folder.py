@@ -104,8 +104,9 @@ def count_kinds(kinds: Counter[str]) -> str:
 def _walk(root: Path) -> Iterator[str]:
     """Visible files below root, relative, with "/"; a linked folder that leads back to one above it is not entered."""
     above: dict[str, tuple[str, ...]] = {str(root): (os.path.realpath(root),)}
-    for folder, folders, files in os.walk(root, followlinks=True):
+    for folder, folders, files in os.walk(root, followlinks=True, onerror=_unreadable):
         real = above.pop(folder)
+        prefix = "" if folder == str(root) else Path(folder).relative_to(root).as_posix() + "/"
         kept = []
         for name in folders:
             target = os.path.realpath(os.path.join(folder, name))
@@ -115,7 +116,11 @@ def _walk(root: Path) -> Iterator[str]:
         folders[:] = kept
         for name in files:
             if not name.startswith("."):
-                yield Path(folder, name).relative_to(root).as_posix()
+                yield prefix + name
+
+
+def _unreadable(error: OSError) -> None:
+    raise DataError(f"{error.filename}: this folder cannot be read ({error.strerror})") from error
 
 
 def _visible_folders(root: Path) -> list[str]:
