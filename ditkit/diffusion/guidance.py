@@ -1,0 +1,133 @@
+"""Guidance: which network passes run at (x, t), and how their outputs become one.
+
+A guidance is called `guidance(denoise, x, t, cond)` with a `ditkit.diffusion.sample.Denoise`; it asks for passes by
+`denoise.passes(x, t, cond, other, ...)` (one batched network call, counted) and returns the raw model output
+(B, C or 2C, H, W). Outputs are combined in the parametrisation that the network predicts; the conversions between
+predictions are linear, so any other choice gives the same result when all channels are guided.
+Times are ours: 0 = data, 1 = noise. DDT's interval (a, b) is low = 1 - b, high = 1 - a, closed=False.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Annotated, Literal, Protocol
+
+import torch
+from pydantic import Field, PrivateAttr
+from torch import Tensor
+
+from ditkit.config import Settings
+from ditkit.protocols import Condition, Denoiser
+
+if TYPE_CHECKING:
+    from ditkit.diffusion.sample import Denoise
+
+
+class Guidance(Protocol):
+    """Any callable of this form guides; `CFG` and `Autoguidance` are the ones that settings can hold."""
+
+    def __call__(self, denoise: Denoise, x: Tensor, t: Tensor, cond: Condition) -> Tensor: ...
+
+
+def extrapolate(weak: Tensor, strong: Tensor, scale: float, channels: int) -> Tensor:
+    """weak + scale (strong - weak) on the first `channels` channels of (B, C', H, W); the others are `strong`'s.
+
+    The untouched rest is where learned-variance logits live: they are never extrapolated.
+    """
+    guided = weak[:, :channels] + scale * (strong[:, :channels] - weak[:, :channels])
+    return guided if channels == strong.shape[1] else torch.cat([guided, strong[:, channels:]], dim=1)
+
+
+def inside(t: float, low: float, high: float, closed: bool) -> bool:
+    """Is t in the guidance interval: [low, high] when closed (REPA), (low, high) when not (DDT)."""
+    return low <= t <= high if closed else low < t < high
+
+
+class CFG(Settings):
+    """Classifier-free guidance (Ho & Salimans 2022): u + scale (c - u), optionally in an interval (Kynkaanniemi 2024).
+
+    Inside the interval both passes run as one batch, [conditional, unconditional]. `against(negative)` replaces the
+    model's null condition by an explicit one (an encoded empty or negative prompt).
+    """
+
+    kind: Literal["cfg"] = "cfg"
+    scale: float = Field(1.5, ge=0, description="1 is no guidance (one pass); larger follows the condition more")
+    low: float = Field(0.0, ge=0, le=1, description="end of the interval nearer to the data")
+    high: float = Field(1.0, ge=0, le=1, description="end of the interval nearer to the noise")
+    closed: bool = Field(True, description="the interval contains its ends (REPA); DDT's does not")
+    channels: int | None = Field(None, ge=1, description="guide only the first channels (DiT and SiT: 3); None = all")
+    skip_outside: bool = Field(True, description="one pass outside the interval (REPA); False keeps both (DDT)")
+    decide: Literal["step", "evaluation"] = Field(
+        "step", description="test the time at the step's start (REPA's Heun) or of each evaluation"
+    )
+    _negative: Condition | None = PrivateAttr(None)
+
+    def against(self, negative: Condition) -> CFG:
+        """The same guidance with this negative condition, of the batch's length or of length 1 (shared by all)."""
+        other = self.model_copy()
+        other._negative = negative
+        return other
+
+    def __call__(self, denoise: Denoise, x: Tensor, t: Tensor, cond: Condition) -> Tensor:
+        """x (B, C, H, W), t scalar -> raw output; 1 or 2 network evaluations per sample."""
+        when = denoise.start if self.decide == "step" else float(t)
+        active = inside(when, self.low, self.high, self.closed)
+        if self.scale == 1 or not (active or not self.skip_outside):
+            return denoise.passes(x, t, cond)[0]
+        strong, weak = denoise.passes(x, t, cond, self.opposite(denoise, cond, len(x)))
+        scale = self.scale if active else 1.0
+        return extrapolate(weak, strong, scale, min(self.channels or x.shape[1], x.shape[1]))
+
+    def opposite(self, denoise: Denoise, cond: Condition, batch: int) -> Condition:
+        """The condition to move away from: the explicit negative one, else the model's null."""
+        negative = self._negative
+        if negative is None:
+            if len(cond) == 0:
+                raise ValueError("CFG: the condition is empty, so there is nothing to guide: use guidance=None")
+            return denoise.null(cond)
+        if len(negative) == 1 and batch > 1:
+            return negative.index([0] * batch)
+        if len(negative) != batch:
+            raise ValueError(f"CFG: the negative condition has {len(negative)} rows, the batch has {batch}")
+        return negative
+
+
+class Autoguidance(Settings):
+    """Autoguidance (Karras et al. 2024): weak + scale (strong - weak), both conditional, by a weaker model.
+
+    The weaker model (shorter trained, smaller) is not data: give it with `against(model)` before sampling.
+    """
+
+    kind: Literal["autoguidance"] = "autoguidance"
+    scale: float = Field(2.0, ge=0, description="1 is no guidance (one pass)")
+    low: float = Field(0.0, ge=0, le=1, description="end of the interval nearer to the data")
+    high: float = Field(1.0, ge=0, le=1, description="end of the interval nearer to the noise")
+    closed: bool = Field(True, description="the interval contains its ends")
+    channels: int | None = Field(None, ge=1, description="guide only the first channels; None = all")
+    _weak: Denoiser | None = PrivateAttr(None)
+
+    def against(self, weak: Denoiser) -> Autoguidance:
+        """The same guidance with this weaker model."""
+        other = self.model_copy()
+        other._weak = weak
+        return other
+
+    def __call__(self, denoise: Denoise, x: Tensor, t: Tensor, cond: Condition) -> Tensor:
+        """x (B, C, H, W), t scalar -> raw output; 1 or 2 network evaluations per sample (one on each model)."""
+        strong = denoise.passes(x, t, cond)[0]
+        if self.scale == 1 or not inside(denoise.start, self.low, self.high, self.closed):
+            return strong
+        if self._weak is None:
+            raise ValueError("Autoguidance: no weaker model: give it with Autoguidance(...).against(model)")
+        weak = denoise.passes(x, t, cond, model=self._weak)[0]
+        return extrapolate(weak, strong, self.scale, min(self.channels or x.shape[1], x.shape[1]))
+
+
+AnyGuidance = Annotated[CFG | Autoguidance, Field(discriminator="kind")]
+
+
+def first3(scale: float) -> CFG:
+    """The published DiT and SiT preset: only the first 3 of 4 latent channels are guided (DiT issue 41, appendix A).
+
+    A 4-channel scale of about 1 + 3/4 (scale - 1) gives the same strength.
+    """
+    return CFG(scale=scale, channels=3)

@@ -1,0 +1,169 @@
+"""Solvers of the probability-flow ODE dx/dt = v(x, t) (Song et al. 2021; flow matching: Lipman et al. 2023).
+
+Every solver is `(denoise, path, x, times, noise, *, own settings) -> x` with x (B, C, H, W) the state at times[0],
+times N + 1 grid points in our time (0 = data; decreasing to sample, increasing to invert) and
+`denoise(x, t, step) -> Estimate`. `noise` is not used here. The grid is held in float64 on the CPU: scalars of it
+combine with a state of any dtype on any device without changing either, and without waiting for the device.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Sequence
+from itertools import pairwise
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from ditkit.diffusion.path import Path
+from ditkit.diffusion.prediction import Estimate
+
+Denoiser = Callable[[Tensor, Tensor, int | None], Estimate]
+Draws = Callable[[int], Tensor]
+Times = Tensor | Sequence[float]
+Field = Callable[[Tensor, Tensor, int | None], Tensor]
+Tableau = tuple[tuple[tuple[float, ...], ...], tuple[float, ...]]
+
+# Butcher tableaus: the rows below the diagonal of A (the nodes c are their sums), then b.
+EULER: Tableau = (((),), (1.0,))
+HEUN: Tableau = (((), (1.0,)), (0.5, 0.5))
+MIDPOINT: Tableau = (((), (0.5,)), (0.0, 1.0))
+HEUN3: Tableau = (((), (1 / 3,), (0.0, 2 / 3)), (1 / 4, 0.0, 3 / 4))
+RK4: Tableau = (((), (1 / 3,), (-1 / 3, 1.0), (1.0, -1.0, 1.0)), (1 / 8, 3 / 8, 3 / 8, 1 / 8))
+
+
+def as_grid(times: Times) -> Tensor:
+    """Times as float64 (N + 1,) on the CPU. Errors: fewer than two points, not strictly monotonic, outside [0, 1]."""
+    grid = torch.as_tensor(times).detach().to("cpu", torch.float64)
+    if grid.ndim != 1 or len(grid) < 2:
+        raise ValueError(f"solver: times must be a list of at least two points, got shape {tuple(grid.shape)}")
+    differences = grid.diff()
+    if not (bool((differences < 0).all()) or bool((differences > 0).all())):
+        raise ValueError("solver: times must be strictly decreasing (sampling) or strictly increasing (inversion)")
+    if float(grid.min()) < 0 or float(grid.max()) > 1:
+        raise ValueError(f"solver: times must lie in [0, 1], got {float(grid.min()):g} to {float(grid.max()):g}")
+    return grid
+
+
+def intervals(times: Times) -> Iterator[tuple[int, tuple[Tensor, Tensor]]]:
+    """(step, (t, next t)) for each interval of the grid, as scalar tensors."""
+    return enumerate(pairwise(as_grid(times)))
+
+
+def runge_kutta(field: Field, x: Tensor, times: Times, tableau: Tableau) -> Tensor:
+    """Explicit Runge-Kutta over the grid: x' = x + h sum_j b_j k_j with k_j = v(x + h sum_l a_jl k_l, t + c_j h)."""
+    rows, weights = tableau
+    for step, (t, end) in intervals(times):
+        h = end - t
+        slopes: list[Tensor] = []
+        for row in rows:
+            node = sum(row)
+            inner = x + h * weighted(row, slopes) if any(row) else x
+            slopes.append(field(inner, end if abs(node - 1) < 1e-12 else t + node * h, step))
+        x = x + h * weighted(weights, slopes)
+    return x
+
+
+def weighted(weights: Sequence[float], slopes: Sequence[Tensor]) -> Tensor:
+    """sum_j w_j k_j over the non-zero weights."""
+    terms = [k if w == 1 else w * k for w, k in zip(weights, slopes, strict=True) if w]
+    return sum(terms[1:], start=terms[0])
+
+
+def velocity_field(denoise: Denoiser) -> Field:
+    """The right-hand side v(x, t) of the ODE."""
+    return lambda x, t, step: denoise(x, t, step).velocity
+
+
+def euler(denoise: Denoiser, path: Path, x: Tensor, times: Times, noise: Draws | None = None) -> Tensor:
+    """Euler's method, order 1, one evaluation a step. REPA's ODE sampler, DDT's, SD3's, flow matching's default."""
+    return runge_kutta(velocity_field(denoise), x, times, EULER)
+
+
+def heun(
+    denoise: Denoiser, path: Path, x: Tensor, times: Times, noise: Draws | None = None, *, correct_last: bool = False
+) -> Tensor:
+    """Heun's trapezoidal method, order 2, two evaluations a step (Karras et al. 2022, algorithm 1).
+
+    The last step has no corrector (EDM, REPA: 2 N - 1 evaluations) unless `correct_last` (SiT: 2 N).
+    """
+    grid, field = as_grid(times), velocity_field(denoise)
+    if correct_last:
+        return runge_kutta(field, x, grid, HEUN)
+    last = len(grid) - 2
+    if last:
+        x = runge_kutta(field, x, grid[:-1], HEUN)
+    return x + (grid[-1] - grid[-2]) * field(x, grid[-2], last)
+
+
+def midpoint(denoise: Denoiser, path: Path, x: Tensor, times: Times, noise: Draws | None = None) -> Tensor:
+    """The midpoint method, order 2, two evaluations a step, none at the end of the grid."""
+    return runge_kutta(velocity_field(denoise), x, times, MIDPOINT)
+
+
+def heun3(denoise: Denoiser, path: Path, x: Tensor, times: Times, noise: Draws | None = None) -> Tensor:
+    """Heun's three-stage method, order 3, three evaluations a step, none at the end of the grid."""
+    return runge_kutta(velocity_field(denoise), x, times, HEUN3)
+
+
+def rk4(denoise: Denoiser, path: Path, x: Tensor, times: Times, noise: Draws | None = None) -> Tensor:
+    """Kutta's 3/8 rule (1901), order 4, four evaluations a step; it is what torchdiffeq and SiT call rk4."""
+    return runge_kutta(velocity_field(denoise), x, times, RK4)
+
+
+def multistep(
+    denoise: Denoiser, path: Path, x: Tensor, times: Times, noise: Draws | None = None, *, order: int = 2
+) -> Tensor:
+    """Adams-Bashforth on any grid, orders 1-4, one evaluation a step (Lagrange form: DDT, Wang et al. 2025, sec. 4).
+
+    The last `order` velocities are interpolated by a polynomial, which is integrated exactly; the order ramps 1, 2, ...
+    """
+    if order not in (1, 2, 3, 4):
+        raise ValueError(f"multistep: order must be 1, 2, 3 or 4, got {order}")
+    nodes: list[float] = []
+    slopes: list[Tensor] = []
+    for step, (t, end) in intervals(times):
+        nodes = [*nodes, float(t)][-order:]
+        slopes = [*slopes, denoise(x, t, step).velocity][-order:]
+        x = x + (end - t) * weighted(lagrange_weights(nodes, float(t), float(end)), slopes)
+    return x
+
+
+def lagrange_weights(nodes: Sequence[float], start: float, end: float) -> list[float]:
+    """Mean over [start, end] of each Lagrange basis polynomial of `nodes`; they sum to 1 (float64).
+
+    With u = (node - start) / (end - start) they solve sum_j w_j u_j^k = 1 / (k + 1) for k = 0 ... n - 1.
+    """
+    u = (np.asarray(nodes, dtype=np.float64) - start) / (end - start)
+    powers = np.vander(u, increasing=True).T
+    weights = np.linalg.solve(powers, 1.0 / np.arange(1, len(u) + 1))
+    return [float(w) for w in weights / weights.sum()]
+
+
+def dopri5(
+    denoise: Denoiser, path: Path, x: Tensor, times: Times, noise: Draws | None = None, *,
+    atol: float = 1e-6, rtol: float = 1e-3, stop_at_end: bool = True,
+) -> Tensor:  # fmt: skip
+    """Dormand & Prince (1980) order 5(4) with adaptive steps, through torchdiffeq: from times[0] to times[-1].
+
+    The points between have no influence, and the number of evaluations follows from the tolerances. Steps are shared
+    by the batch, so the result depends (below the tolerance) on how samples are batched. SiT's ODE mode lets the last
+    step pass the end and interpolates back; `stop_at_end=False` does the same, and evaluates beyond t = 0.
+    """
+    return adaptive(velocity_field(denoise), x, times, atol=atol, rtol=rtol, stop_at_end=stop_at_end)
+
+
+def adaptive(field: Field, x: Tensor, times: Times, *, atol: float, rtol: float, stop_at_end: bool) -> Tensor:
+    """dx/dt = field(x, t, None) from times[0] to times[-1] by torchdiffeq's dopri5."""
+    from torchdiffeq import odeint  # brings scipy: a third of a second that only this solver should cost
+
+    grid = as_grid(times)
+    start, sign = float(grid[0]), 1.0 if grid[-1] > grid[0] else -1.0
+    dtype = x.dtype if x.dtype in (torch.float32, torch.float64) else torch.float32
+    span = torch.tensor([0.0, abs(float(grid[-1]) - start)], dtype=dtype, device=x.device)
+
+    def forward(elapsed: Tensor, state: Tensor) -> Tensor:
+        return sign * field(state, start + sign * elapsed, None)
+
+    options = {"step_t": span[1:]} if stop_at_end else {}
+    return odeint(forward, x, span, method="dopri5", atol=atol, rtol=rtol, options=options)[-1]
