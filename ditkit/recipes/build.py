@@ -1,0 +1,149 @@
+"""The only place where all meets: a recipe becomes live objects (source, codec, teachers, network) and a training Job."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Collection, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+from torch import Tensor, nn
+
+from ditkit.align import Aligner, compute_targets
+from ditkit.data import Batch, ImageSource, Loader, open_source, to_float
+from ditkit.evaluation import read_images
+from ditkit.models import build_model
+from ditkit.pretrained import load_codec, load_teacher
+from ditkit.protocols import Codec, Condition, Extractor, Features, Noise
+from ditkit.recipes.adapt import adapt
+from ditkit.recipes.recipe import Recipe
+from ditkit.training import Job, ValidationLoss
+
+VALIDATION_IMAGES = 512
+
+
+@dataclass
+class Parts:
+    """What a recipe names, loaded; `recipe` is already adapted to the data."""
+
+    recipe: Recipe
+    source: ImageSource
+    codec: Codec
+    teachers: list[Extractor]
+    device: torch.device
+
+
+def pick_device(name: str = "auto") -> torch.device:
+    """ "auto" is the accelerator where there is one, else the CPU; or a torch device name. ValueError if it is absent."""
+    if name == "auto":
+        if torch.accelerator.is_available() and (found := torch.accelerator.current_accelerator()) is not None:
+            return found
+        return torch.device("cpu")
+    try:
+        device = torch.device(name)
+        torch.empty(0, device=device)
+    except (RuntimeError, AssertionError) as error:
+        raise ValueError(f"device {name!r} cannot be used: {str(error).splitlines()[0]}") from None
+    return device
+
+
+def prepare(recipe: Recipe, device: torch.device, keep: Collection[str] = ()) -> Parts:
+    """Open the data, load codec and teachers, and fit the recipe to the data. keep: dotted keys the user has set.
+
+    Raises DataError, PretrainedMissing or ValueError, one line each.
+    """
+    codec = load_codec(recipe.codec, device)
+    data = recipe.data
+    if recipe.codec.kind == "pixels":
+        source = open_source(data)
+        codec = load_codec(recipe.codec.model_copy(update={"channels": source.channels}), device)
+    else:
+        source = open_source(data.model_copy(update={"channels": 3}), multiple=codec.factor * recipe.model.patch)
+    teachers = [load_teacher(settings, device) for settings in recipe.teachers]
+    fitted = adapt(recipe, source, channels=codec.channels, factor=codec.factor, keep=keep)
+    return Parts(fitted, source, codec, teachers, device)
+
+
+def encoder(codec: Codec, mean: bool = False) -> Callable[[Tensor, Noise], Tensor]:
+    """images uint8 (B, C, H, W) -> normalised latents; the posterior is drawn afresh at every visit, or its mean."""
+
+    def encode(images: Tensor, noise: Noise) -> Tensor:
+        moments = codec.encode(to_float(images))
+        if mean or moments.shape[1] == codec.channels:  # no posterior to draw from
+            return codec.sample(moments, None)
+        shape = (len(moments), codec.channels, *moments.shape[2:])
+        return codec.sample(moments, noise.normal("posterior", shape))
+
+    return encode
+
+
+def condition_of(batch: Batch, classes: int) -> Condition:
+    """The labels of a batch; nothing for unlabelled data."""
+    return Condition(label=batch.labels) if classes else Condition()
+
+
+def build_job(parts: Parts, folder: Path) -> Job:
+    """The training Job of these parts: network and projectors freshly initialised from `training.seed`."""
+    recipe, device, codec = parts.recipe, parts.device, parts.codec
+    settings, classes = recipe.training, recipe.model.num_classes
+    model = build_model(recipe.model, generator=torch.Generator().manual_seed(settings.seed)).to(device)
+    aligner, targets = alignment(parts)
+    encode = encoder(codec, mean=getattr(recipe.codec, "posterior", "sample") == "mean")
+
+    def batches(start: int):
+        loader = Loader(
+            parts.source, settings.batch, settings.seed, start_step=start, workers=recipe.data.workers,
+            flip=recipe.data.flip, rejects=folder / "rejects.jsonl",
+        )  # fmt: skip
+        return iter(loader)
+
+    return Job(
+        model=model,
+        objective=recipe.objective,
+        encode=encode,
+        batches=batches,
+        condition=lambda batch: condition_of(batch, classes),
+        settings=settings,
+        folder=folder,
+        device=device,
+        aligner=aligner,
+        targets=targets,
+        validate=validation(parts, encode),
+        check_latents=recipe.codec.kind != "pixels",
+        identity={
+            "data": parts.source.fingerprint,
+            "flip": recipe.data.flip,
+            "codec": codec.id,
+            "teachers": [teacher.id for teacher in parts.teachers],
+        },
+    )
+
+
+def alignment(parts: Parts) -> tuple[nn.Module | None, Callable[[Tensor], Sequence[Features]] | None]:
+    """The projectors and the function that asks the teachers; (None, None) for a recipe without REPA."""
+    recipe, settings = parts.recipe, parts.recipe.align
+    if settings is None:
+        return None, None
+    grid, widths = recipe.model.grid, [teacher.width for teacher in parts.teachers]
+    generator = torch.Generator().manual_seed(recipe.training.seed + 1)
+    aligner = Aligner(settings, recipe.model.width, widths, grid, generator=generator).to(parts.device)
+
+    def targets(images: Tensor) -> Sequence[Features]:
+        return compute_targets(parts.teachers, images, grid, settings.grid)
+
+    return aligner, targets
+
+
+def validation_source(recipe: Recipe, source: ImageSource) -> ImageSource:
+    """The held-out part where the recipe trains on the "train" split, else the training images themselves."""
+    if recipe.data.split != "train":
+        return source
+    return open_source(recipe.data.model_copy(update={"split": "test", "size": source.size}))
+
+
+def validation(parts: Parts, encode: Callable[[Tensor, Noise], Tensor]) -> ValidationLoss:
+    """The objective on fixed images, noise and times: the same number for any batch size."""
+    recipe = parts.recipe
+    images, labels = read_images(validation_source(recipe, parts.source), VALIDATION_IMAGES)
+    cond = Condition(label=labels) if recipe.model.num_classes else Condition()
+    return ValidationLoss(recipe.objective, encode, images, cond, seed=recipe.training.seed, device=parts.device)

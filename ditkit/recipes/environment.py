@@ -1,0 +1,53 @@
+"""What a run was made with: versions, machine, git state of the working folder, fingerprints, seed."""
+
+from __future__ import annotations
+
+import os
+import platform
+import subprocess
+import sys
+from importlib import metadata
+from pathlib import Path
+
+import torch
+
+PACKAGES = ("ditkit", "torch", "numpy", "safetensors", "pydantic", "transformers", "diffusers", "scikit-learn")
+
+
+def environment(device: torch.device, **facts: object) -> dict:
+    """Versions of Python and packages, the device, threads, TF32 state and git state, plus `facts` (JSON values).
+
+    Nothing personal: no host name, no user name, no absolute path.
+    """
+    return {
+        "python": sys.version.split()[0],
+        "platform": f"{platform.system()} {platform.machine()}",
+        "packages": {name: version for name in PACKAGES if (version := _version(name))},
+        "device": torch.cuda.get_device_name(device) if device.type == "cuda" else device.type,
+        "cpu_count": os.cpu_count(),
+        "threads": torch.get_num_threads(),
+        "tf32": torch.backends.cuda.matmul.allow_tf32,
+        "git": git_state(Path.cwd()),
+        **facts,
+    }
+
+
+def git_state(folder: Path) -> dict | None:
+    """{"commit", "dirty"} of the repository around `folder`; None outside one or without git."""
+    try:
+        commit = _git(folder, "rev-parse", "HEAD")
+        return {"commit": commit, "dirty": bool(_git(folder, "status", "--porcelain", "--untracked-files=no"))}
+    except (OSError, subprocess.SubprocessError):
+        return None
+
+
+def _git(folder: Path, *words: str) -> str:
+    done = subprocess.run(["git", "-C", str(folder), *words], capture_output=True, text=True, timeout=5, check=True)
+    return done.stdout.strip()
+
+
+def _version(name: str) -> str | None:
+    try:
+        return metadata.version(name)
+    except metadata.PackageNotFoundError:
+        return None
