@@ -1,1 +1,103 @@
-"""The mathematics of diffusion: paths, predictions, densities, objectives, solvers, guidance. Torch only, no networks."""
+"""The mathematics of diffusion: paths, predictions, densities, objectives, solvers, guidance. Torch only, no nets."""
+
+from ditkit.diffusion.ddpm import DDPM, space_timesteps
+from ditkit.diffusion.guidance import CFG, AnyGuidance, Autoguidance, Guidance, first3
+from ditkit.diffusion.likelihood import log_likelihood
+from ditkit.diffusion.noise import BatchNoise, SampleNoise, philox_normal, philox_uniform
+from ditkit.diffusion.objective import AnyObjective, Auxiliary, Flow, ImprovedDDPM, Loss, drop_labels
+from ditkit.diffusion.path import (
+    EDM,
+    VP,
+    AnyPath,
+    Cosine,
+    Linear,
+    Path,
+    determinant,
+    expand,
+    interpolate,
+    log_snr,
+    velocity,
+)
+from ditkit.diffusion.prediction import KINDS, Estimate, Kind, convert, interval, network_input, target
+from ditkit.diffusion.sample import Denoise, SamplerSettings, sample
+from ditkit.diffusion.solvers import SOLVERS, Solver, find_solver
+from ditkit.diffusion.times import (
+    AnyDensity,
+    CosMap,
+    Discrete,
+    EDMLogNormal,
+    LogitNormal,
+    Mode,
+    Shifted,
+    Uniform,
+    grid_with_last,
+    resolution_shift,
+    shift,
+    uniform_grid,
+)
+from ditkit.diffusion.variational import Bound, bits_per_dimension
+from ditkit.diffusion.weight import AnyWeight, DensityWeight, Plain, SD3Weight, SiTWeight
+
+__all__ = [
+    "CFG",
+    "DDPM",
+    "EDM",
+    "KINDS",
+    "SOLVERS",
+    "VP",
+    "AnyDensity",
+    "AnyGuidance",
+    "AnyObjective",
+    "AnyPath",
+    "AnyWeight",
+    "Autoguidance",
+    "Auxiliary",
+    "BatchNoise",
+    "Bound",
+    "CosMap",
+    "Cosine",
+    "Denoise",
+    "DensityWeight",
+    "Discrete",
+    "EDMLogNormal",
+    "Estimate",
+    "Flow",
+    "Guidance",
+    "ImprovedDDPM",
+    "Kind",
+    "Linear",
+    "LogitNormal",
+    "Loss",
+    "Mode",
+    "Path",
+    "Plain",
+    "SD3Weight",
+    "SampleNoise",
+    "SamplerSettings",
+    "Shifted",
+    "SiTWeight",
+    "Solver",
+    "Uniform",
+    "bits_per_dimension",
+    "convert",
+    "determinant",
+    "drop_labels",
+    "expand",
+    "find_solver",
+    "first3",
+    "grid_with_last",
+    "interpolate",
+    "interval",
+    "log_likelihood",
+    "log_snr",
+    "network_input",
+    "philox_normal",
+    "philox_uniform",
+    "resolution_shift",
+    "sample",
+    "shift",
+    "space_timesteps",
+    "target",
+    "uniform_grid",
+    "velocity",
+]

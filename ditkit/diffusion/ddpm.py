@@ -10,6 +10,7 @@ import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import lru_cache
+from itertools import pairwise
 from typing import ClassVar, Literal
 
 import torch
@@ -55,7 +56,7 @@ class DDPM(Settings):
     @field_validator("indices")
     @classmethod
     def _rising(cls, indices: tuple[int, ...] | None) -> tuple[int, ...] | None:
-        if indices is not None and (indices[0] < 0 or any(b <= a for a, b in zip(indices, indices[1:], strict=False))):
+        if indices is not None and (indices[0] < 0 or any(b <= a for a, b in pairwise(indices))):
             raise ValueError("the kept steps must rise from 0 or more, each once")
         return indices
 
@@ -91,6 +92,12 @@ class DDPM(Settings):
     def times(self) -> Tensor:
         """The visited times (N,) float32, falling: k / (T - 1) of the kept steps, noise first."""
         return self.tables().index.flip(0).to(torch.float32) / (self.steps - 1)
+
+    def visited(self, steps: int, spacing: Literal["even", "ddim"] = "even") -> Tensor:
+        """The times (N,) float32, falling, of this chain cut down to `steps` visits: both ends, or ddimN's stride."""
+        spec = f"ddim{steps}" if spacing == "ddim" else steps
+        kept = self.tables().index[list(space_timesteps(self.length, spec))]
+        return kept.flip(0).to(torch.float32) / (self.steps - 1)
 
     def index(self, t: Tensor) -> Tensor:
         """Position (int64) of time t in the (respaced) chain; t must be one of its times, as `times` gives them."""

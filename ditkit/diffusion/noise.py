@@ -26,8 +26,9 @@ def _generator(seed: int, key: tuple[int, ...]) -> np.random.Generator:
     if len(key) > 4:
         raise ValueError(f"philox: at most 4 numbers beside the seed, given {len(key)}")
     words = [k % WORD for k in (*key, *[0] * (4 - len(key)))]
+    philox_key = np.array([seed % WORD, words[0]], dtype=np.uint64)
     counter = np.array([0, *words[1:]], dtype=np.uint64)
-    return np.random.Generator(np.random.Philox(key=np.array([seed % WORD, words[0]], dtype=np.uint64), counter=counter))
+    return np.random.Generator(np.random.Philox(key=philox_key, counter=counter))
 
 
 def philox_normal(seed: int, key: tuple[int, ...], shape: Sequence[int]) -> Tensor:

@@ -18,8 +18,8 @@ from ditkit.config import Settings
 from ditkit.diffusion.broadcast import expand
 from ditkit.diffusion.ddpm import DDPM
 
-__all__ = ["EDM", "VP", "AnyPath", "Cosine", "Linear", "Path", "determinant", "expand", "interpolate"]
-__all__ += ["log_snr", "velocity"]
+__all__ = ["DDPM", "EDM", "VP", "AnyPath", "Cosine", "Linear", "Path", "determinant", "expand"]
+__all__ += ["interpolate", "log_snr", "velocity"]
 
 
 class Path(Protocol):
@@ -58,7 +58,7 @@ class Linear(Settings):
 
 
 class Cosine(Settings):
-    """Generalised variance preserving, a quarter circle (SiT's GVP, REPA's cosine): alpha = cos, sigma = sin(pi t/2)."""
+    """Generalised variance preserving, a quarter circle (SiT's GVP, REPA's cosine): cos and sin of pi t / 2."""
 
     kind: Literal["cosine"] = "cosine"
     prior_scale: ClassVar[float] = 1.0

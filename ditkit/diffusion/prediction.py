@@ -30,16 +30,16 @@ def target(kind: Kind, path: Path, x: Tensor, eps: Tensor, t: Tensor) -> Tensor:
         return velocity(path, x, eps, t)
     if kind == "score":
         return -eps / expand(path.sigma(t), x)
-    alpha, sigma, std = expand(path.alpha(t), x), expand(path.sigma(t), x), expand(_spread(path, t), x)
+    alpha, sigma, std = expand(path.alpha(t), x), expand(path.sigma(t), x), expand(spread(path, t), x)
     return (sigma * x - path.sigma_data**2 * alpha * eps) / (path.sigma_data * std)  # (x - c_skip x_t) / c_out
 
 
 def network_input(path: Path, x_t: Tensor, t: Tensor) -> Tensor:
     """x_t as networks see it: on the EDM path divided by its standard deviation (c_in), else unchanged."""
-    return x_t / expand(_spread(path, t), x_t) if path.kind == "edm" else x_t
+    return x_t / expand(spread(path, t), x_t) if path.kind == "edm" else x_t
 
 
-def _spread(path: Path, t: Tensor) -> Tensor:
+def spread(path: Path, t: Tensor) -> Tensor:
     """Standard deviation of x_t for data of standard deviation sigma_data."""
     return torch.sqrt(path.sigma(t) ** 2 + (path.sigma_data * path.alpha(t)) ** 2)
 
@@ -111,7 +111,7 @@ class Estimate:
             d = self._divisor(determinant(self.path, self.t), "data")
             return (self._expand(self.path.d_sigma(self.t)) * self.x - self._expand(self._sigma) * value) / d
         if self.kind == "edm":
-            std, sd = self._expand(_spread(self.path, self.t)), self.path.sigma_data
+            std, sd = self._expand(spread(self.path, self.t)), self.path.sigma_data
             return (sd**2 * self._expand(self._alpha) * self.x / std + sd * self._expand(self._sigma) * value) / std
         return (self.x - self._expand(self._sigma) * self.noise) / self._divisor(self._alpha, "data")
 
@@ -125,7 +125,7 @@ class Estimate:
             d = self._divisor(determinant(self.path, self.t), "noise")
             return (self._expand(self._alpha) * value - self._expand(self.path.d_alpha(self.t)) * self.x) / d
         if self.kind == "edm":
-            std, sd = self._expand(_spread(self.path, self.t)), self.path.sigma_data
+            std, sd = self._expand(spread(self.path, self.t)), self.path.sigma_data
             return (self._expand(self._sigma) * self.x / std - sd * self._expand(self._alpha) * value) / std
         if self.kind == "score":
             return -self._expand(self._sigma) * value
