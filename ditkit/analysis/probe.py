@@ -80,7 +80,12 @@ def mean_and_error(values: Sequence[float]) -> Numbers:
 
 
 def probe_features(
-    train: dict[str, Tensor], labels: Tensor, test: dict[str, Tensor], test_labels: Tensor, draws: int = 5, seed: int = 0
+    train: dict[str, Tensor],
+    labels: Tensor,
+    test: dict[str, Tensor],
+    test_labels: Tensor,
+    draws: int = 5,
+    seed: int = 0,
 ) -> dict:
     """Score several feature sets (name -> (n, D)) on the same label draws.
 

@@ -1,7 +1,34 @@
 """Frozen networks behind small protocols: codecs, vision teachers, text encoders, and toy stand-ins of each."""
 
-from ditkit.pretrained.codec import PixelCodec
+from ditkit.pretrained.augment import Augment, default_augment
+from ditkit.pretrained.codec import PixelCodec, sample_posterior
+from ditkit.pretrained.identity import weight_hash
+from ditkit.pretrained.kl import KLCodec
+from ditkit.pretrained.load import TEACHERS, CodecSettings, TeacherSettings, load_codec, load_teacher
 from ditkit.pretrained.missing import PretrainedMissing
 from ditkit.pretrained.toy import ToyCodec, ToyExtractor, ToyTextEncoder
+from ditkit.pretrained.vision import VisionTeacher
+from ditkit.pretrained.vit import SelfTaught, ViT, ViTSettings, vit_settings
 
-__all__ = ["PixelCodec", "PretrainedMissing", "ToyCodec", "ToyExtractor", "ToyTextEncoder"]
+__all__ = [
+    "TEACHERS",
+    "Augment",
+    "CodecSettings",
+    "KLCodec",
+    "PixelCodec",
+    "PretrainedMissing",
+    "SelfTaught",
+    "TeacherSettings",
+    "ToyCodec",
+    "ToyExtractor",
+    "ToyTextEncoder",
+    "ViT",
+    "ViTSettings",
+    "VisionTeacher",
+    "default_augment",
+    "load_codec",
+    "load_teacher",
+    "sample_posterior",
+    "vit_settings",
+    "weight_hash",
+]

@@ -20,7 +20,9 @@ class Augment(Settings):
     scale: float = Field(0.15, ge=0, lt=1, description="Relative zoom, either way.")
     shear: float = Field(0.2, ge=0, description="Horizontal shear, either way.")
     shift: float = Field(0.125, ge=0, description="Share of the side, either way (1 pixel of 8).")
-    crop: float = Field(1.0, gt=0, le=1, description="Smallest share of the area that a random crop keeps; 1 = no crop.")
+    crop: float = Field(
+        1.0, gt=0, le=1, description="Smallest share of the area that a random crop keeps; 1 = no crop."
+    )
     flip: float = Field(0.0, ge=0, le=1, description="Probability of a mirror image.")
     contrast: float = Field(0.2, ge=0, lt=1, description="Relative contrast, either way.")
     brightness: float = Field(0.0, ge=0, description="Added light in [0, 1] units, either way.")

@@ -25,10 +25,10 @@ def optional(package: str, what: str) -> ModuleType:
     try:
         return importlib.import_module(package)
     except ImportError as error:
-        raise PretrainedMissing(what, f"it needs {package} (pip install 'ditkit[hf]'): {_line(error)}") from error
+        raise PretrainedMissing(what, f"it needs {package} (pip install 'ditkit[hf]'): {first_line(error)}") from error
 
 
-def _line(error: BaseException) -> str:
+def first_line(error: BaseException) -> str:
     """The first line of an error's text, short enough for one line."""
     text = str(error).strip().splitlines()
     return (text[0] if text else type(error).__name__)[:200]

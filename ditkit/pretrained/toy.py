@@ -78,7 +78,7 @@ class ToyTextEncoder:
         return _normal((self.width,), self.seed, 3, zlib.crc32(word.lower().encode()))
 
     def __call__(self, prompts: Sequence[str]) -> Condition:
-        """Prompts -> text (B, length, width), mask (B, length) True on words, pooled (B, width); empty text is zeros."""
+        """Prompts -> text (B, length, width), mask (B, length) True on words, pooled (B, width); no words: zeros."""
         text = torch.zeros(len(prompts), self.length, self.width)
         mask = torch.zeros(len(prompts), self.length, dtype=torch.bool)
         for row, prompt in enumerate(prompts):

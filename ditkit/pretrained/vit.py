@@ -86,12 +86,16 @@ class ViT(nn.Module):
         self.reset(generator)
 
     def reset(self, generator: torch.Generator | None = None) -> None:
-        """Xavier-uniform matrices, zero biases, positions of std 0.02, all drawn from `generator`."""
-        nn.init.normal_(self.position, std=0.02, generator=generator)
+        """Xavier-uniform matrices, zero biases, positions of std 0.5, all drawn from `generator`.
+
+        Positions as strong as that because contrastive learning of small images starts from where things are: with
+        the usual 0.02 the same accuracy on digits takes more than twice the steps.
+        """
+        nn.init.normal_(self.position, std=0.5, generator=generator)
         for module in self.modules():
             if isinstance(module, (nn.Linear, nn.Conv2d)):
                 nn.init.xavier_uniform_(module.weight.flatten(1), generator=generator)
-                nn.init.zeros_(module.bias)
+                module.bias.data.zero_()
 
     def forward(self, images: Tensor) -> Tensor:
         patches = self.patch(images)

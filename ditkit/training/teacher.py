@@ -28,7 +28,7 @@ Progress = Callable[[int, dict[str, float]], None]
 class TeacherTraining(Settings):
     """How the teacher is trained; the defaults are the measured digits recipe."""
 
-    steps: int = Field(600, ge=1, description="Optimiser steps.")
+    steps: int = Field(500, ge=1, description="Optimiser steps.")
     batch: int = Field(96, ge=2, description="Images a step; each gives two views.")
     learning_rate: float = Field(3e-3, gt=0, description="AdamW; cosine decay to 0.")
     weight_decay: float = Field(0.05, ge=0, description="AdamW, on matrices only.")
@@ -36,7 +36,9 @@ class TeacherTraining(Settings):
     temperature: float = Field(0.2, gt=0, description="NT-Xent temperature.")
     projector_width: int = Field(256, ge=1, description="Hidden width of the projector (with BatchNorm).")
     projector_out: int = Field(64, ge=1, description="Width in which views are compared.")
-    network: ViTSettings | None = Field(None, description="Shape of the ViT; None: chosen from image size and channels.")
+    network: ViTSettings | None = Field(
+        None, description="Shape of the ViT; None: chosen from image size and channels."
+    )
     augment: Augment | None = Field(None, description="Random views; None: chosen from the channels.")
 
 
@@ -92,7 +94,9 @@ def _fit(
     schedule = torch.optim.lr_scheduler.LambdaLR(optimiser, lambda step: _rate(step, settings))
     order = torch.Generator().manual_seed(seed + 2)
     draws = torch.Generator(device=device).manual_seed(seed + 3)
-    mean, std = (torch.tensor(v, device=device).view(1, -1, 1, 1) for v in (network.settings.mean, network.settings.std))
+    mean, std = (
+        torch.tensor(v, device=device).view(1, -1, 1, 1) for v in (network.settings.mean, network.settings.std)
+    )
     size = tuple(g * network.settings.patch for g in network.settings.grid)
     queue, losses, last = torch.empty(0, dtype=torch.long), [], time.perf_counter()
     for step in range(settings.steps):
@@ -125,14 +129,13 @@ def nt_xent(vectors: Tensor, temperature: float) -> tuple[Tensor, float]:
 
 
 def _projector(width: int, settings: TeacherTraining, generator: torch.Generator) -> nn.Sequential:
-    """Linear, BatchNorm, ReLU, Linear, BatchNorm: without BatchNorm SimCLR needs 2-3 times the steps here."""
-    hidden, out = settings.projector_width, settings.projector_out
+    """Linear, BatchNorm, ReLU, Linear: without the BatchNorm SimCLR needs 2-3 times the steps here."""
+    hidden = settings.projector_width
     projector = nn.Sequential(
         nn.Linear(width, hidden, bias=False),
         nn.BatchNorm1d(hidden),
         nn.ReLU(),
-        nn.Linear(hidden, out, bias=False),
-        nn.BatchNorm1d(out),
+        nn.Linear(hidden, settings.projector_out),
     )
     for layer in projector:
         if isinstance(layer, nn.Linear):
@@ -170,9 +173,12 @@ class _Images:
     """The images of a source as uint8 tensors, in memory if they take less than 512 MB; bad ones are listed."""
 
     def __init__(self, source: Source):
-        self.source, self.rejects = source, []
+        self.source = source
+        self.rejects: list[list[str]] = []
         self.good = list(range(len(source)))
-        self.kept: dict[int, Tensor] | None = {} if len(source) * math.prod(source.size) < 2**29 / source.channels else None
+        self.kept: dict[int, Tensor] | None = (
+            {} if len(source) * math.prod(source.size) < 2**29 / source.channels else None
+        )
         self.sample(2)
 
     def __len__(self) -> int:

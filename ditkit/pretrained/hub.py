@@ -1,0 +1,91 @@
+"""Pretrained networks from a local folder, the hub's cache, or the hub itself: in that order, and quickly."""
+
+from __future__ import annotations
+
+import os
+import warnings
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import TypeVar
+
+from ditkit.pretrained.missing import PretrainedMissing, first_line, optional
+
+T = TypeVar("T")
+TIMEOUT = 5.0  # seconds that the hub has to answer before it counts as out of reach
+
+
+def is_local(source: str) -> bool:
+    """Whether `source` means something on disk: it exists, or it does not look like a hub id (org/name)."""
+    return Path(source).expanduser().exists() or source.count("/") != 1 or source[0] in "./~"
+
+
+def offline() -> bool:
+    """Whether the user asked for no network (HF_HUB_OFFLINE or TRANSFORMERS_OFFLINE)."""
+    return any(
+        os.environ.get(name, "").upper() in ("1", "ON", "YES", "TRUE")
+        for name in ("HF_HUB_OFFLINE", "TRANSFORMERS_OFFLINE")
+    )
+
+
+def fetch(load: Callable[..., T], source: str, what: str) -> T:
+    """Call load(place, local_files_only=...) on the folder or hub id `source`; PretrainedMissing says why not.
+
+    A hub id is looked for in the cache first, so that a second run needs no network and gets the same weights. The
+    hub is asked once, with a short timeout, before transformers' own patient retries may start.
+    """
+    path = Path(source).expanduser()
+    if is_local(source):
+        if not path.is_dir():
+            raise PretrainedMissing(what, f"no folder {source!r} (a hub id looks like org/name)")
+        return _load(load, str(path), what, local=True)
+    try:
+        return _silently(load, source, local=True)
+    except Exception as error:  # transformers and diffusers raise many kinds for "not in the cache"
+        if offline():
+            raise PretrainedMissing(what, "not in the hub's cache, and HF_HUB_OFFLINE forbids the network") from error
+    _ask_hub(source, what)
+    return _load(load, source, what, local=False)
+
+
+def _silently(load: Callable[..., T], place: str, *, local: bool) -> T:
+    with warnings.catch_warnings():  # the libraries warn about each other's arguments
+        warnings.simplefilter("ignore")
+        return load(place, local_files_only=local)
+
+
+def _load(load: Callable[..., T], place: str, what: str, *, local: bool) -> T:
+    try:
+        return _silently(load, place, local=local)
+    except PretrainedMissing:
+        raise
+    except Exception as error:  # a damaged or foreign folder fails in many ways; all mean the same to the user
+        raise PretrainedMissing(what, first_line(error)) from error
+
+
+def _ask_hub(source: str, what: str) -> None:
+    hub = optional("huggingface_hub", what)
+    try:
+        hub.HfApi().model_info(source, timeout=TIMEOUT)
+    except hub.errors.GatedRepoError as error:
+        raise PretrainedMissing(what, "its licence must be accepted on the hub first") from error
+    except hub.errors.RepositoryNotFoundError as error:
+        raise PretrainedMissing(what, "the hub has no such model (or it is private)") from error
+    except Exception as error:  # whatever the HTTP client of the day raises
+        raise PretrainedMissing(what, f"not in the cache, and the hub is out of reach ({first_line(error)})") from error
+
+
+@contextmanager
+def quiet() -> Iterator[None]:
+    """Keep transformers' progress bars and load reports off the screen; what matters is checked and raised by us."""
+    from transformers.utils import logging
+
+    level, bars = logging.get_verbosity(), logging.is_progress_bar_enabled()
+    logging.set_verbosity_error()
+    logging.disable_progress_bar()
+    try:
+        yield
+    finally:
+        logging.set_verbosity(level)
+        if bars:
+            logging.enable_progress_bar()
