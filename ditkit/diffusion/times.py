@@ -127,7 +127,8 @@ class EDMLogNormal(Settings):
 
     def _limits(self) -> tuple[float, float]:
         """Of (log sigma - mean) / std."""
-        return tuple((math.log(s) - self.mean) / self.std for s in (self.path.sigma_min, self.path.sigma_max))
+        low, high = math.log(self.path.sigma_min), math.log(self.path.sigma_max)
+        return (low - self.mean) / self.std, (high - self.mean) / self.std
 
     def sample(self, n: int, noise: Noise) -> Tensor:
         low, high = (math.erfc(-z / math.sqrt(2)) / 2 for z in self._limits())

@@ -53,6 +53,8 @@ def variational_term(estimate: Estimate, x: Tensor, variance: Variance, clip: bo
     estimate: of x_t on a DDPM path; clip: keep its data in [-1, 1]. Gradients reach what the estimate carries.
     """
     path, x_t, t = estimate.path, estimate.x, estimate.t
+    if not isinstance(path, DDPM):
+        raise ValueError(f"the variational bound needs a DDPM path, not {path.kind!r}")
     data = estimate.data.clamp(-1, 1) if clip else estimate.data
     mean = path.posterior_mean(data, x_t, t)
     log_variance = path.log_variance(variance, t, estimate.variance)
