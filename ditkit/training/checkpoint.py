@@ -6,6 +6,8 @@
                             align_ema.safetensors   their average
                             optimizer.safetensors   AdamW's moments and counts
                             state.json              step, counters, settings, size and CRC-32 of every file
+
+"Latest" means the highest step number; dates and modification times play no part.
 """
 
 from __future__ import annotations
@@ -22,16 +24,14 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
-from ditkit.training.files import sync, write_text
+from ditkit.checkpoints import CheckpointError
+from ditkit.files import write_text
+from ditkit.training.files import sync
 
 Tensors = Mapping[str, Tensor]
 FORMAT = 1
 STATE = "state.json"
 _DRAFT = ".writing-"
-
-
-class CheckpointError(ValueError):
-    """A checkpoint is missing, incomplete or damaged; names the file and what is wrong with it."""
 
 
 class SaveError(OSError):
@@ -47,7 +47,7 @@ def list_steps(folder: str | os.PathLike) -> list[int]:
     """The steps that have a checkpoint under its final name, ascending by number; they may still be damaged."""
     home = checkpoints(Path(folder))
     found = home.iterdir() if home.is_dir() else ()
-    return sorted(int(p.name) for p in found if p.name.isdecimal() and p.is_dir())
+    return sorted(int(p.name) for p in found if p.name.isdecimal() and path_of(folder, int(p.name)) == p and p.is_dir())
 
 
 def path_of(folder: str | os.PathLike, step: int) -> Path:
@@ -149,7 +149,7 @@ def latest(folder: str | os.PathLike, say: Callable[[str], None] = lambda text: 
             problem = error
             say(f"checkpoint of step {step} is damaged and skipped: {error}")
     if problem is not None:
-        raise CheckpointError(f"none of the {len(steps)} checkpoints in {checkpoints(Path(folder))} is whole; {problem}")
+        raise CheckpointError(f"{checkpoints(Path(folder))}: none of the {len(steps)} checkpoints is whole; {problem}")
     return None
 
 

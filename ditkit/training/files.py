@@ -1,4 +1,4 @@
-"""Files that are either complete under their final name or not there."""
+"""The run folder: can it be written, and has what was written reached the disk."""
 
 from __future__ import annotations
 
@@ -30,12 +30,3 @@ def sync(path: Path) -> None:
         os.fsync(handle)
     finally:
         os.close(handle)
-
-
-def write_text(path: Path, text: str) -> None:
-    """Write `text` beside `path`, then rename: a reader, or a crash, sees the old file or the new one."""
-    draft = path.with_name(f".{path.name}.tmp")
-    draft.write_text(text, encoding="utf-8")
-    sync(draft)
-    draft.replace(path)
-    sync(path.parent)

@@ -78,8 +78,3 @@ class Stop:
         if self.signal:
             raise Interrupted("stopped at once; the last checkpoint is the state", 128 + number)
         self.signal = number
-
-    @property
-    def exit_code(self) -> int:
-        """The shell's code for the signal: 130 for Ctrl-C, 143 for SIGTERM."""
-        return 128 + self.signal

@@ -12,7 +12,7 @@ from pathlib import Path
 
 import torch
 
-from ditkit.training.files import write_text
+from ditkit.files import write_text
 
 Row = dict[str, float]
 STEP = ("data", "model", "optimizer")  # the parts of a step

@@ -8,7 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ditkit.diffusion import BatchNoise
+from ditkit.diffusion.noise import BatchNoise
 from ditkit.training.files import prepare
 from ditkit.training.guard import Interrupted, Stop
 from ditkit.training.log import Clock, Log, Row
@@ -52,15 +52,15 @@ def fit(
             update(state, values)
             state.seconds += clock.step("optimizer")
             report(state, clock, log)
-            failure = state.guard.failure(state.step, values)
-            if failure or stop.signal or state.step % settings.save_every == 0 or state.step == settings.steps:
-                save(state, clock, log)
             if on_step:
                 on_step(state.step, values)
+            failure, asked = state.guard.failure(state.step, values), stop.signal
+            if failure or asked or state.step % settings.save_every == 0 or state.step == settings.steps:
+                save(state, clock, log)
             if failure:
                 raise failure
-            if stop.signal:
-                raise Interrupted(_farewell(state), stop.exit_code)
+            if asked:
+                raise Interrupted(_farewell(state), 128 + asked)
     return state
 
 

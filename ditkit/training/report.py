@@ -5,6 +5,7 @@ from __future__ import annotations
 import torch
 
 from ditkit.training import checkpoint
+from ditkit.training.guard import NonFinite
 from ditkit.training.log import Clock, Log, Row, peak_memory
 from ditkit.training.optim import learning_rate
 from ditkit.training.state import State
@@ -45,10 +46,18 @@ def validate(state: State) -> Row:
 
 
 def save(state: State, clock: Clock, log: Log) -> None:
-    """Write a checkpoint of this step unless there is one already, then remove what keep_last no longer keeps."""
+    """Write a checkpoint of this step unless there is one already, then remove what keep_last no longer keeps.
+
+    Weights that are not finite are never saved: NonFinite says which checkpoint to go back to.
+    """
     settings, folder = state.job.settings, state.job.folder
     if state.saved == state.step or state.job.rank != 0:
         return
+    if not state.finite():
+        raise NonFinite(
+            f"step {state.step}: the weights are not finite and were not saved; good checkpoints: "
+            f"{checkpoint.list_steps(folder) or 'none'}. Resume from one with a lower training.lr or training.clip=1.0"
+        )
     checkpoint.write(folder, state.step, state.files(), state.numbers())
     state.saved = state.step
     checkpoint.prune(folder, settings.keep_last, settings.keep_every)

@@ -106,6 +106,11 @@ class State:
         """All that the optimizer updates."""
         return [p for group in self.optimizer.param_groups for p in group["params"]]
 
+    @torch.no_grad()
+    def finite(self) -> bool:
+        """Whether every weight that the optimizer updates is a number."""
+        return bool(torch.stack([p.isfinite().all() for p in self.parameters]).all())
+
     def files(self) -> dict[str, dict[str, Tensor]]:
         """The tensors of a checkpoint: file name -> tensors."""
         pairs = zip((("model", "ema"), ("align", "align_ema")), self.job.modules, self.emas, strict=False)
@@ -142,7 +147,9 @@ class State:
         for name, parameter in self._named():
             keys = {k: f"{k}.{name}" for k in ("step", "exp_avg", "exp_avg_sq")}
             if keys["step"] in moments:
-                self.optimizer.state[parameter] = {k: moments[full].to(parameter.device) for k, full in keys.items()}
+                self.optimizer.state[parameter] = {
+                    k: moments[full].to(parameter.device, copy=True) for k, full in keys.items()  # not the mapped file
+                }
         self.step = self.saved = step
         self.seconds = numbers["seconds"]
         self.guard.skipped, self.guard.in_row = numbers["skipped"], numbers["skipped_in_row"]
