@@ -1,0 +1,155 @@
+"""Curves as SVG text that can stand inside an HTML page: no file, no network, no global pyplot state.
+
+Lines have fixed colours and dashes by their position in the legend; text and axes take the page's own text colour,
+so that one drawing serves light and dark pages.
+"""
+
+from __future__ import annotations
+
+import html
+import io
+import itertools
+import json
+import math
+import re
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+COLOURS = ("#3a7bd5", "#e0702e", "#2f9e67", "#b05cc6", "#c99a10", "#7d8794")
+DASHES = ("", "6 2", "2 2", "8 2 2 2", "4 1", "1 2")  # told apart without colour too
+INK = "#010203"  # replaced by currentColor
+MOST_POINTS = 400
+
+
+@dataclass(frozen=True)
+class Series:
+    """One line: equally long x and y. smooth draws the raw values faintly under a running mean."""
+
+    name: str
+    x: Sequence[float]
+    y: Sequence[float]
+    smooth: bool = False
+
+    def __post_init__(self):
+        if len(self.x) != len(self.y):
+            raise ValueError(f"series {self.name!r}: {len(self.x)} x and {len(self.y)} y values")
+
+
+@dataclass(frozen=True)
+class Panel:
+    """One drawing; the lines' colours are given by the legend of the figure it is part of."""
+
+    title: str
+    series: Sequence[Series]
+    x_label: str = "step"
+    y_label: str = ""
+    log_y: bool = False
+
+    @property
+    def finite(self) -> list[Series]:
+        """The series without points that cannot be drawn (NaN, infinite, not positive on a log axis)."""
+        kept = []
+        for s in self.series:
+            points = [(x, y) for x, y in zip(s.x, s.y, strict=True) if math.isfinite(y) and (y > 0 or not self.log_y)]
+            if points:
+                xs, ys = zip(*points, strict=True)
+                kept.append(Series(s.name, xs, ys, s.smooth))
+        return kept
+
+
+def read_rows(path: str | Path) -> list[dict]:
+    """The rows of a run's metrics.jsonl; a torn last line (a killed run) is left out."""
+    rows = []
+    for line in Path(path).read_text(encoding="utf-8").splitlines():
+        try:
+            rows.append(json.loads(line))
+        except json.JSONDecodeError:
+            continue
+    return rows
+
+
+def series_of(rows: Iterable[Mapping], key: str, name: str, x: str = "step", smooth: bool = False) -> Series:
+    """The values of one column of metrics.jsonl; rows without it are passed over. A resumed run's later row wins."""
+    points = {row[x]: row[key] for row in rows if x in row and row.get(key) is not None}
+    return Series(name, list(points), [float(v) for v in points.values()], smooth)
+
+
+def running_mean(values: Sequence[float], share: float = 0.04) -> list[float]:
+    """Mean over `share` of the points around each, fewer towards the ends: it neither lags nor leans."""
+    n = len(values)
+    sums = [0.0, *itertools.accumulate(values)]
+    half = int(share * n / 2)
+    reach = [min(half, i, n - 1 - i) for i in range(n)]
+    return [(sums[i + r + 1] - sums[i - r]) / (2 * r + 1) for i, r in enumerate(reach)]
+
+
+def thin(x: Sequence[float], y: Sequence[float], most: int = MOST_POINTS) -> tuple[list[float], list[float]]:
+    """At most `most` of the points, evenly chosen, both ends kept."""
+    n = len(x)
+    if n <= most:
+        return list(x), list(y)
+    chosen = [round(i * (n - 1) / (most - 1)) for i in range(most)]
+    return [x[i] for i in chosen], [y[i] for i in chosen]
+
+
+def style(position: int) -> tuple[str, str]:
+    """(colour, SVG dash pattern) of the series at this place of the legend."""
+    return COLOURS[position % len(COLOURS)], DASHES[position % len(DASHES)]
+
+
+def draw(panel: Panel, order: Sequence[str], identity: str) -> str:
+    """The panel as an <svg> element. identity: unique in the page; every id inside begins with it."""
+    import matplotlib
+    from matplotlib.backends.backend_svg import FigureCanvasSVG
+    from matplotlib.figure import Figure
+
+    figure = Figure(figsize=(4.0, 2.5), layout="constrained")
+    FigureCanvasSVG(figure)
+    axes = figure.add_subplot()
+    for s in panel.finite:
+        colour, dash = style(order.index(s.name) if s.name in order else len(order))
+        pattern = (0, tuple(float(v) for v in dash.split())) if dash else "solid"
+        if s.smooth:
+            axes.plot(*thin(s.x, s.y), color=colour, alpha=0.25, linewidth=0.8)
+        y = running_mean(s.y) if s.smooth else s.y
+        marker = "o" if len(s.x) <= 12 else None
+        axes.plot(*thin(s.x, y), color=colour, linewidth=1.8, linestyle=pattern, marker=marker, markersize=3)
+    if panel.log_y:
+        axes.set_yscale("log")
+    axes.set_xlabel(panel.x_label, color=INK, parse_math=False)
+    axes.set_ylabel(panel.y_label, color=INK, parse_math=False)
+    axes.tick_params(colors=INK, which="both", labelsize=9)
+    axes.grid(True, color=INK, alpha=0.15, linewidth=0.6)
+    for side, spine in axes.spines.items():
+        spine.set_visible(side in ("left", "bottom"))
+        spine.set_color(INK)
+        spine.set_alpha(0.5)
+    buffer = io.StringIO()
+    plain = {"svg.fonttype": "none", "svg.hashsalt": identity, "font.family": "sans-serif"}
+    with matplotlib.rc_context(plain):
+        figure.savefig(buffer, format="svg", transparent=True, metadata={"Date": None})
+    return embeddable(buffer.getvalue(), identity, description(panel))
+
+
+def description(panel: Panel) -> str:
+    """The panel in words, for readers who do not see it: where each line ends."""
+    ends = [f"{s.name} ends at {s.y[-1]:.4g} at {panel.x_label} {s.x[-1]:g}" for s in panel.finite]
+    return f"{panel.title}: {'; '.join(ends) if ends else 'no values'}"
+
+
+def embeddable(svg: str, identity: str, label: str) -> str:
+    """A standalone SVG file as an element of an HTML page: no prologue, no metadata, ids of its own, a text label."""
+    svg = svg[svg.index("<svg") :]
+    svg = re.sub(r"<metadata>.*?</metadata>", "", svg, flags=re.DOTALL)
+    svg = re.sub(r"<!--.*?-->", "", svg, flags=re.DOTALL)
+    svg = re.sub(r'\sid="([^"]*)"', rf' id="{identity}-\1"', svg)
+    svg = re.sub(r'xlink:href="#', 'href="#', svg)
+    svg = re.sub(r'href="#', f'href="#{identity}-', svg)
+    svg = re.sub(r"url\(#", f"url(#{identity}-", svg)
+    svg = re.sub(r'<svg\s[^>]*?viewBox="([^"]*)"[^>]*>', r'<svg viewBox="\1" role="img" LABEL>', svg, count=1)
+    svg = re.sub(r"font-family: [^;\"]*;?\s*", "", svg)  # the page's own font
+    svg = re.sub(r"<style.*?</style>", "", svg, flags=re.DOTALL)
+    svg = re.sub(r"\s*\n\s*", " ", svg)
+    svg = svg.replace(INK, "currentColor")
+    return svg.replace("LABEL", f'aria-label="{html.escape(label)}"', 1).strip()
