@@ -1,0 +1,197 @@
+"""`ditkit show`: list the recipes, print one, compare two, and what they cost."""
+
+from __future__ import annotations
+
+from functools import cache
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+if TYPE_CHECKING:
+    from ditkit.models import AnyModel
+    from ditkit.recipes import Published, Recipe
+
+HIDDEN = {"name", "title", "source", "published", "notes", "unpublished"}  # not part of what is trained
+
+
+def show(
+    recipe: Annotated[
+        str | None, typer.Argument(help="dit.xl_2_256, mine.yaml, ./mine.py:big, a run; none: all")
+    ] = None,
+    overrides: Annotated[
+        list[str] | None, typer.Argument(help="training.lr=2e-4 ...", metavar="[KEY=VALUE]...")
+    ] = None,
+    json: Annotated[bool, typer.Option("--json", help="The resolved recipe (or the list) as JSON.")] = False,
+    diff: Annotated[str | None, typer.Option("--diff", help="Another recipe: print what differs.")] = None,
+    cost: Annotated[
+        bool, typer.Option("--cost", help="Parameters, GMACs of a forward pass, training compute.")
+    ] = False,
+    find: Annotated[str, typer.Option("--find", help="List only recipes whose name or title holds this text.")] = "",
+) -> None:
+    """Print recipes: all of them, one resolved, two compared, or what one costs.
+
+    Example: ditkit show sit.xl_2_256 --diff repa.xl_2_256
+    """
+    from ditkit.recipes import recipe as find_recipe
+
+    if recipe is None:
+        if diff:
+            raise ValueError("--diff compares two recipes: ditkit show dit.xl_2_256 --diff sit.xl_2_256")
+        listing(find, as_json=json, cost=cost)
+        return
+    chosen = find_recipe(recipe, overrides or ())
+    if diff:
+        print_diff(chosen, find_recipe(diff), as_json=json)
+    elif cost:
+        print_costs([chosen], as_json=json)
+    elif json:
+        from ditkit.config import dump
+
+        typer.echo(dump(chosen, "json"), nl=False)
+    else:
+        print_recipe(chosen)
+
+
+def listing(find: str, *, as_json: bool, cost: bool) -> None:
+    """All recipes as a table: name, title, parameters, best published FID without and with guidance, source."""
+    from ditkit.recipes import RECIPES
+    from ditkit.recipes import recipe as find_recipe
+
+    found = [r for name in RECIPES if find.lower() in (name + (r := find_recipe(name)).title).lower()]
+    if not found:
+        raise ValueError(f"no recipe's name or title holds {find!r} (ditkit show lists all)")
+    if cost:
+        print_costs(found, as_json=as_json)
+    elif as_json:
+        _print_json([{"name": r.name, "title": r.title, "source": r.source, "fid": _scores(r)} for r in found])
+    else:
+        lines = [(r.name, r.title, _parameters(r.model), *_scores(r), r.source) for r in found]
+        _table(("recipe", "title", "parameters", "FID", "FID guided", "source"), lines, right=(2, 3, 4))
+
+
+def print_recipe(recipe: Recipe) -> None:
+    """The recipe as YAML, unpublished values marked, then its notes and published scores."""
+    from ditkit.config import dump
+
+    typer.echo(f"# {recipe.name}: {recipe.title}\n# source: {recipe.source}")
+    kept = recipe.model_copy(update={"published": (), "notes": ()})
+    typer.echo(_marked(dump(kept), recipe.unpublished))
+    for note in recipe.notes:
+        typer.echo(f"note: {note}")
+    if not recipe.published:
+        typer.echo("published: no row; this recipe is not of a paper")
+        return
+    lines = [_published_line(p) for p in recipe.published]
+    names = ("table", "steps", "sampler", "guidance", "FID", "sFID", "IS", "prec.", "rec.", "acc.", "decoder", "note")
+    _table(names, lines, right=(1, 4, 5, 6, 7, 8, 9))
+
+
+def print_diff(a: Recipe, b: Recipe, *, as_json: bool) -> None:
+    """Dotted keys in which two recipes differ; names, notes and published scores are left out."""
+    from ditkit.config import diff
+
+    rows = diff(a, b, ignore=HIDDEN)
+    if as_json:
+        _print_json([row._asdict() for row in rows])
+    elif not rows:
+        typer.echo(f"{a.name} and {b.name} train and sample the same")
+    else:
+        _table(("key", a.name, b.name), [(key, _cell(x), _cell(y)) for key, x, y in rows])
+
+
+def print_costs(recipes: list[Recipe], *, as_json: bool) -> None:
+    """Parameters, GMACs of one forward pass and of sampling one image, training compute (batch x steps x 3 passes)."""
+    from ditkit.analysis.cost import cost
+
+    spend = cache(cost)
+    lines = []
+    for r in recipes:
+        spent = spend(r.model)
+        training = 3 * spent.gmacs * r.training.batch * r.training.steps  # backward is about two forwards (DiT, sec. 5)
+        lines.append((r.name, spent.trainable, round(spent.gmacs, 2), r.training.steps, f"{training:.3g}"))
+    names = ("recipe", "parameters", "GMACs", "steps", "training GMACs")
+    if as_json:
+        _print_json([dict(zip(names, line, strict=True)) for line in lines])
+    else:
+        _table(names, [(n, f"{p:,}", f"{g:.2f}", f"{s:,}", t) for n, p, g, s, t in lines], right=(1, 2, 3, 4))
+        typer.echo(
+            "GMACs: multiply-accumulates of one forward pass of one image (papers write Gflops); codec not counted"
+        )
+
+
+@cache
+def _parameters(settings: AnyModel) -> str:
+    """Trainable parameters as the papers print them: 675M."""
+    import torch
+
+    from ditkit.models import build_model
+
+    with torch.device("meta"):
+        count = sum(p.numel() for p in build_model(settings).parameters() if p.requires_grad)
+    return f"{count / 1e6:.3g}M"
+
+
+def _scores(recipe: Recipe) -> tuple[str, str]:
+    """The best published FID without and with guidance, of 50,000 images."""
+    rows = [p for p in recipe.published if p.fid is not None and p.images == 50_000]
+    plain = [p.fid for p in rows if p.sampling.guidance is None]
+    guided = [p.fid for p in rows if p.sampling.guidance is not None]
+    return (f"{min(plain):g}" if plain else "", f"{min(guided):g}" if guided else "")
+
+
+def _published_line(p: Published) -> tuple[str, ...]:
+    g = p.sampling.guidance
+    guidance = "" if g is None else f"{g.scale:g}"
+    if g is not None and (g.low, g.high) != (0.0, 1.0):
+        guidance += f" on [{g.low:g}, {g.high:g}]"
+    if g is not None and g.channels:
+        guidance += f", {g.channels} channels"
+    scores = (p.fid, p.sfid, p.inception_score, p.precision, p.recall, p.accuracy)
+    note = "; ".join(
+        x for x in (p.note, "" if p.images == 50_000 else f"{p.images:,} images", "" if p.exact else "≈") if x
+    )
+    form = f" {p.sampling.options['form']}" if "form" in p.sampling.options else ""
+    decoder = p.decoder.rpartition("sd-vae-")[2]
+    return (
+        p.table, f"{p.steps:,}", f"{p.sampling.solver} {p.sampling.steps}{form}", guidance,
+        *("" if s is None else f"{s:g}" for s in scores), decoder, note,
+    )  # fmt: skip
+
+
+def _marked(text: str, unpublished: tuple[str, ...]) -> str:
+    """YAML with "# ours" behind each key that the paper never gave (and so all below it)."""
+    lines, path = [], []
+    for line in text.splitlines():
+        body = line.lstrip(" -")
+        depth = (len(line) - len(body)) // 2
+        path = [*path[:depth], body.partition(":")[0]]
+        mark = "  # ours: not published" if ".".join(path) in unpublished else ""
+        lines.append(line + mark)
+    return "\n".join(lines)
+
+
+def _cell(value: object) -> str:
+    return "-" if value is None else str(value)
+
+
+def _print_json(value: object) -> None:
+    import json
+
+    typer.echo(json.dumps(value, indent=2))
+
+
+def _table(names: tuple[str, ...], lines: list[tuple], right: tuple[int, ...] = ()) -> None:
+    """A plain table: as wide as the terminal when there is one, never cut when piped."""
+    from rich.console import Console
+    from rich.markup import escape
+    from rich.table import Table
+
+    console = Console(highlight=False)
+    if not console.is_terminal:
+        console = Console(highlight=False, width=400)
+    table = Table(box=None, pad_edge=False, header_style="bold")
+    for i, name in enumerate(names):
+        table.add_column(name, justify="right" if i in right else "left", overflow="fold")
+    for line in lines:
+        table.add_row(*(escape(str(cell)) for cell in line))
+    console.print(table)

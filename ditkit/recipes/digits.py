@@ -1,0 +1,44 @@
+"""The demo: scikit-learn's 1,797 handwritten digits (8x8, 10 classes), minutes on two CPU cores.
+
+Measured before: DiT 128 x 4 needs about 61 ms a step; REPA adds 13 % and lowers the Frechet distance by 13-15 % at
+400 steps and 10-13 % at 800. Scored without guidance (guidance narrows the classes); pictures are drawn with it.
+"""
+
+from __future__ import annotations
+
+from ditkit.align import AlignSettings, Cosine
+from ditkit.data import DataSettings
+from ditkit.diffusion import Flow, Linear, SamplerSettings, Uniform
+from ditkit.models import DiTSettings
+from ditkit.pretrained import CodecSettings, TeacherSettings
+from ditkit.recipes.recipe import Recipe
+from ditkit.training import TrainSettings
+
+
+def sit() -> Recipe:
+    """SiT in pixels, patch 2 (16 tokens), 800 steps."""
+    return Recipe(
+        title="SiT on digits",
+        source="ours: the demo",
+        model=DiTSettings(depth=4, width=128, heads=4, patch=2, channels=1, size=(8, 8), num_classes=10),
+        data=DataSettings(source="digits", size=8, channels=1),
+        codec=CodecSettings(kind="pixels"),
+        objective=Flow(path=Linear(), prediction="velocity", density=Uniform(), drop=0.1),
+        training=TrainSettings(
+            steps=800, batch=64, lr=2e-3, ema=0.99, log_every=10, validate_every=200, save_every=400, keep_last=1
+        ),
+        sampling=SamplerSettings(solver="euler", steps=25),
+    )
+
+
+def repa() -> Recipe:
+    """The same with REPA at block 2 towards a teacher that `ditkit teacher` trains on the same images."""
+    changes = {
+        "title": "SiT + REPA on digits",
+        "align": AlignSettings(depth=2, weight=0.5, projector_width=256, similarity=Cosine()),
+        "teachers": (TeacherSettings(kind="selftaught", source="teacher"),),
+    }
+    return sit().with_(changes)
+
+
+ROWS = (sit, repa)
