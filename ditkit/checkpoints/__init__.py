@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Mapping
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -15,7 +16,8 @@ from ditkit.checkpoints.files import Weights, folder_shape, read, select
 from ditkit.checkpoints.keys import without_wrappers
 from ditkit.checkpoints.published import CheckpointError, Converter, Published, Shape, State
 from ditkit.checkpoints.repa import REPA
-from ditkit.diffusion import AnyPath, Kind
+from ditkit.diffusion.path import AnyPath
+from ditkit.diffusion.prediction import Kind
 
 SOURCES: dict[str, Converter] = {c.source: c for c in (DIT, SIT, REPA, DIFFUSERS_DIT)}
 
@@ -31,10 +33,10 @@ def load_published(
 ) -> Published:
     """Load a published checkpoint into our conventions.
 
-    checkpoint: a .pt or .safetensors file, a diffusers folder, or the dictionary that such a file holds (a state dict, or
-    one with model / ema / state_dict inside; `weights` chooses). source: a name in SOURCES. shape: what tensors cannot
-    tell (fields of `Shape`: heads, null, align_depth, size, ...; default: the published table). path, prediction: for a
-    SiT or REPA trained otherwise than published. Tensors are copied, keep their dtype, and live where they were.
+    checkpoint: a .pt or .safetensors file, a diffusers folder, or the dictionary that such a file holds (a state dict,
+    or one with model / ema / state_dict inside; `weights` chooses). source: a name in SOURCES.
+    shape: what tensors cannot tell (fields of `Shape`: heads, null, align_depth, size; default: the published table).
+    path, prediction: for a model trained otherwise than published. Tensors are copied; dtype and device stay.
     Raises CheckpointError (a ValueError): unknown source, unsafe file, wrong family, or keys that do not match, listed.
     """
     converter = _converter(source)
@@ -48,7 +50,7 @@ def load_published(
     state, found = select(content, weights)
     arguments = Shape.read(source, converter.arguments, shape)
     published = converter.load(without_wrappers(state), arguments, path, prediction)
-    return Published(**{**vars(published), "weights": found})
+    return replace(published, weights=found)
 
 
 def export_published(
@@ -58,7 +60,7 @@ def export_published(
     *,
     prediction: Kind | None = None,
 ) -> State:
-    """The exact inverse of `load_published`: official keys, equal tensors (copies), ready for safetensors or torch.save.
+    """The exact inverse of `load_published`: official keys, equal tensors (copies), ready to save.
 
     prediction: what the model predicts, where it is not the family's published one. Raises CheckpointError with the
     reason when the official class could not load the model or would compute something else (another time map, say).

@@ -15,7 +15,9 @@ from torch import Tensor, nn
 from ditkit.checkpoints.families import require
 from ditkit.checkpoints.keys import Table, check, inverse, need, rename
 from ditkit.checkpoints.published import CheckpointError, Published, Shape, State
-from ditkit.diffusion import DDPM, AnyPath, Kind, Linear
+from ditkit.diffusion.ddpm import DDPM
+from ditkit.diffusion.path import AnyPath, Linear
+from ditkit.diffusion.prediction import Kind
 from ditkit.models import SIZES, DiT, DiTSettings
 
 _TABLE: Table = (
@@ -47,15 +49,13 @@ class Official:
         require(self.source, state)
         prediction = self._kind(prediction)
         settings = self.settings(state, shape)
+        check(self.source, state, self.blank(settings))
+        ours = {rename(name, _TABLE): value.clone() for name, value in state.items()}
+        ours["position"] = ours["position"].squeeze(0)
+        self._fold_sign(ours, prediction, "final.linear")
         with torch.device("meta"):
             model = DiT(settings)
-        ours = model.state_dict()
-        names = {key: rename(key, inverse(_TABLE)) for key in ours}
-        shapes = {names[k]: v.shape if k != "position" else torch.Size((1, *v.shape)) for k, v in ours.items()}
-        check(self.source, state, shapes)
-        loaded = {key: _reshaped(key, state[name]).clone() for key, name in names.items()}
-        self._fold_sign(loaded, prediction)
-        model.load_state_dict(loaded, assign=True)
+        model.load_state_dict(ours, assign=True)
         return Published(model.eval(), path or self.path, prediction, None, None, settings, self.source)
 
     def export(self, model: nn.Module, projectors: nn.ModuleList | None, prediction: Kind | None) -> State:
@@ -65,10 +65,14 @@ class Official:
                 f"export_published: source {self.source!r} has no projectors; leave them out, or use 'repa'"
             )
         self._exportable(model)
-        state = {k: v.detach().clone() for k, v in model.state_dict().items()}
-        self._fold_sign(state, self._kind(prediction))
-        state["position"] = state["position"].unsqueeze(0)
-        return {rename(k, inverse(_TABLE)): v for k, v in state.items()}
+        state = self._official(model)
+        self._fold_sign(state, self._kind(prediction), "final_layer.linear")
+        return state
+
+    def blank(self, settings: DiTSettings) -> State:
+        """The official state dict of such a model, on the meta device: its keys and shapes."""
+        with torch.device("meta"):
+            return self._official(DiT(settings))
 
     def settings(self, state: State, shape: Shape) -> DiTSettings:
         """Sizes from the tensors; heads from qk-norm, the published table or the argument."""
@@ -82,11 +86,15 @@ class Official:
             "final_layer.linear.bias",
         )
         width, channels, patch = patch_weight.shape[:3]
-        depth = 1 + max(int(k.split(".")[1]) for k in state if k.startswith("blocks."))
+        depth = 1 + max(int(k.split(".")[1]) for k in state if k.startswith("blocks.") and k.split(".")[1].isdigit())
         side = math.isqrt(table.shape[1])
         if side * side != table.shape[1]:
             raise CheckpointError(
                 f"source {self.source!r}: pos_embed has {table.shape[1]} tokens, which is no square grid"
+            )
+        if len(labels) == shape.null:
+            raise CheckpointError(
+                f"source {self.source!r}: the label table has one row, the null label's; give null=False"
             )
         q_norm = state.get("blocks.0.attn.q_norm.weight") if self.qk_norm else None
         return DiTSettings(
@@ -111,10 +119,15 @@ class Official:
             raise CheckpointError(f"source {self.source!r} predicts {' or '.join(self.predictions)}, not {kind}")
         return kind
 
-    def _fold_sign(self, state: State, prediction: Kind) -> None:
+    def _official(self, model: nn.Module) -> State:
+        state = {rename(k, inverse(_TABLE)): v.detach().clone() for k, v in model.state_dict().items()}
+        state["pos_embed"] = state["pos_embed"].unsqueeze(0)
+        return state
+
+    def _fold_sign(self, state: State, prediction: Kind, layer: str) -> None:
         """A family whose time runs backwards has the opposite velocity; noise and score have the same sign."""
         if self.time[0] < 0 and prediction == "velocity":
-            for key in ("final.linear.weight", "final.linear.bias"):
+            for key in (f"{layer}.weight", f"{layer}.bias"):
                 state[key] = -state[key]
 
     def _exportable(self, model: nn.Module) -> None:
@@ -126,8 +139,8 @@ class Official:
         refusals = (
             (
                 (s.time_scale, s.time_offset) != self.time,
-                f"it sees network time {s.time_scale:g} t + {s.time_offset:g}, the family {scale:g} t + {offset:g}, and a "
-                f"time embedding cannot be remapped; train with time_scale={scale:g}, time_offset={offset:g}",
+                f"it sees network time {s.time_scale:g} t + {s.time_offset:g}, the family {scale:g} t + {offset:g}, "
+                f"and a time embedding cannot be remapped; train with time_scale={scale:g}, time_offset={offset:g}",
             ),
             (s.conditioning != "adaln_zero", f"its conditioning is {s.conditioning}; only adaln_zero was released"),
             (s.num_classes == 0, "it is unconditional; the official class has a label table"),
@@ -146,16 +159,12 @@ def _heads(source: str, depth: int, width: int, given: int | None, q_norm: Tenso
     told = _HEADS.get((depth, width)) if q_norm is None else width // len(q_norm)
     if q_norm is not None and given not in (None, told):
         raise CheckpointError(f"source {source!r}: heads={given}, but the qk-norm tensors say {told}")
-    if given is None and told is None:
+    heads = told if given is None else given
+    if heads is None:
         raise CheckpointError(f"source {source!r}: {depth} blocks of width {width} are no published size; give heads=")
-    heads = given or told
     if width % heads:
         raise CheckpointError(f"source {source!r}: heads={heads} does not divide width {width}")
     return heads
-
-
-def _reshaped(key: str, tensor: Tensor) -> Tensor:
-    return tensor.squeeze(0) if key == "position" else tensor
 
 
 DIT = Official("dit", (999.0, 0.0), DDPM(), ("noise", "data"), "learned")

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
 
-from torch import Size, Tensor
+from torch import Tensor
 
 from ditkit.checkpoints.published import CheckpointError, State
 
@@ -45,17 +45,17 @@ def listed(names: Iterable[str]) -> str:
     return ", ".join(names[:_SHOWN]) + more
 
 
-def check(source: str, given: Mapping[str, Tensor], expected: Mapping[str, Size]) -> None:
-    """Raise CheckpointError unless keys and shapes of `given` are exactly `expected`; every difference is listed."""
+def check(source: str, given: Mapping[str, Tensor], expected: Mapping[str, Tensor]) -> None:
+    """Raise CheckpointError unless keys and shapes of `given` are those of `expected`; every difference is listed."""
     problems = []
     if missing := expected.keys() - given.keys():
         problems.append(f"missing {listed(missing)}")
     if unknown := given.keys() - expected.keys():
         problems.append(f"unknown {listed(unknown)}")
     shapes = [
-        f"{k} {tuple(given[k].shape)} instead of {tuple(expected[k])}"
+        f"{k} {tuple(given[k].shape)} instead of {tuple(expected[k].shape)}"
         for k in expected.keys() & given.keys()
-        if given[k].shape != expected[k]
+        if given[k].shape != expected[k].shape
     ]
     if shapes:
         problems.append(f"shape {listed(shapes)}")

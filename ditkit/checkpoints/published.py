@@ -10,7 +10,9 @@ from pydantic import Field, ValidationError
 from torch import Tensor, nn
 
 from ditkit.config import Settings
-from ditkit.diffusion import AnyPath, Kind
+from ditkit.diffusion.path import AnyPath
+from ditkit.diffusion.prediction import Kind
+from ditkit.models import AnyModel
 
 State = dict[str, Tensor]
 
@@ -28,7 +30,7 @@ class Published:
     prediction: Kind
     projectors: nn.ModuleList | None
     align_depth: int | None
-    settings: Settings
+    settings: AnyModel
     source: str
     weights: str = "flat"  # which copy of a training file: "ema", "raw"; "flat" files do not say (publishers ship EMA)
 

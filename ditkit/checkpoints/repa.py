@@ -12,9 +12,11 @@ from torch import Tensor, nn
 
 from ditkit.align import Projector
 from ditkit.checkpoints.dit import Official
+from ditkit.checkpoints.families import require
 from ditkit.checkpoints.keys import check, need
 from ditkit.checkpoints.published import CheckpointError, Published, Shape, State
-from ditkit.diffusion import AnyPath, Kind, Linear
+from ditkit.diffusion.path import AnyPath, Linear
+from ditkit.diffusion.prediction import Kind
 from ditkit.models import SIZES
 
 # REPA-p and the authors' correction (facts 1.5): B aligns block 4, L and XL block 8
@@ -31,7 +33,8 @@ class Repa:
 
     def load(self, state: State, shape: Shape, path: AnyPath | None, prediction: Kind | None) -> Published:
         """Official tensors -> model, projectors (None where the file has none) and the block that they read."""
-        state, legacy_depth = _modern_keys(state)
+        require(self.source, state)
+        state, legacy_depth = modern_keys(state)
         body = {k: v for k, v in state.items() if not k.startswith("projectors.")}
         heads = {k.removeprefix("projectors."): v for k, v in state.items() if k.startswith("projectors.")}
         published = _BODY.load(body, shape, path, prediction)
@@ -58,7 +61,7 @@ class Repa:
         return state
 
 
-def _modern_keys(state: State) -> tuple[State, int | None]:
+def modern_keys(state: State) -> tuple[State, int | None]:
     """Legacy `decoder_blocks.j` is block j + E, with E = number of `blocks.`; returns E too, None for modern files."""
     if not any(k.startswith("decoder_blocks.") for k in state):
         return state, None
@@ -83,7 +86,7 @@ def _projectors(state: dict[str, Tensor]) -> nn.ModuleList:
             Projector(state[f"{i}.0.weight"].shape[1], len(state[f"{i}.4.weight"]), len(state[f"{i}.0.weight"]))
             for i in range(count)
         )
-    expected = {f"projectors.{k}": v.shape for k, v in projectors.state_dict().items()}
+    expected = {f"projectors.{k}": v for k, v in projectors.state_dict().items()}
     check("repa", {f"projectors.{k}": v for k, v in state.items()}, expected)
     projectors.load_state_dict({k: v.clone() for k, v in state.items()}, assign=True)
     return projectors

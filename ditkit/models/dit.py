@@ -200,12 +200,14 @@ class DiT(nn.Module):
         for module in self.modules():
             if isinstance(module, nn.Linear):  # every Linear first; fused qkv is one matrix, so its bound is smaller
                 nn.init.xavier_uniform_(module.weight, generator=generator)
-                nn.init.zeros_(module.bias)
-        nn.init.xavier_uniform_(self.patch.project.weight.flatten(1), generator=generator)  # as a Linear of C P P
-        nn.init.zeros_(self.patch.project.bias)
-        for layer in (self.time.mlp[0], self.time.mlp[2], self.label and self.label.table):
-            if layer is not None:
-                nn.init.normal_(layer.weight, std=0.02, generator=generator)
+                if module.bias is not None:
+                    nn.init.zeros_(module.bias)
+        weight, bias = self.patch.project.parameters()
+        nn.init.xavier_uniform_(weight.flatten(1), generator=generator)  # as a Linear of C P P numbers
+        nn.init.zeros_(bias)
+        embeddings = [*self.time.mlp.parameters(), *(self.label.parameters() if self.label else ())]
+        for weight in (p for p in embeddings if p.ndim == 2):
+            nn.init.normal_(weight, std=0.02, generator=generator)
         for module in self.modules():
             if isinstance(module, Modulation):  # adaLN-Zero: every block starts as the identity
                 nn.init.zeros_(module.linear.weight)

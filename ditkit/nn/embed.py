@@ -31,7 +31,7 @@ class TimeEmbed(nn.Module):
 
     def forward(self, t: Tensor) -> Tensor:
         waves = sinusoid(t, self.features, self.max_period)  # (B, features)
-        return self.mlp(waves.to(self.mlp[0].weight.dtype))
+        return self.mlp(waves.to(next(self.mlp.parameters()).dtype))
 
 
 class LabelEmbed(nn.Module):

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 from typing import Literal
 
-from torch import nn
+import torch
+from torch import Tensor, nn
 
 QKNorm = Literal["none", "layer", "rms"]
 
@@ -14,10 +15,22 @@ def layer_norm(width: int, *, affine: bool = False) -> nn.LayerNorm:
     return nn.LayerNorm(width, eps=1e-6, elementwise_affine=affine)
 
 
+class RMSNorm(nn.Module):
+    """weight x / rms(x) over the last axis, computed in float32 whatever autocast says; answers in the dtype of x."""
+
+    def __init__(self, width: int, eps: float = 1e-6):
+        super().__init__()
+        self.eps = eps
+        self.weight = nn.Parameter(torch.ones(width))
+
+    def forward(self, x: Tensor) -> Tensor:
+        return nn.functional.rms_norm(x.float(), x.shape[-1:], self.weight.float(), self.eps).to(x.dtype)
+
+
 def head_norm(kind: QKNorm, head_width: int) -> nn.Module:
-    """Norm of queries and keys over one head: REPA's "layer" (LayerNorm, eps 1e-5, affine), "rms" (eps 1e-6), "none"."""
+    """Norm of queries and keys over a head: "layer" (REPA: LayerNorm, eps 1e-5, affine), "rms" (eps 1e-6) or "none"."""
     if kind == "layer":
         return nn.LayerNorm(head_width, eps=1e-5)
     if kind == "rms":
-        return nn.RMSNorm(head_width, eps=1e-6)
+        return RMSNorm(head_width)
     return nn.Identity()

@@ -1,0 +1,202 @@
+"""export_published is the exact inverse of load_published: same keys, equal tensors, for every source and size."""
+
+import re
+
+import pytest
+import torch
+
+from ditkit.align import Projector
+from ditkit.checkpoints import SOURCES, CheckpointError, export_published, load_published
+from ditkit.models import Condition, DiT, DiTSettings, dit_settings
+
+RECORDED = [
+    ("dit_forward_learnsigma", "dit", {"heads": 3}),
+    ("dit_forward_fixedsigma", "dit", {"heads": 4}),
+    ("dit_sampling", "dit", {"heads": 4}),
+    ("sit_forward", "sit", {"heads": 4}),
+    ("repa_forward_1enc", "repa", {"heads": 4, "align_depth": 2}),
+    ("repa_forward_2enc", "repa", {"align_depth": 1}),
+    ("diffusers_dit_pair", "diffusers-dit", {"heads": 4, "size": (8, 8)}),
+]
+TIMES = {"dit": (999.0, 0.0), "sit": (-1.0, 1.0), "repa": (1.0, 0.0), "diffusers-dit": (999.0, 0.0)}
+
+
+def tiny(source="dit", **overrides):
+    """A random model with the time map of `source`."""
+    scale, offset = TIMES[source]
+    base = {"depth": 2, "width": 32, "heads": 4, "size": (8, 8), "num_classes": 5}
+    settings = DiTSettings(**{**base, "time_scale": scale, "time_offset": offset, **overrides})
+    model = DiT(settings)
+    generator = torch.Generator().manual_seed(0)
+    with torch.no_grad():
+        for p in model.parameters():
+            p.normal_(std=0.1, generator=generator)
+    return model
+
+
+def equal(a, b):
+    return a.keys() == b.keys() and all(torch.equal(a[k], b[k]) for k in a)
+
+
+def recorded_state(reference, name):
+    state = reference(name).state
+    if name == "diffusers_dit_pair":
+        return {k.removeprefix("diffusers."): v for k, v in state.items() if k.startswith("diffusers.")}
+    return state
+
+
+@pytest.mark.parametrize("name, source, shape", RECORDED)
+def test_recorded_weights_come_back(reference, name, source, shape):
+    state = recorded_state(reference, name)
+    before = {k: v.clone() for k, v in state.items()}
+    published = load_published(state, source, **shape)
+    assert equal(export_published(published.model, source, published.projectors), before)
+    with torch.no_grad():  # a loaded model is a copy: training it leaves the caller's tensors alone
+        for p in published.model.parameters():
+            p.add_(1)
+    assert equal(state, before)
+
+
+@pytest.mark.parametrize("source", SOURCES)
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_own_models_come_back(source, dtype):
+    model = tiny(source).to(dtype)
+    projectors = torch.nn.ModuleList([Projector(32, 6, 8), Projector(32, 10, 8)]) if source == "repa" else None
+    state = export_published(model, source, projectors)
+    shape = {"align_depth": 1} if source == "repa" else {"size": (8, 8)} if source == "diffusers-dit" else {}
+    again = load_published(state, source, heads=4, **shape)
+    assert again.settings == model.settings and again.source == source
+    assert equal(again.model.state_dict(), model.state_dict())
+    assert equal(export_published(again.model, source, again.projectors), state)
+    if source == "repa":
+        assert equal(again.projectors.state_dict(), projectors.state_dict()) and again.align_depth == 1
+
+
+def _expanded(template):
+    for key, shapes in template.items():
+        for entry in shapes:
+            first, last = map(int, entry.get("i", "0..0").split(".."))
+            for i in range(first, last + 1):
+                yield key.replace("{i}", str(i)), torch.empty(entry["shape"], device="meta")
+
+
+@pytest.mark.parametrize("row, source", [("facebookresearch/DiT:DiT-XL/2", "dit"), ("willisma/SiT:SiT-XL/2", "sit"),
+                                         ("sihyun-yu/REPA:SiT-XL/2", "repa")])  # fmt: skip
+def test_published_xl_needs_no_arguments(reference, row, source):
+    """Keys and shapes of the real files, on the meta device: heads and depth come from the published table."""
+    info = reference("state_keys_full").meta["info"][row]
+    state = dict(_expanded(info["keys"]))
+    published = load_published(state, source)
+    scale, offset = TIMES[source]
+    variance = {"dit": "learned", "sit": "dropped", "repa": "none"}[source]
+    assert published.settings == dit_settings("XL/2", variance=variance, time_scale=scale, time_offset=offset)
+    assert published.align_depth == (8 if source == "repa" else None)
+    back = export_published(published.model, source, published.projectors)
+    assert {k: v.shape for k, v in back.items()} == {k: v.shape for k, v in state.items()}
+    assert (len(back), sum(v.numel() for v in back.values())) == (info["tensors"], info["state_elements"])
+
+
+def test_parameter_counts_of_every_published_row(reference):
+    case = reference("state_keys_full")
+    rows = [
+        r for r in case.meta["info"] if r.startswith(("facebookresearch/DiT", "willisma/SiT", "sihyun-yu/REPA:SiT"))
+    ]
+    assert len(rows) == 16
+    for row in rows:
+        family, name = row.split(":")
+        size = re.sub(r"^\w+-", "", name)
+        source = {"DiT": "dit", "SiT": "sit", "REPA": "repa"}[family.split("/")[1]]
+        variance = {"dit": "learned", "sit": "dropped", "repa": "none"}[source]
+        scale, offset = TIMES[source]
+        with torch.device("meta"):
+            model = DiT(dit_settings(size, variance=variance, time_scale=scale, time_offset=offset))
+            projectors = torch.nn.ModuleList([Projector(model.settings.width, 768)]) if source == "repa" else None
+        state = export_published(model, source, projectors)
+        info = case.meta["info"][row]
+        count = sum(v.numel() for v in state.values())
+        assert (count, len(state)) == (info["parameters"], info["tensors"]), row
+        assert count - state["pos_embed"].numel() == info["trainable"], row
+        case.close(f"params.{row}", torch.tensor(count))
+
+
+def test_paths_and_predictions(reference):
+    for name, source, shape in RECORDED:
+        published = load_published(recorded_state(reference, name), source, **shape)
+        expected = ("ddpm", "noise") if source in ("dit", "diffusers-dit") else ("linear", "velocity")
+        assert (published.path.kind, published.prediction) == expected
+
+
+def test_legacy_repa_keys(reference):
+    case = reference("repa_forward_1enc")
+    legacy = {re.sub(r"^blocks\.2\.", "decoder_blocks.0.", k): v for k, v in case.state.items()}
+    assert "decoder_blocks.0.attn.qkv.weight" in legacy
+    published = load_published(legacy, "repa", heads=4)  # two encoder blocks: the depth is told by the keys
+    assert published.align_depth == 2
+    assert equal(export_published(published.model, "repa", published.projectors), case.state)
+    with pytest.raises(CheckpointError, match="align_depth=1"):
+        load_published(legacy, "repa", heads=4, align_depth=1)
+
+
+def test_recorded_legacy_key_map(reference):
+    from ditkit.checkpoints.repa import modern_keys
+
+    recorded = reference("state_keys_full").meta["info"]["repa_legacy_key_map(encoder_depth=8)"]
+    others = {f"blocks.{i}.mlp.fc1.bias": torch.zeros(()) for i in range(8)}
+    state = {**others, **{old: torch.tensor(float(i)) for i, old in enumerate(recorded)}}
+    modern, depth = modern_keys(state)
+    assert depth == 8
+    for i, new in enumerate(recorded.values()):
+        assert modern[new] == i
+
+
+def test_repa_without_projectors(reference):
+    state = {k: v for k, v in reference("repa_forward_1enc").state.items() if not k.startswith("projectors.")}
+    published = load_published(state, "repa", heads=4)
+    assert published.projectors is None and published.align_depth is None
+    assert equal(export_published(published.model, "repa"), state)
+    with pytest.raises(CheckpointError, match="no projectors"):
+        load_published(state, "repa", heads=4, align_depth=1)
+
+
+def test_label_table_without_null_row():
+    state = export_published(tiny("dit", null_label=False), "dit")
+    assert load_published(state, "dit", heads=4, null=False).settings.num_classes == 5
+    one = export_published(tiny("dit", null_label=False, num_classes=1), "dit")
+    assert load_published(one, "dit", heads=4, null=False).settings.num_classes == 1
+    with pytest.raises(CheckpointError, match="null=False"):
+        load_published(one, "dit", heads=4)
+
+
+def test_one_class_and_null_label():
+    state = export_published(tiny("sit", num_classes=1), "sit")
+    model = load_published(state, "sit", heads=4).model
+    assert model.null(Condition(label=torch.tensor([0]))).label.tolist() == [1]
+
+
+@pytest.mark.parametrize(
+    "source, overrides, reason",
+    [
+        ("sit", {"time_scale": 1.0, "time_offset": 0.0}, r"network time 1 t \+ 0.*-1 t \+ 1.*train with time_scale=-1"),
+        ("dit", {"time_scale": 1.0}, "train with time_scale=999"),
+        ("repa", {"time_scale": 1000.0}, "train with time_scale=1"),
+        ("dit", {"conditioning": "in_context"}, "only adaln_zero was released"),
+        ("sit", {"num_classes": 0}, "unconditional"),
+        ("sit", {"variance": "learned"}, "variance is learned"),
+        ("repa", {"variance": "dropped"}, "variance is dropped"),
+        ("dit", {"qk_norm": "layer"}, "qk_norm is layer"),
+        ("repa", {"qk_norm": "rms"}, "qk_norm is rms"),
+        ("diffusers-dit", {"size": (8, 12)}, "8 x 12 is not square"),
+    ],
+)
+def test_export_refuses_what_the_official_class_cannot_be(source, overrides, reason):
+    with pytest.raises(CheckpointError, match=reason):
+        export_published(tiny(source, **overrides), source)
+
+
+def test_export_refuses_other_objects():
+    with pytest.raises(CheckpointError, match="takes a DiT, not a Linear"):
+        export_published(torch.nn.Linear(2, 2), "dit")
+    with pytest.raises(CheckpointError, match="has no projectors"):
+        export_published(tiny("sit"), "sit", torch.nn.ModuleList([Projector(32, 6, 8)]))
+    with pytest.raises(CheckpointError, match="no source 'edm'; choose from dit, sit"):
+        export_published(tiny("sit"), "edm")

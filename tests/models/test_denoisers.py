@@ -1,0 +1,241 @@
+"""What every network must do; a new model is one more line in CASES."""
+
+import pytest
+import torch
+
+from ditkit.models import SIZES, Condition, DiT, DiTSettings, build_model, dit_settings
+from ditkit.nn.position import sincos_table
+from ditkit.protocols import Denoiser
+
+BASE = {"depth": 3, "width": 32, "heads": 4, "size": (8, 8), "num_classes": 5}
+CASES = {
+    "adaln_zero": DiTSettings(**BASE),
+    "adaln": DiTSettings(**BASE, conditioning="adaln"),
+    "cross_attention": DiTSettings(**BASE, conditioning="cross_attention"),
+    "in_context": DiTSettings(**BASE, conditioning="in_context"),
+    "qk_layer": DiTSettings(**BASE, qk_norm="layer"),
+    "qk_rms": DiTSettings(**BASE, qk_norm="rms", conditioning="cross_attention"),
+    "learned": DiTSettings(**BASE, variance="learned", time_scale=999.0),
+    "dropped": DiTSettings(**BASE, variance="dropped", time_scale=-1.0, time_offset=1.0),
+    "one_class": DiTSettings(**{**BASE, "num_classes": 1}),
+    "unconditional": DiTSettings(**{**BASE, "num_classes": 0}),
+    "unconditional_in_context": DiTSettings(**{**BASE, "num_classes": 0}, conditioning="in_context"),
+    "unconditional_cross": DiTSettings(**{**BASE, "num_classes": 0}, conditioning="cross_attention"),
+    "pixels": DiTSettings(**{**BASE, "channels": 1, "size": (12, 8), "patch": 4}),
+}
+
+
+def network(settings):
+    """A model in which nothing is zero."""
+    generator = torch.Generator().manual_seed(7)
+    model = build_model(settings)
+    with torch.no_grad():
+        for name, p in model.named_parameters():
+            scale = "norm" in name and name.endswith("weight")  # norm scales stay around 1
+            p.copy_(torch.randn(p.shape, generator=generator) * 0.15 + scale)
+    return model.eval()
+
+
+def batch(settings, n=3, size=None, seed=0):
+    generator = torch.Generator().manual_seed(seed)
+    x = torch.randn(n, settings.channels, *(size or settings.size), generator=generator)
+    t = torch.rand(n, generator=generator)
+    labels = torch.arange(n) % max(settings.num_classes, 1)
+    return x, t, Condition(label=labels) if settings.num_classes else Condition()
+
+
+@pytest.fixture(params=CASES, scope="module")
+def case(request):
+    settings = CASES[request.param]
+    return settings, network(settings)
+
+
+def test_surface(case):
+    settings, model = case
+    x, t, cond = batch(settings)
+    assert isinstance(model, Denoiser) and model.settings == settings
+    out = model(x, t, cond, capture=(1, settings.depth))
+    channels = settings.channels * (2 if settings.variance == "learned" else 1)
+    assert out.sample.shape == (3, channels, *settings.size)
+    tokens = settings.grid[0] * settings.grid[1]
+    assert {k: v.shape for k, v in out.hidden.items()} == dict.fromkeys((1, settings.depth), (3, tokens, 32))
+    assert model(x, t, cond).hidden == {}
+
+
+def test_capture_changes_nothing(case):
+    settings, model = case
+    x, t, cond = batch(settings)
+    every = tuple(range(1, settings.depth + 1))
+    assert torch.equal(model(x, t, cond).sample, model(x, t, cond, capture=every).sample)
+
+
+def test_each_row_stands_alone(case):
+    settings, model = case
+    x, t, cond = batch(settings, n=4)
+    whole = model(x, t, cond).sample
+    for i in range(4):
+        alone = model(x[i : i + 1], t[i : i + 1], cond.index(slice(i, i + 1))).sample
+        assert torch.allclose(alone, whole[i : i + 1], atol=2e-5)
+
+
+def test_everything_matters(case):
+    """Time, label and image each move the output: a network that ignored one would pass many other tests."""
+    settings, model = case
+    x, t, cond = batch(settings)
+    out = model(x, t, cond).sample
+    assert not torch.allclose(out, model(x, (t + 0.3) % 1, cond).sample, atol=1e-3)
+    assert not torch.allclose(out, model(x.flip(-1), t, cond).sample, atol=1e-3)
+    if settings.num_classes:
+        assert not torch.allclose(out, model(x, t, model.null(cond)).sample, atol=1e-3)
+
+
+def test_null(case):
+    settings, model = case
+    _, _, cond = batch(settings)
+    null = model.null(cond)
+    assert len(null) == len(cond)
+    if settings.num_classes:
+        assert null.label.tolist() == [settings.num_classes] * 3
+    else:
+        assert null == cond
+
+
+def test_scalar_time(case):
+    settings, model = case
+    x, _, cond = batch(settings)
+    assert torch.equal(model(x, torch.tensor(0.3), cond).sample, model(x, torch.full((3,), 0.3), cond).sample)
+
+
+def test_activation_checkpointing_gives_equal_gradients(case):
+    settings, model = case
+    x, t, cond = batch(settings)
+    other = DiT(settings.model_copy(update={"checkpointing": True}))
+    other.load_state_dict(model.state_dict())
+    grads = []
+    for network_ in (model, other):
+        out = network_(x, t, cond, capture=(2,))
+        loss = out.sample.square().mean() + out.hidden[2].mean()
+        grads.append(torch.autograd.grad(loss, list(network_.parameters()), allow_unused=True))
+    for a, b in zip(*grads, strict=True):
+        assert (a is None and b is None) or torch.equal(a, b)
+
+
+def test_every_parameter_has_a_gradient(case):
+    settings, model = case
+    x, t, cond = batch(settings)
+    model.zero_grad()
+    model(x, t, cond).sample.square().mean().backward()
+    assert [n for n, p in model.named_parameters() if p.grad is None] == []
+    model.zero_grad()
+
+
+def test_compiles_as_one_graph(case):
+    settings, model = case
+    torch._dynamo.reset()
+    x, t, cond = batch(settings)
+    compiled = torch.compile(model, fullgraph=True, backend="eager")
+    with torch.no_grad():
+        got, want = compiled(x, t, cond, capture=(2,)), model(x, t, cond, capture=(2,))
+    assert torch.equal(got.sample, want.sample) and torch.equal(got.hidden[2], want.hidden[2])
+
+
+def test_bf16_autocast_keeps_time_and_position(case):
+    """A time of 8 significant bits is another time: under autocast the conditioning must be the float32 one."""
+    settings, model = case
+    x, t, cond = batch(settings)
+    seen = {}
+    handles = [
+        model.time.register_forward_pre_hook(lambda _m, args: seen.setdefault("t", []).append(args[0])),
+        model.time.register_forward_hook(lambda _m, _a, out: seen.setdefault("time", []).append(out)),
+    ]
+    plain = model(x, t, cond, capture=(1,))
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        half = model(x, t, cond, capture=(1,))
+        tokens = model.patch(x)
+    for handle in handles:
+        handle.remove()
+    for first, second in seen.values():
+        assert second.dtype == torch.float32 and torch.equal(first, second)
+    assert tokens.dtype == torch.bfloat16 and half.hidden[1].dtype == torch.float32  # the residual stream
+    assert model._position(*settings.grid).dtype == torch.float32
+    scale = plain.sample.abs().mean()
+    assert (plain.sample - half.sample.float()).abs().mean() < 0.05 * scale
+
+
+def test_other_sizes_use_a_crop_of_the_same_table(case):
+    """A non-square input equals a model whose position table was cropped by hand."""
+    settings, model = case
+    p = settings.patch
+    rows, columns = settings.grid[0] + 2, settings.grid[1] + 1
+    x, t, cond = batch(settings, size=(rows * p, columns * p))
+    table = sincos_table(rows + 3, columns + 2, settings.width).unflatten(0, (rows + 3, columns + 2))
+    by_hand = DiT(settings.model_copy(update={"size": (rows * p, columns * p)}))
+    state = {**model.state_dict(), "position": table[:rows, :columns].flatten(0, 1)}
+    by_hand.load_state_dict(state)
+    assert torch.equal(model(x, t, cond).sample, by_hand.eval()(x, t, cond).sample)
+    turned = model(x.transpose(-1, -2), t, cond).sample
+    assert turned.shape[-2:] == (columns * p, rows * p)
+
+
+def test_native_size_uses_the_stored_table(case):
+    settings, model = case
+    x, t, cond = batch(settings)
+    before = model(x, t, cond).sample
+    saved = model.position.clone()
+    model.position.neg_()
+    after = model(x, t, cond).sample
+    model.position.copy_(saved)
+    assert not torch.allclose(before, after, atol=1e-3)
+
+
+def test_pure_bfloat16_weights(case):
+    settings, _ = case
+    model = network(settings).to(torch.bfloat16)
+    x, t, cond = batch(settings)
+    assert model(x, t, cond).sample.dtype == torch.bfloat16
+    assert model(x.double(), t.double(), cond).sample.dtype == torch.bfloat16
+
+
+def test_bad_calls_say_what_is_wrong():
+    model = network(CASES["adaln_zero"])
+    x, t, cond = batch(model.settings)
+    with pytest.raises(ValueError, match="9 x 8 is not a multiple of patch 2"):
+        model(torch.zeros(3, 4, 9, 8), t, cond)
+    with pytest.raises(ValueError, match=r"needs cond\.label"):
+        model(x, t, Condition())
+    with pytest.raises(ValueError, match=r"capture \[0, 4\] names no block; blocks count from 1 to 3"):
+        model(x, t, cond, capture=(0, 2, 4))
+    with pytest.raises(ValueError, match="is unconditional"):
+        network(CASES["unconditional"])(x, t, cond)
+    with pytest.raises(ValueError, match="given no label"):
+        model.null(Condition())
+    with pytest.raises(ValueError, match="null_label=False"):
+        network(DiTSettings(**BASE, null_label=False)).null(cond)
+
+
+def test_sizes_and_settings():
+    assert len(SIZES) == 12 and set(SIZES) == {f"{s}/{p}" for s in ("S", "B", "L", "XL") for p in (2, 4, 8)}
+    s = dit_settings("XL/2", num_classes=3)
+    assert (s.depth, s.width, s.heads, s.patch, s.num_classes) == (28, 1152, 16, 2, 3)
+    assert DiTSettings.model_validate_json(s.model_dump_json()) == s
+    for wrong, message in [
+        ({"heads": 5}, "not a multiple of heads"),
+        ({"width": 30, "heads": 2}, "multiple of 4"),
+        ({"size": (9, 8)}, "not a multiple of patch"),
+    ]:
+        with pytest.raises(ValueError, match=message):
+            DiTSettings(**{**BASE, **wrong})
+    with pytest.raises(ValueError, match="no size 'H/2'; choose from S/2"):
+        dit_settings("H/2")
+
+
+def test_in_context_and_cross_attention_orders_are_ours():
+    """Tokens: image, then time, then label; captured tokens never contain the extra ones."""
+    model = network(CASES["in_context"])
+    x, t, cond = batch(model.settings)
+    seen = []
+    model.blocks[0].register_forward_pre_hook(lambda _m, args: seen.append(args[0]))
+    model(x, t, cond)
+    image, extra = seen[0][:, :16], seen[0][:, 16:]
+    assert torch.allclose(image, model.patch(x) + model.position)
+    assert torch.allclose(extra[:, 0], model.time(t)) and torch.equal(extra[:, 1], model.label(cond.label))

@@ -1,0 +1,78 @@
+"""Attention, patches and norms against formulas written out."""
+
+import pytest
+import torch
+from torch import nn
+
+from ditkit.nn.attention import Attention, CrossAttention
+from ditkit.nn.modulation import Modulation, modulate
+from ditkit.nn.norm import RMSNorm, head_norm
+from ditkit.nn.patch import PatchEmbed, unpatchify
+
+
+def _rand(*shape, seed=0):
+    return torch.randn(*shape, generator=torch.Generator().manual_seed(seed))
+
+
+@pytest.mark.parametrize("qk_norm", ["none", "layer", "rms"])
+def test_attention_is_softmax_of_scaled_products(qk_norm):
+    layer, x = Attention(24, 3, qk_norm=qk_norm), _rand(2, 5, 24)
+    q, k, v = layer.qkv(x).chunk(3, dim=-1)
+    heads = []
+    for i in range(3):
+        part = slice(8 * i, 8 * i + 8)
+        qi, ki = layer.q_norm(q[..., part]), layer.k_norm(k[..., part])
+        heads.append(torch.softmax(qi @ ki.transpose(1, 2) / 8**0.5, dim=-1) @ v[..., part])
+    assert torch.allclose(layer(x), layer.proj(torch.cat(heads, dim=-1)), atol=1e-6)
+
+
+def test_cross_attention_to_one_token_is_its_value():
+    layer, x, context = CrossAttention(16, 2), _rand(2, 5, 16), _rand(2, 1, 16, seed=1)
+    value = layer.kv(context)[..., 16:]
+    assert torch.allclose(layer(x, context), layer.proj(value).expand(2, 5, 16), atol=1e-6)
+
+
+def test_cross_attention_has_four_square_matrices():
+    assert sum(p.numel() for p in CrossAttention(32, 4).parameters() if p.ndim == 2) == 4 * 32 * 32
+
+
+def test_head_norms():
+    layer, rms = head_norm("layer", 8), head_norm("rms", 8)
+    assert isinstance(layer, nn.LayerNorm) and layer.eps == 1e-5 and layer.elementwise_affine
+    assert isinstance(rms, RMSNorm) and rms.eps == 1e-6
+    assert not list(head_norm("none", 8).parameters())
+    x = _rand(3, 8)
+    assert torch.allclose(rms(x), x / (x.square().mean(-1, keepdim=True) + 1e-6).sqrt(), atol=1e-6)
+    assert rms(x.bfloat16()).dtype == torch.bfloat16
+
+
+def test_attention_under_autocast_with_qk_norm():
+    layer, x = Attention(24, 3, qk_norm="layer"), _rand(2, 5, 24)
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        assert torch.allclose(layer(x).float(), layer(x.float()).float())
+        assert layer(x).dtype == torch.bfloat16
+
+
+def test_patches_are_row_major_and_channels_fastest():
+    embed = PatchEmbed(2, 8, 2)
+    with torch.no_grad():
+        embed.project.weight.copy_(torch.eye(8).view(8, 2, 2, 2))  # token entries (channel, row, column)
+        embed.project.bias.zero_()
+    x = torch.arange(2 * 4 * 6).float().view(1, 2, 4, 6)
+    tokens = embed(x)
+    assert torch.equal(tokens[0, 1].view(2, 2, 2), x[0, :, 0:2, 2:4])  # second token: next column
+    assert torch.equal(tokens[0, 3].view(2, 2, 2), x[0, :, 2:4, 0:2])  # fourth token: next row
+    channel_fastest = tokens.view(1, 6, 2, 2, 2).permute(0, 1, 3, 4, 2).flatten(2)
+    assert torch.equal(unpatchify(channel_fastest, 2, 3, 2), x)
+
+
+def test_modulation_has_its_own_silu():
+    layer, c = Modulation(8, 3), _rand(2, 8)
+    expected = (nn.functional.silu(c) @ layer.linear.weight.T + layer.linear.bias).chunk(3, dim=-1)
+    got = layer(c)
+    assert len(got) == 3 and all(torch.allclose(g[:, 0], e, atol=1e-6) for g, e in zip(got, expected, strict=True))
+
+
+def test_modulate_is_identity_at_zero():
+    x = _rand(2, 3, 4)
+    assert torch.equal(modulate(x, torch.zeros(2, 1, 4), torch.zeros(2, 1, 4)), x)
