@@ -26,7 +26,8 @@ class Rejects:
         if path in self.reasons:
             return
         self.reasons[path] = reason
-        log.warning("unusable image, another takes its place: %s: %s", path, reason)
+        shown = path.encode("utf-8", "backslashreplace").decode()  # file names need not be text
+        log.warning("unusable image, another takes its place: %s: %s", shown, reason)
         if self.file is None or path in self._known:
             return
         self._known = read_rejects(self.file)  # other ranks may have added to it

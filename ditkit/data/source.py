@@ -112,7 +112,7 @@ class ImageSource:
         """Short stable hash of the stored data, the size and the channels; the same wherever the data lie."""
         digest = hashlib.sha256(f"{self.size} {self.channels} {self.classes}".encode())
         for line in self.content():
-            digest.update(line.encode("utf-8", "surrogateescape") + b"\n")
+            digest.update(line.encode("utf-8", "surrogatepass") + b"\n")
         return digest.hexdigest()[:16]
 
     def __getstate__(self) -> dict:
@@ -142,11 +142,12 @@ class Subset(ImageSource):
         return (self.source.fingerprint, *(str(row) for row in self.rows))
 
 
-def suggest_size(shapes: Counter[tuple[int, int]], multiple: int | None = None, largest: int = 256):
+def suggest_size(shapes: Counter[tuple[int, int]], multiple: int | None = None,
+                 largest: int = 256) -> tuple[tuple[int, int], str]:
     """((H, W), note): a training size for pictures with these (H, W) counts.
 
-    The common size if all share it, else a square of the most common short side; shrunk to a short side of at most
-    `largest`, then rounded down to `multiple` (None: 2 below 64 pixels, else 16, an 8x codec with patch 2).
+    The common size if all share it, else a square of the most common short side; a square of `largest` where that is
+    smaller; then rounded down to `multiple` (None: 2 below 64 pixels, else 16, an 8x codec with patch 2).
     """
     (height, width), same = shapes.most_common(1)[0]
     seen = f"all of {same} pictures looked at are {height}x{width}"
@@ -154,17 +155,21 @@ def suggest_size(shapes: Counter[tuple[int, int]], multiple: int | None = None, 
         sides: Counter[int] = Counter()
         for (h, w), count in shapes.items():
             sides[min(h, w)] += count
-        side, same = max(sides.items(), key=lambda item: (item[1], item[0]))
-        height = width = side
-        seen = f"the short side of {same} of {sum(sides.values())} pictures looked at is {side}"
-    shrink = min(1.0, largest / min(height, width))
-    chosen = tuple(_round_down(round(side * shrink), multiple) for side in (height, width))
-    rounded = "" if chosen == (height, width) else ", rounded"
-    return chosen, f"size {chosen[0]}x{chosen[1]} (height x width): {seen}{rounded}; choose another with --size"
+        height, same = max(sides.items(), key=lambda item: (item[1], item[0]))
+        width = height
+        seen = f"the short side of {same} of {sum(sides.values())} pictures looked at is {height}"
+    how = ""
+    if min(height, width) > largest:
+        height = width = largest
+        how = f", shrunk to a square of {largest}"
+    multiple = multiple or (2 if min(height, width) < 64 else 16)
+    chosen = (_round_down(height, multiple), _round_down(width, multiple))
+    if chosen != (height, width):
+        how += f", rounded to multiples of {multiple}"
+    return chosen, f"size {chosen[0]}x{chosen[1]} (height x width): {seen}{how}; choose another with --size"
 
 
-def _round_down(side: int, multiple: int | None) -> int:
-    multiple = multiple or (2 if side < 64 else 16)
+def _round_down(side: int, multiple: int) -> int:
     return max(multiple, side // multiple * multiple)
 
 

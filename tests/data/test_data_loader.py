@@ -3,6 +3,7 @@
 import itertools
 import json
 import logging
+import os
 from dataclasses import replace
 
 import numpy as np
@@ -158,6 +159,15 @@ def test_two_writers_of_one_list(tmp_path):
     second.add("b.png", "worse")
     assert read_rejects(tmp_path / "r.jsonl") == {"ünï/a.png": "bad", "b.png": "worse"}
     assert len((tmp_path / "r.jsonl").read_text().splitlines()) == 2
+
+
+def test_names_that_are_no_text(tmp_path, save, caplog):
+    save(tmp_path / "data" / "a.png")
+    (tmp_path / "data" / os.fsdecode(b"caf\xe9.png")).touch()
+    source = Folder(tmp_path / "data", 8)
+    assert len(source.fingerprint) == 16
+    take(Loader(source, 2, seed=0, workers=1, rejects=tmp_path / "r.jsonl"), 1)
+    assert list(read_rejects(tmp_path / "r.jsonl")) == [source.name(1)] and "caf\\udce9.png" in caplog.text
 
 
 def test_torn_list_is_readable(tmp_path):

@@ -105,6 +105,14 @@ def test_copies_for_workers_carry_no_open_file(file):
         assert torch.equal(a.images, b.images)
 
 
+def test_each_process_opens_the_files_for_itself(file, monkeypatch):
+    source = Parquet(file, 8)
+    mine = source._open_files()
+    assert source._open_files() is mine  # once
+    monkeypatch.setattr("os.getpid", lambda: -1)  # as after a fork
+    assert source._open_files()[0] is not mine[0]
+
+
 def test_bad_rows_are_reported_and_replaced(tmp_path):
     path = write(tmp_path / "a.parquet", [png(0), b"junk", None, b"", png(4)], label=[0] * 5)
     source = Parquet(path, 8)

@@ -35,6 +35,15 @@ def test_just_below_twice_is_not_halved():
     assert same(adm_crop(image, (20, 20)), image.resize((20, 33), BICUBIC).crop((0, 6, 20, 26)))
 
 
+@pytest.mark.parametrize("wide", [True, False])
+def test_long_pictures_are_halved_by_their_short_side(wide):
+    image = noise(200, 25) if wide else noise(25, 200)  # scale .8: 160x20, no halving
+    want = image.resize((160, 20), BICUBIC).crop((70, 0, 90, 20))
+    if not wide:
+        want = image.resize((20, 160), BICUBIC).crop((0, 70, 20, 90))
+    assert same(adm_crop(image, (20, 20)), want)
+
+
 def test_small_pictures_grow():
     image = noise(7, 5)  # scale 4: 28x20, left 4
     assert same(adm_crop(image, (20, 20)), image.resize((28, 20), BICUBIC).crop((4, 0, 24, 20)))
