@@ -8,7 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ditkit.diffusion.noise import BatchNoise
+from ditkit.diffusion import BatchNoise
 from ditkit.training.files import prepare
 from ditkit.training.guard import Interrupted, Stop
 from ditkit.training.log import Clock, Log, Row

@@ -10,7 +10,7 @@ from typing import Any, Literal
 import torch
 from torch import Tensor
 
-from ditkit.diffusion.noise import BatchNoise
+from ditkit.diffusion import BatchNoise
 from ditkit.training import checkpoint
 from ditkit.training.log import Log
 from ditkit.training.state import Job, State

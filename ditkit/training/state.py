@@ -34,8 +34,9 @@ class Job:
     encode(images uint8 on device, noise) -> normalised latents (b, C, H, W) float32.
     batches(start_step) -> iterator over this process's rows of step start_step, start_step + 1, ...
     condition(batch) -> Condition of these rows. aligner, targets(images uint8) -> one Features a teacher: both or
-    neither. validate(model) -> named losses. check_latents: warn if the first latents are not normalised (False for
-    pixels). identity: JSON values that must not change when a run is resumed (such as the data's fingerprint).
+    neither; the aligner has the surface of align.Aligner. validate(model) -> named losses. check_latents: warn if the
+    first latents are not normalised (False for pixels). identity: JSON values that must not change when a run is
+    resumed, such as the data's fingerprint.
     """
 
     model: nn.Module
@@ -46,7 +47,7 @@ class Job:
     settings: TrainSettings
     folder: Path
     device: torch.device | str = "cpu"
-    aligner: nn.Module | None = None
+    aligner: Any = None
     targets: Callable[[Tensor], Sequence[Features] | None] | None = None
     validate: Callable[[nn.Module], dict[str, float]] | None = None
     check_latents: bool = True
@@ -147,9 +148,9 @@ class State:
         for name, parameter in self._named():
             keys = {k: f"{k}.{name}" for k in ("step", "exp_avg", "exp_avg_sq")}
             if keys["step"] in moments:
-                self.optimizer.state[parameter] = {
-                    k: moments[full].to(parameter.device, copy=True) for k, full in keys.items()  # not the mapped file
-                }
+                # a copy: the loaded tensors are a mapped file, which may be removed while the run goes on
+                own = {k: moments[full].to(parameter.device, copy=True) for k, full in keys.items()}
+                self.optimizer.state[parameter] = own
         self.step = self.saved = step
         self.seconds = numbers["seconds"]
         self.guard.skipped, self.guard.in_row = numbers["skipped"], numbers["skipped_in_row"]

@@ -8,9 +8,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from ditkit.diffusion.noise import philox_normal, philox_uniform, stream_id
-from ditkit.diffusion.prediction import interval
-from ditkit.diffusion.times import Uniform
+from ditkit.diffusion import Uniform, interval, philox_normal, philox_uniform
+from ditkit.diffusion.noise import stream_id
 from ditkit.protocols import Condition, Noise
 
 
@@ -35,7 +34,8 @@ class PairNoise:
         return (drawn + torch.tensor([k for _, k in self.pairs], device=self.device)) / self.bins
 
     def _draw(self, philox, stream: str, shape: tuple[int, ...]) -> Tensor:
-        rows = [philox(self.seed, (stream_id(stream), image, k), shape[1:]) for image, k in self.pairs]
+        name = stream_id(f"validation {stream}")  # never the numbers of a training step
+        rows = [philox(self.seed, (name, image, k), shape[1:]) for image, k in self.pairs]
         return torch.stack(rows).to(self.device)
 
 

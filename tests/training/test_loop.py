@@ -9,8 +9,7 @@ import pytest
 import torch
 from torch import nn
 
-from ditkit.diffusion.noise import BatchNoise
-from ditkit.diffusion.objective import Flow
+from ditkit.diffusion import BatchNoise, Flow
 from ditkit.protocols import Condition
 from ditkit.training import NonFinite, TrainSettings, Unwritable, fit, list_steps, read_metrics
 from ditkit.training.loop import forward_backward

@@ -13,7 +13,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from ditkit.diffusion.objective import Flow
+from ditkit.diffusion import Flow
 from ditkit.protocols import Condition, Features, Output
 from ditkit.training import Job, TrainSettings, ValidationLoss, checkpoint, fit
 
