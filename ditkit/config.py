@@ -123,12 +123,26 @@ def merge(tree: Mapping[str, Any], changes: Mapping[str, Any]) -> dict[str, Any]
 # ------------------------------------------------------------------------------------------------ writing
 
 
-def dump(settings: Settings, form: str = "yaml") -> str:
-    """The settings as text: "yaml" (for people) or "json" (indented; what recipe.json holds). Reads back equal."""
-    tree = settings.model_dump(mode="json")
+def dump(settings: Settings, form: str = "yaml", exclude: Iterable[str] = ()) -> str:
+    """The settings as text: "yaml" (for people) or "json" (indented; what recipe.json holds). Reads back equal.
+
+    exclude: top-level keys to leave out.
+    """
+    tree = settings.model_dump(mode="json", exclude=set(exclude))
     if form == "json":
         return json.dumps(tree, indent=2, allow_nan=False) + "\n"
-    return yaml.safe_dump(tree, sort_keys=False, width=120, allow_unicode=True)
+    return yaml.dump(tree, Dumper=_Dumper, sort_keys=False, width=120, allow_unicode=True)
+
+
+class _Dumper(yaml.SafeDumper):
+    """Lists of plain values on one line: size: [32, 32]."""
+
+    def represent_list(self, data: list) -> yaml.Node:
+        plain = all(not isinstance(value, (list, dict)) for value in data)
+        return self.represent_sequence("tag:yaml.org,2002:seq", data, flow_style=plain)
+
+
+_Dumper.add_representer(list, _Dumper.represent_list)
 
 
 def fingerprint(settings: Settings, ignore: Iterable[str] = ()) -> str:
@@ -156,6 +170,7 @@ def diff(a: Settings, b: Settings, ignore: Iterable[str] = ()) -> list[Differenc
     """The dotted keys in which two settings differ, in the order of `a`; top-level keys `ignore` left out."""
     ignore = set(ignore)
     left, right = (flatten(s.model_dump(mode="json", exclude=ignore)) for s in (a, b))
+    left, right = ({k: None if v == [] else v for k, v in leaves.items()} for leaves in (left, right))
     keys = [*left, *(key for key in right if key not in left)]
     return [Difference(k, left.get(k), right.get(k)) for k in keys if left.get(k) != right.get(k)]
 

@@ -213,3 +213,14 @@ def test_fingerprint_is_of_the_values():
 def test_merge_keeps_what_is_not_named():
     assert merge({"a": {"x": 1, "y": 2}, "b": 3}, {"a": {"x": 5}}) == {"a": {"x": 5, "y": 2}, "b": 3}
     assert merge({"a": {"kind": "p", "x": 1}}, {"a": {"kind": "q"}}) == {"a": {"kind": "q"}}
+
+
+def test_dump_is_compact_and_can_leave_keys_out():
+    text = dump(Tree(), exclude=["name", "teachers"])
+    assert "betas: [0.9, 0.999]\n" in text
+    assert "name" not in text and "teachers" not in text
+
+
+def test_diff_of_an_empty_list_names_only_the_entries():
+    rows = diff(Tree(teachers=()), Tree())
+    assert [row.key for row in rows] == ["teachers.0.model"]

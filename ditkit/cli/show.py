@@ -53,7 +53,7 @@ def show(
 
 
 def listing(find: str, *, as_json: bool, cost: bool) -> None:
-    """All recipes as a table: name, title, parameters, best published FID without and with guidance, source."""
+    """All recipes as a table: name, title, parameters, steps, best published FID without and with guidance, source."""
     from ditkit.recipes import RECIPES
     from ditkit.recipes import recipe as find_recipe
 
@@ -65,8 +65,8 @@ def listing(find: str, *, as_json: bool, cost: bool) -> None:
     elif as_json:
         _print_json([{"name": r.name, "title": r.title, "source": r.source, "fid": _scores(r)} for r in found])
     else:
-        lines = [(r.name, r.title, _parameters(r.model), *_scores(r), r.source) for r in found]
-        _table(("recipe", "title", "parameters", "FID", "FID guided", "source"), lines, right=(2, 3, 4))
+        lines = [(r.name, r.title, _parameters(r.model), f"{r.training.steps:,}", *_scores(r), r.source) for r in found]
+        _table(("recipe", "title", "parameters", "steps", "FID", "FID guided", "source"), lines, right=(2, 3, 4, 5))
 
 
 def print_recipe(recipe: Recipe) -> None:
@@ -74,8 +74,7 @@ def print_recipe(recipe: Recipe) -> None:
     from ditkit.config import dump
 
     typer.echo(f"# {recipe.name}: {recipe.title}\n# source: {recipe.source}")
-    kept = recipe.model_copy(update={"published": (), "notes": ()})
-    typer.echo(_marked(dump(kept), recipe.unpublished))
+    typer.echo(_marked(dump(recipe, exclude=HIDDEN), recipe.unpublished))
     for note in recipe.notes:
         typer.echo(f"note: {note}")
     if not recipe.published:
@@ -108,12 +107,12 @@ def print_costs(recipes: list[Recipe], *, as_json: bool) -> None:
     for r in recipes:
         spent = spend(r.model)
         training = 3 * spent.gmacs * r.training.batch * r.training.steps  # backward is about two forwards (DiT, sec. 5)
-        lines.append((r.name, spent.trainable, round(spent.gmacs, 2), r.training.steps, f"{training:.3g}"))
+        lines.append((r.name, spent.trainable, round(spent.gmacs, 2), r.training.steps, training))
     names = ("recipe", "parameters", "GMACs", "steps", "training GMACs")
     if as_json:
         _print_json([dict(zip(names, line, strict=True)) for line in lines])
     else:
-        _table(names, [(n, f"{p:,}", f"{g:.2f}", f"{s:,}", t) for n, p, g, s, t in lines], right=(1, 2, 3, 4))
+        _table(names, [(n, f"{p:,}", f"{g:.2f}", f"{s:,}", f"{t:.3g}") for n, p, g, s, t in lines], right=(1, 2, 3, 4))
         typer.echo(
             "GMACs: multiply-accumulates of one forward pass of one image (papers write Gflops); codec not counted"
         )
@@ -133,7 +132,7 @@ def _parameters(settings: AnyModel) -> str:
 
 def _scores(recipe: Recipe) -> tuple[str, str]:
     """The best published FID without and with guidance, of 50,000 images."""
-    rows = [p for p in recipe.published if p.fid is not None and p.images == 50_000]
+    rows = [p for p in recipe.published if p.fid and p.images == 50_000 and not p.table.endswith("README")]
     plain = [p.fid for p in rows if p.sampling.guidance is None]
     guided = [p.fid for p in rows if p.sampling.guidance is not None]
     return (f"{min(plain):g}" if plain else "", f"{min(guided):g}" if guided else "")

@@ -158,9 +158,9 @@ def component(changes: Mapping[str, Any], *scores: float, extra: tuple[Published
     )
 
 
-def teacher(model: str, *scores: float, extra: tuple[Published, ...] = ()) -> Recipe:
+def teacher(title: str, model: str, *scores: float, extra: tuple[Published, ...] = ()) -> Recipe:
     """Another target representation (Table 2, first two blocks)."""
-    changes = {"title": f"SiT-L/2 + REPA towards {model}, ImageNet 256", "teachers": (TeacherSettings.parse(model),)}
+    changes = {"title": f"SiT-L/2 + REPA towards {title}, ImageNet 256", "teachers": (TeacherSettings.parse(model),)}
     return component(changes, *scores, extra=extra)
 
 
@@ -183,51 +183,53 @@ def weight(value: float, fid: float, inception_score: float) -> Recipe:
 
 def l_2_256_mae_l() -> Recipe:
     """Towards MAE-L."""
-    return teacher("mae-vit-l", 12.5, 4.89, 90.7, 0.68, 0.63, 57.3)
+    return teacher("MAE-L", "mae-vit-l", 12.5, 4.89, 90.7, 0.68, 0.63, 57.3)
 
 
 def l_2_256_dino_b() -> Recipe:
     """Towards DINO-B."""
-    return teacher("dinov1-vit-b", 11.9, 5.00, 92.9, 0.68, 0.63, 59.3)
+    return teacher("DINO-B", "dinov1-vit-b", 11.9, 5.00, 92.9, 0.68, 0.63, 59.3)
 
 
 def l_2_256_mocov3_l() -> Recipe:
     """Towards MoCo-v3-L."""
-    return teacher("mocov3:mocov3_vitl.pth", 11.9, 5.06, 92.2, 0.68, 0.64, 63.0)
+    return teacher("MoCo-v3-L", "mocov3:mocov3_vitl.pth", 11.9, 5.06, 92.2, 0.68, 0.64, 63.0)
 
 
 def l_2_256_ijepa_h() -> Recipe:
     """Towards I-JEPA-H."""
-    return teacher("jepa-vit-h", 11.6, 5.21, 98.0, 0.68, 0.64, 62.1)
+    return teacher("I-JEPA-H", "jepa-vit-h", 11.6, 5.21, 98.0, 0.68, 0.64, 62.1)
 
 
 def l_2_256_clip_l() -> Recipe:
     """Towards CLIP-L."""
-    return teacher("clip-vit-L", 11.0, 5.25, 100.4, 0.67, 0.66, 67.2)
+    return teacher("CLIP-L", "clip-vit-L", 11.0, 5.25, 100.4, 0.67, 0.66, 67.2)
 
 
 def l_2_256_siglip_l() -> Recipe:
     """Towards SigLIP-L (final version of the paper; not in its code). Preprocessing was not published."""
-    base = teacher("siglip-vit-l", 10.2)
+    base = teacher("SigLIP-L", "siglip-vit-l", 10.2)
     scored = base.published[0].model_copy(update={"accuracy": 68.8})
     return base.with_({"published": (scored,), "unpublished": (*NT_XENT, "teachers")})
 
 
 def l_2_256_dinov2_l() -> Recipe:
     """Towards DINOv2-L; also the depth-8 line of the depth ablation."""
-    return teacher("dinov2-vit-l", 10.0, 5.09, 106.6, 0.68, 0.65, 68.1)
+    return teacher("DINOv2-L", "dinov2-vit-l", 10.0, 5.09, 106.6, 0.68, 0.65, 68.1)
 
 
 def l_2_256_dinov2_b() -> Recipe:
     """Towards DINOv2-B with NT-Xent: the SiT-L/2 line of Table 3 (9.7 at 400K, 8.4 at 700K)."""
     note = "Table 6 says DINOv2-L here, but 9.7 at 400K is Table 2's DINOv2-B line"
     extra = (line("REPA Table 3", 700_000, 8.4, note=note),)
-    return teacher("dinov2-vit-b", 9.7, 5.13, 107.5, 0.69, 0.64, 65.7, extra=extra).with_({"training.steps": 700_000})
+    return teacher("DINOv2-B", "dinov2-vit-b", 9.7, 5.13, 107.5, 0.69, 0.64, 65.7, extra=extra).with_(
+        {"training.steps": 700_000}
+    )
 
 
 def l_2_256_dinov2_g() -> Recipe:
     """Towards DINOv2-g."""
-    return teacher("dinov2-vit-g", 9.8, 5.22, 108.9, 0.69, 0.64, 65.7)
+    return teacher("DINOv2-g", "dinov2-vit-g", 9.8, 5.22, 108.9, 0.69, 0.64, 65.7)
 
 
 def l_2_256_depth_6() -> Recipe:
@@ -258,7 +260,7 @@ def l_2_256_depth_16() -> Recipe:
 def l_2_256_cosine() -> Recipe:
     """Cosine instead of NT-Xent, towards DINOv2-L (Table 2, last block)."""
     changes = {
-        "title": "SiT-L/2 + REPA with cosine towards dinov2-vit-l, ImageNet 256",
+        "title": "SiT-L/2 + REPA with cosine towards DINOv2-L, ImageNet 256",
         "teachers": (TeacherSettings.parse("dinov2-vit-l"),),
         "align.similarity": Cosine(),
         "unpublished": (),
