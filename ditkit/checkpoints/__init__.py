@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path
@@ -40,16 +39,16 @@ def load_published(
     Raises CheckpointError (a ValueError): unknown source, unsafe file, wrong family, or keys that do not match, listed.
     """
     converter = _converter(source)
-    if isinstance(checkpoint, (str, os.PathLike)):
-        content = read(checkpoint)
-        told = folder_shape(checkpoint) if Path(checkpoint).is_dir() else {}
-        shape = {**{k: v for k, v in told.items() if k in converter.arguments}, **shape}
-    else:
-        content = dict(checkpoint)
     shape = {k: v for k, v in shape.items() if v is not None}
-    state, found = select(content, weights)
-    arguments = Shape.read(source, converter.arguments, shape)
-    published = converter.load(without_wrappers(state), arguments, path, prediction)
+    file = None if isinstance(checkpoint, Mapping) else Path(checkpoint)
+    content = checkpoint if isinstance(checkpoint, Mapping) else read(checkpoint)
+    told = folder_shape(file) if file else {}
+    arguments = Shape.read(source, converter.arguments, shape, told)
+    try:
+        state, found = select(content, weights)
+        published = converter.load(without_wrappers(state), arguments, path, prediction)
+    except CheckpointError as error:
+        raise CheckpointError(f"{file}: {error}" if file else str(error)) from None
     return replace(published, weights=found)
 
 

@@ -46,13 +46,13 @@ class Shape(Settings):
     null: bool = Field(True, description="the label table's last row is the null label")
 
     @classmethod
-    def read(cls, source: str, allowed: Iterable[str], given: dict) -> Shape:
-        """The arguments `given` to load_published; only `allowed` ones apply to this source."""
+    def read(cls, source: str, allowed: Iterable[str], given: dict, told: dict) -> Shape:
+        """The arguments `given` to load_published; only `allowed` ones apply; `told` fills in."""
         if wrong := sorted(set(given) - set(allowed)):
             raise CheckpointError(f"load_published: {', '.join(wrong)} does not apply to source {source!r}; "
                                   f"it takes {', '.join(allowed)}")  # fmt: skip
         try:
-            return cls(**given)
+            return cls(**{**{k: v for k, v in told.items() if k in allowed}, **given})
         except ValidationError as error:
             first = error.errors()[0]
             raise CheckpointError(f"load_published: {first['loc'][0]}: {first['msg']}") from None
