@@ -2,7 +2,8 @@
 
 t = 0 is data, t = 1 noise. `sample(n, noise)` draws (n,) float32 from the stream "t"; `log_prob(t)` is the natural
 logarithm of the density, -inf outside its support. Training with density pi(t) equals training with uniform t and
-loss weight pi(t) (SD3 section 3.1).
+loss weight pi(t) (SD3 section 3.1). Maps of draws are computed in float64: in float32 the last digit of a sigmoid
+depends on where in the batch it stands.
 """
 
 from __future__ import annotations
@@ -59,8 +60,9 @@ class LogitNormal(Settings):
     path: Literal["linear", "cosine"] = Field("linear", description="the path whose sigma / alpha is log-normal")
 
     def sample(self, n: int, noise: Noise) -> Tensor:
-        draw = self.mean + self.std * noise.normal("t", (n,))
-        return torch.sigmoid(draw) if self.path == "linear" else torch.atan(torch.exp(draw)) * (2 / math.pi)
+        draw = self.mean + self.std * noise.normal("t", (n,)).double()
+        t = torch.sigmoid(draw) if self.path == "linear" else torch.atan(torch.exp(draw)) * (2 / math.pi)
+        return t.float()
 
     def log_prob(self, t: Tensor) -> Tensor:
         inside = (t > 0) & (t < 1)
@@ -87,7 +89,7 @@ class Mode(Settings):
         return 1 - u - self.scale * (torch.cos(u * (math.pi / 2)) ** 2 - 1 + u)
 
     def sample(self, n: int, noise: Noise) -> Tensor:
-        return self._map(noise.uniform("t", (n,))).clamp(0, 1)
+        return self._map(noise.uniform("t", (n,)).double()).clamp(0, 1).float()
 
     def log_prob(self, t: Tensor) -> Tensor:
         low, high = torch.zeros_like(t, dtype=torch.float64), torch.ones_like(t, dtype=torch.float64)
@@ -105,8 +107,8 @@ class CosMap(Settings):
     kind: Literal["cosmap"] = "cosmap"
 
     def sample(self, n: int, noise: Noise) -> Tensor:
-        angle = noise.uniform("t", (n,)) * (math.pi / 2)
-        return torch.sin(angle) / (torch.sin(angle) + torch.cos(angle))
+        angle = noise.uniform("t", (n,)).double() * (math.pi / 2)
+        return (torch.sin(angle) / (torch.sin(angle) + torch.cos(angle))).float()
 
     def log_prob(self, t: Tensor) -> Tensor:
         density = 2 / (math.pi - 2 * math.pi * t + 2 * math.pi * t * t)
@@ -132,10 +134,9 @@ class EDMLogNormal(Settings):
 
     def sample(self, n: int, noise: Noise) -> Tensor:
         low, high = (math.erfc(-z / math.sqrt(2)) / 2 for z in self._limits())
-        draw = noise.uniform("t", (n,))
-        u = low + (high - low) * (draw.double() + 2.0**-25)  # draws are multiples of 2^-24: to their cells' middles
-        sigma = torch.exp(self.mean + self.std * torch.special.ndtri(u))
-        return self.path.time(sigma).to(draw.dtype).clamp(0, 1)
+        draw = noise.uniform("t", (n,)).double() + 2.0**-25  # draws are multiples of 2^-24: to their cells' middles
+        sigma = torch.exp(self.mean + self.std * torch.special.ndtri(low + (high - low) * draw))
+        return self.path.time(sigma).clamp(0, 1).float()
 
     def log_prob(self, t: Tensor) -> Tensor:
         low, high = self._limits()
