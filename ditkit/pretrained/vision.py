@@ -21,7 +21,6 @@ from ditkit.pretrained.preprocess import HALF, IMAGENET, OPENAI, Preprocess, pub
 from ditkit.pretrained.vit_file import read_vit_file
 from ditkit.protocols import Features
 
-
 FIRST_NORMALISED = Preprocess(*IMAGENET)
 
 
@@ -61,7 +60,7 @@ FAMILIES = {
         preprocess=Preprocess(*HALF, normalise_first=False),
         arguments=(("vision_use_head", False),),
     ),
-    "ijepa": Family("IJepaModel", ("ijepa",), "facebook/ijepa_vith14_1k"),
+    "ijepa": Family("IJepaModel", ("ijepa",), "facebook/ijepa_vith14_1k", epsilon=1e-6),
 }
 
 
