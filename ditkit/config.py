@@ -12,7 +12,7 @@ import json
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from types import UnionType
-from typing import Annotated, Any, NamedTuple, Self, TypeVar, Union, get_args, get_origin
+from typing import Annotated, Any, ClassVar, NamedTuple, Self, TypeVar, Union, get_args, get_origin
 
 import yaml
 from pydantic import BaseModel, ConfigDict, TypeAdapter, ValidationError
@@ -134,15 +134,15 @@ def dump(settings: Settings, form: str = "yaml", exclude: Iterable[str] = ()) ->
     return yaml.dump(tree, Dumper=_Dumper, sort_keys=False, width=120, allow_unicode=True)
 
 
+def _on_one_line(dumper: yaml.SafeDumper, data: list) -> yaml.Node:
+    plain = all(not isinstance(value, (list, dict)) for value in data)
+    return dumper.represent_sequence("tag:yaml.org,2002:seq", data, flow_style=plain)
+
+
 class _Dumper(yaml.SafeDumper):
     """Lists of plain values on one line: size: [32, 32]."""
 
-    def represent_list(self, data: list) -> yaml.Node:
-        plain = all(not isinstance(value, (list, dict)) for value in data)
-        return self.represent_sequence("tag:yaml.org,2002:seq", data, flow_style=plain)
-
-
-_Dumper.add_representer(list, _Dumper.represent_list)
+    yaml_representers: ClassVar[dict] = {**yaml.SafeDumper.yaml_representers, list: _on_one_line}
 
 
 def fingerprint(settings: Settings, ignore: Iterable[str] = ()) -> str:

@@ -20,7 +20,7 @@ FILES = sorted(PACKAGE.rglob("*.py"))
 
 # Imports go downwards only; rooms of one layer know nothing of each other.
 LAYERS = (
-    {"config", "protocols"},
+    {"config", "protocols", "files"},
     {"diffusion", "nn"},
     {"models", "pretrained", "data"},
     {"align"},
@@ -174,17 +174,23 @@ RULES = (
 
 
 def deep_classes(trees: dict[str, ast.Module]) -> list[str]:
-    """Classes with more than one own class above them; names resolved over the whole package."""
-    classes = [
-        (where, node) for where, tree in trees.items() for node in ast.walk(tree) if isinstance(node, ast.ClassDef)
-    ]
-    bases = {node.name: [ast.unparse(base).split(".")[-1].split("[")[0] for base in node.bases] for _, node in classes}
+    """Classes with more than one own class above them; a base is own if its file defines it or has it from ditkit."""
+    bases: dict[str, list[str]] = {}
+    for where, tree in trees.items():
+        imports = (node for node in ast.walk(tree) if isinstance(node, ast.ImportFrom) and own_rooms(node))
+        classes = [node for node in ast.walk(tree) if isinstance(node, ast.ClassDef)]
+        own = {alias.asname or alias.name: alias.name for node in imports for alias in node.names}
+        own |= {node.name: f"{where}:{node.name}" for node in classes}
+        for node in classes:
+            names = [ast.unparse(base).split("[")[0] for base in node.bases]
+            bases[f"{where}:{node.name}"] = [own[name] for name in names if name in own]
+    defined = {key.rpartition(":")[2]: key for key in bases}
 
-    def above(name: str) -> set[str]:
-        return {a for base in bases.get(name, ()) if base in bases for a in {base, *above(base)}}
+    def above(key: str) -> set[str]:
+        direct = {base if ":" in base else defined.get(base, base) for base in bases.get(key, ())}
+        return direct.union(*(above(base) for base in direct))
 
-    return [f"{where}:{node.lineno}: {node.name} stands on {sorted(above(node.name))}" for where, node in classes
-            if len(above(node.name)) > 1]  # fmt: skip
+    return [f"{key} stands on {', '.join(sorted(above(key)))}" for key in bases if len(above(key)) > 1]
 
 
 def code_lines(source: str) -> list[tuple[int, str]]:
@@ -323,6 +329,16 @@ def test_permitted_code_is_permitted():
 def test_deep_classes_and_copies_are_seen():
     assert deep_classes({"a": ast.parse("class A: ...\nclass B(A): ...\nclass C(B): ...")})
     assert not deep_classes({"a": ast.parse("class A: ...\nclass B(A): ...\nclass C(nn.Module): ...")})
+    across = {
+        "a": ast.parse("class A: ...\nclass B(A): ..."),
+        "b": ast.parse("from ditkit.a import B\nclass C(B): ..."),
+    }
+    assert deep_classes(across) == ["b:C stands on a:A, a:B"]
+    namesake = {
+        "a": ast.parse("class P(S): ..."),
+        "b": ast.parse("from typing import P\nclass C(P): ...\nclass D(P): ..."),
+    }
+    assert not deep_classes(namesake)
     block = "\n".join(f"x{i} = {i}" for i in range(LIMITS["copied"]))
     assert copied_blocks({"a": block, "b": "# other\n\n" + block})
     assert not copied_blocks({"a": block, "b": block.replace("x3", "y3")})

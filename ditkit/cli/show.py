@@ -132,9 +132,9 @@ def _parameters(settings: AnyModel) -> str:
 
 def _scores(recipe: Recipe) -> tuple[str, str]:
     """The best published FID without and with guidance, of 50,000 images."""
-    rows = [p for p in recipe.published if p.fid and p.images == 50_000 and not p.table.endswith("README")]
-    plain = [p.fid for p in rows if p.sampling.guidance is None]
-    guided = [p.fid for p in rows if p.sampling.guidance is not None]
+    rows = [p for p in recipe.published if p.images == 50_000 and not p.table.endswith("README")]
+    plain = [p.fid for p in rows if p.fid and p.sampling.guidance is None]
+    guided = [p.fid for p in rows if p.fid and p.sampling.guidance is not None]
     return (f"{min(plain):g}" if plain else "", f"{min(guided):g}" if guided else "")
 
 
@@ -159,7 +159,8 @@ def _published_line(p: Published) -> tuple[str, ...]:
 
 def _marked(text: str, unpublished: tuple[str, ...]) -> str:
     """YAML with "# ours" behind each key that the paper never gave (and so all below it)."""
-    lines, path = [], []
+    lines: list[str] = []
+    path: list[str] = []
     for line in text.splitlines():
         body = line.lstrip(" -")
         depth = (len(line) - len(body)) // 2

@@ -83,8 +83,8 @@ def from_python(file: Path, function: str) -> Recipe:
         lines = [f"{file}: {error.title}.{'.'.join(map(str, e['loc']))}: {e['msg']}" for e in error.errors()]
         raise SettingsError("\n".join(lines)) from error
     except Exception as error:
-        lines = [frame.lineno for frame in traceback.extract_tb(error.__traceback__) if frame.filename == str(file)]
-        where = getattr(error, "lineno", None) or (lines[-1] if lines else "?")
+        steps = [step.lineno for step in traceback.extract_tb(error.__traceback__) if step.filename == str(file)]
+        where = getattr(error, "lineno", None) or (steps[-1] if steps else "?")
         raise SettingsError(f"{file}, line {where}: {type(error).__name__}: {error}") from error
     if not isinstance(made, Recipe):
         raise SettingsError(f"{file}:{function} returned {type(made).__name__}, not a Recipe (ditkit.recipes.Recipe)")
