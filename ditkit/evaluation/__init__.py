@@ -10,6 +10,7 @@ from ditkit.evaluation.protocols import Protocol, ProtocolMismatch, Score, compa
 from ditkit.evaluation.reference import Reference, make_reference
 from ditkit.evaluation.report import Report, render, write_report
 from ditkit.evaluation.request import Request, balanced_labels, make_request, random_labels
+from ditkit.evaluation.samples import given_protocol, open_generated, open_images
 from ditkit.evaluation.score import score_images
 from ditkit.evaluation.score_table import Space, score_table
 from ditkit.evaluation.sections import Section
@@ -39,11 +40,14 @@ __all__ = [
     "extract",
     "frechet",
     "generate",
+    "given_protocol",
     "grid",
     "in_words",
     "make_reference",
     "make_request",
     "moments",
+    "open_generated",
+    "open_images",
     "quantise",
     "random_labels",
     "read_images",

@@ -29,6 +29,11 @@ class SampleFolder:
     def __init__(self, path: Path, n: int):
         self.path, self.n = Path(path), n
 
+    @property
+    def archive(self) -> Path:
+        """The .npz of all images."""
+        return self.path / ARCHIVE
+
     def file(self, index: int) -> Path:
         """Where image `index` is; zero-padded, so that sorting by name is sorting by index."""
         return self.path / f"{index:06d}.png"
@@ -86,7 +91,7 @@ class SampleFolder:
             raise FolderError(f"{self.path}: {len(missing)} of {self.n} images are missing, the first is {missing[0]}")
         channels, height, width = self[0:1].shape[1:]
         arrays = {} if labels is None else {"label": labels.numpy()}
-        return write_npz(self.path / ARCHIVE, self._blocks(), (self.n, height, width, channels), **arrays)
+        return write_npz(self.archive, self._blocks(), (self.n, height, width, channels), **arrays)
 
     def _blocks(self) -> Iterator[np.ndarray]:
         for start in range(0, self.n, NPZ_BLOCK):

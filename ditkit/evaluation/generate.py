@@ -8,15 +8,12 @@ import time
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Protocol
+from typing import Protocol, cast
 
 import torch
 from torch import Tensor, nn
 
-from ditkit.diffusion.noise import SampleNoise
-from ditkit.diffusion.path import AnyPath
-from ditkit.diffusion.prediction import Kind
-from ditkit.diffusion.sample import SamplerSettings
+from ditkit.diffusion import AnyPath, Kind, SampleNoise, SamplerSettings
 from ditkit.evaluation.features import Images, Progress
 from ditkit.evaluation.folder import SampleFolder
 from ditkit.evaluation.images import quantise
@@ -124,7 +121,7 @@ def sample_chunk(
     request: Request,
     chunk: int,
     device: str | torch.device = "cpu",
-    progress: Callable[[int, int], object] | None = None,
+    progress: Callable[[int, int], None] | None = None,
 ) -> tuple[Tensor, int]:
     """One chunk: (uint8 images (b, C, H, W) on the CPU, network evaluations per image).
 
@@ -134,7 +131,7 @@ def sample_chunk(
     noise = SampleNoise(request.seed, list(indices), latent_shape(source, request), device=device)
     cond = condition_of(request, indices, getattr(source, "text", None), device)
     latents, evaluations = sampler.run(
-        source.model,
+        cast(Denoiser, source.model),
         noise.initial(),
         cond,
         path=source.path,
@@ -231,7 +228,8 @@ def generate(
         place = SampleFolder(Path(folder), request.n)
         place.claim(describe(source, sampler, request))
         made = fill(place, source, sampler, request, device=device, progress=progress)
-        place.collect(labels)
+        if made or not place.archive.exists():
+            place.collect(labels)
         spent = place.evaluations(request)
         seconds = time.perf_counter() - start
         return Generated(place, labels, request, sampler, spent, seconds, made, Path(folder))

@@ -15,6 +15,7 @@ import re
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 COLOURS = ("#3a7bd5", "#e0702e", "#2f9e67", "#b05cc6", "#c99a10", "#7d8794")
 DASHES = ("", "6 2", "2 2", "8 2 2 2", "4 1", "1 2")  # told apart without colour too
@@ -126,7 +127,7 @@ def draw(panel: Panel, order: Sequence[str], identity: str) -> str:
         spine.set_color(INK)
         spine.set_alpha(0.5)
     buffer = io.StringIO()
-    plain = {"svg.fonttype": "none", "svg.hashsalt": identity, "font.family": "sans-serif"}
+    plain: Any = {"svg.fonttype": "none", "svg.hashsalt": identity, "font.family": "sans-serif"}
     with matplotlib.rc_context(plain):
         figure.savefig(buffer, format="svg", transparent=True, metadata={"Date": None})
     return embeddable(buffer.getvalue(), identity, description(panel))

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from pathlib import Path
+from typing import IO
 
 import numpy as np
 import torch
@@ -48,8 +49,12 @@ class Reference:
     def save(self, path: str | Path) -> Path:
         """Write an .npz with mu and sigma (the names that FID tools read), the features and the extractor's id."""
         m = self.moments
-        arrays = {"mu": m.mean.numpy(), "sigma": m.covariance.numpy(), "features": self.features.numpy()}
-        return write_atomic(path, lambda file: np.savez(file, count=m.count, extractor=self.extractor, **arrays))
+        mu, sigma, features = m.mean.numpy(), m.covariance.numpy(), self.features.numpy()
+
+        def write(file: IO[bytes]) -> None:
+            np.savez(file, mu=mu, sigma=sigma, features=features, count=m.count, extractor=self.extractor)
+
+        return write_atomic(path, write)
 
     @classmethod
     def load(cls, path: str | Path) -> Reference:
