@@ -165,7 +165,7 @@ def _marked(text: str, unpublished: tuple[str, ...]) -> str:
         body = line.lstrip(" -")
         depth = (len(line) - len(body)) // 2
         path = [*path[:depth], body.partition(":")[0]]
-        mark = "  # ours: not published" if ".".join(path) in unpublished else ""
+        mark = "  # not (fully) published: ours" if ".".join(path) in unpublished else ""
         lines.append(line + mark)
     return "\n".join(lines)
 

@@ -36,8 +36,8 @@ def test_list_can_be_searched_and_read_by_programs():
 
 def test_prints_a_recipe_with_marks_and_published_table():
     out = text("repa.l_2_256_dinov2_b")
-    assert "temperature: 0.1  # ours: not published" in out
-    assert out.count("# ours") == 1
+    assert "temperature: 0.1  # not (fully) published: ours" in out
+    assert out.count("# not (fully)") == 1
     assert "REPA Table 3  700,000" in out and "8.4" in out
     assert "note: published in fp16" in out
     assert "steps: 700000" in out
