@@ -1,8 +1,9 @@
 """Training: the loop, its state on disk, and what guards it."""
 
-from ditkit.training.checkpoint import CheckpointError, SaveError, list_steps, read
+from ditkit.checkpoints import CheckpointError
+from ditkit.training.checkpoint import list_steps, read
 from ditkit.training.ema import Ema
-from ditkit.training.files import Unwritable
+from ditkit.training.files import SaveError, Unwritable
 from ditkit.training.guard import Interrupted, NonFinite
 from ditkit.training.log import Row, read_metrics
 from ditkit.training.loop import fit

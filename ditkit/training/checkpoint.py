@@ -26,16 +26,12 @@ from torch import Tensor
 
 from ditkit.checkpoints import CheckpointError
 from ditkit.files import write_text
-from ditkit.training.files import sync
+from ditkit.training.files import SaveError, sync
 
 Tensors = Mapping[str, Tensor]
 FORMAT = 1
 STATE = "state.json"
 _DRAFT = ".writing-"
-
-
-class SaveError(OSError):
-    """A checkpoint could not be written, as on a full disk; earlier ones are untouched."""
 
 
 def checkpoints(folder: Path) -> Path:

@@ -10,6 +10,10 @@ class Unwritable(OSError):
     """The run folder cannot be written; raised before training starts."""
 
 
+class SaveError(OSError):
+    """Something of the run could not be written, as on a full disk; earlier checkpoints are untouched."""
+
+
 def prepare(folder: Path) -> None:
     """Make the run folder and prove that files can be written there; Unwritable says why not, in one line."""
     probe = folder / f".write-test-{os.getpid()}"

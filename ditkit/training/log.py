@@ -13,6 +13,7 @@ from pathlib import Path
 import torch
 
 from ditkit.files import write_text
+from ditkit.training.files import SaveError
 
 Row = dict[str, float]
 STEP = ("data", "model", "optimizer")  # the parts of a step
@@ -114,10 +115,13 @@ class Log:
 
     @staticmethod
     def _append(path: Path, line: str) -> None:
-        with path.open("a", encoding="utf-8") as file:
-            file.write(line + "\n")
-            file.flush()
-            os.fsync(file.fileno())
+        try:
+            with path.open("a", encoding="utf-8") as file:
+                file.write(line + "\n")
+                file.flush()
+                os.fsync(file.fileno())
+        except OSError as error:
+            raise SaveError(f"{path} could not be written: {error.strerror}") from None
 
 
 def read_metrics(folder: str | os.PathLike) -> list[Row]:

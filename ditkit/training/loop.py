@@ -14,8 +14,8 @@ from ditkit.training.guard import Interrupted, Stop
 from ditkit.training.log import Clock, Log, Row
 from ditkit.training.optim import gradient_norm, learning_rate, pieces, set_rate
 from ditkit.training.precision import autocast, compile_blocks, matmul_precision
-from ditkit.training.report import report, save
-from ditkit.training.start import Resume, open_batches, resume_run
+from ditkit.training.report import report, rescue, save
+from ditkit.training.start import Resume, announce, open_batches, resume_run
 from ditkit.training.state import Job, State
 
 
@@ -32,8 +32,9 @@ def fit(
     resume: "auto" continues from the newest whole checkpoint of the folder, "never" refuses a folder that has one, a
     step number continues from there. on_log gets every row of metrics.jsonl, on_step every finished step and its
     values (for a progress bar), on_message every line of log.txt.
-    Raises Interrupted after Ctrl-C or SIGTERM (state saved), NonFinite after too many skipped steps in a row (state
-    saved), Unwritable before anything starts, SaveError on a full disk, CheckpointError if no whole one is left.
+    Raises Unwritable or CheckpointError (no whole one is left) before anything starts; Interrupted after Ctrl-C or
+    SIGTERM, NonFinite after too many skipped steps in a row, and whatever data, codec, teacher or network raise, all
+    with the state saved; SaveError on a full disk.
     """
     settings = job.settings
     prepare(job.folder)
@@ -42,13 +43,15 @@ def fit(
     resume_run(state, resume, log)
     if settings.compile:
         log.say(f"compiling {compile_blocks(job.model, settings.backend)} blocks with {settings.backend}")
+    announce(state, log)
     with matmul_precision(settings.tf32), Stop() as stop:
         batches, clock = open_batches(state, log), Clock(torch.device(job.device))
         while state.step < settings.steps:
-            batch = next(batches)
-            clock.lap("data")
-            values = forward_backward(state, batch)
-            clock.lap("model")
+            with rescue(state, clock, log):
+                batch = next(batches)
+                clock.lap("data")
+                values = forward_backward(state, batch)
+                clock.lap("model")
             update(state, values)
             state.seconds += clock.step("optimizer")
             report(state, clock, log)

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import contextmanager
+
 import torch
 
 from ditkit.training import checkpoint
@@ -26,6 +29,8 @@ def report(state: State, clock: Clock, log: Log) -> None:
         clock.lap("validation")
     if row:
         log.row({"step": step, **row})
+    if state.guard.in_row:
+        log.say(f"step {step} skipped: loss or gradient is not finite ({state.guard.in_row} in a row)")
     if state.guard.dead == 100:
         log.say(f"warning: step {step}: the gradient has been exactly 0 for 100 steps; the model no longer learns")
 
@@ -63,3 +68,25 @@ def save(state: State, clock: Clock, log: Log) -> None:
     checkpoint.prune(folder, settings.keep_last, settings.keep_every)
     clock.lap("checkpoint")
     log.say(f"checkpoint of step {state.step} written")
+
+
+class OutOfMemory(RuntimeError):
+    """The accelerator's memory does not hold one forward and backward pass."""
+
+
+@contextmanager
+def rescue(state: State, clock: Clock, log: Log) -> Iterator[None]:
+    """Errors before the update leave a whole state: it is saved, so that hours of training outlive a bad file."""
+    try:
+        yield
+    except Exception as error:
+        if state.step:
+            save(state, clock, log)
+        if isinstance(error, StopIteration):
+            raise ValueError(f"the batches ended at step {state.step} of {state.job.settings.steps}") from None
+        if isinstance(error, torch.OutOfMemoryError):
+            raise OutOfMemory(
+                f"step {state.step + 1}: out of memory on {clock.device}; set training.micro_batch (fewer rows a pass, "
+                "the same numbers), model.checkpointing=true or training.precision=bf16"
+            ) from None
+        raise

@@ -10,9 +10,11 @@ from typing import Any, Literal
 import torch
 from torch import Tensor
 
+from ditkit.checkpoints import CheckpointError
 from ditkit.diffusion import BatchNoise
 from ditkit.training import checkpoint
 from ditkit.training.log import Log
+from ditkit.training.optim import pieces
 from ditkit.training.state import Job, State
 
 Resume = Literal["auto", "never"] | int
@@ -31,7 +33,7 @@ def resume_run(state: State, resume: Resume, log: Log) -> None:
         found = checkpoint.latest(folder, log.say)
     else:
         if resume not in steps:
-            raise checkpoint.CheckpointError(f"{folder}: no checkpoint of step {resume}; there are {steps}")
+            raise CheckpointError(f"{folder}: no checkpoint of step {resume}; there are {steps}")
         found = resume, checkpoint.read_state(folder, resume)
     if found is not None:
         step, numbers = found
@@ -43,6 +45,21 @@ def resume_run(state: State, resume: Resume, log: Log) -> None:
     dropped = log.rewind(state.step)
     if found is not None:
         log.say(f"resumed at step {state.step}" + (f"; {dropped} later rows of metrics dropped" if dropped else ""))
+
+
+def announce(state: State, log: Log) -> None:
+    """Say what is trained, where and how."""
+    job, settings = state.job, state.job.settings
+    sizes = [sum(p.numel() for p in module.parameters() if p.requires_grad) for module in job.modules]
+    cut = pieces(settings.batch // job.world, settings)
+    device = torch.device(job.device)
+    name = torch.cuda.get_device_name(device) if device.type == "cuda" else device.type
+    what = f"{sizes[0]:,} parameters" + (f" and {sizes[1]:,} of projectors" if sizes[1:] else "")
+    batch = f"batch {settings.batch} = {job.world} x {len(cut)} passes of {max(b - a for a, b in cut)}"
+    tf32 = "on" if settings.tf32 else "off"
+    log.say(
+        f"training {what} on {name}, steps {state.step} to {settings.steps}, {batch}, {settings.precision}, TF32 {tf32}"
+    )
 
 
 def _check_same(job: Job, numbers: dict, log: Log) -> None:

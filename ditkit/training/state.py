@@ -10,8 +10,9 @@ from typing import Any, Protocol
 import torch
 from torch import Tensor, nn
 
+from ditkit.checkpoints import CheckpointError
 from ditkit.protocols import Condition, Features, Noise
-from ditkit.training.checkpoint import CheckpointError, read_tensors
+from ditkit.training.checkpoint import read_tensors
 from ditkit.training.ema import Ema
 from ditkit.training.guard import Guard
 from ditkit.training.log import Meter

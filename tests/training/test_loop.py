@@ -134,6 +134,7 @@ def test_a_bad_gradient_changes_nothing(poison, make_job, tmp_path, same):
     assert state.guard.skipped == 2 and state.step == 6
     rows = read_metrics(tmp_path)
     assert [r["skipped"] for r in rows] == [0, 0, 1, 2, 2, 2]
+    assert "step 4 skipped: loss or gradient is not finite (2 in a row)" in (tmp_path / "log.txt").read_text()
     assert "loss" not in rows[2] and "loss" in rows[4]
     assert all(p.grad is None for p in job.model.parameters())
 
@@ -332,6 +333,56 @@ def test_a_wrong_batch_is_told(make_job, toy, tmp_path):
         make_job(tmp_path, job=dict(world=4))
     with pytest.raises(ValueError, match="aligner and targets together"):
         make_job(tmp_path, aligned=False, job=dict(targets=toy.teach))
+
+
+@pytest.mark.parametrize("where", ["batches", "encode", "objective"])
+def test_an_error_from_outside_saves_the_state_first(where, make_job, toy, tmp_path, same):
+    """A run of days must not lose what was trained because a file went missing."""
+    same_run, job = make_job(tmp_path / "whole"), make_job(tmp_path / "run")
+    real, calls = getattr(job, where), []
+
+    def failing(*args):
+        if where != "batches":
+            calls.append(1)
+            if len(calls) == 8:
+                raise OSError("the disk is gone")
+            return real(*args)
+        return _broken(real(*args))
+
+    setattr(job, where, failing)
+    with pytest.raises(OSError, match="the disk is gone"):
+        fit(job)
+    assert list_steps(tmp_path / "run") == [5, 7]
+    same(fit(make_job(tmp_path / "run")).ema.state_dict(), fit(same_run).ema.state_dict())
+
+
+def _broken(batches):
+    for _ in range(7):
+        yield next(batches)
+    raise OSError("the disk is gone")
+
+
+def test_batches_that_end_and_memory_that_does_are_told(make_job, tmp_path):
+    job = make_job(tmp_path)
+    job.batches = lambda start: iter(())
+    with pytest.raises(ValueError, match="the batches ended at step 0 of 12"):
+        fit(job)
+
+    def objective(*args):
+        raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate ...")
+
+    with pytest.raises(RuntimeError, match=r"step 1: out of memory on cpu; set training\.micro_batch"):
+        fit(make_job(tmp_path, job=dict(objective=objective)))
+    assert list_steps(tmp_path) == []
+
+
+def test_the_first_line_says_what_is_trained(make_job, tmp_path):
+    said = []
+    fit(make_job(tmp_path, accumulate=2), on_message=said.append)
+    assert said[0].startswith(
+        "training 657 parameters and 34 of projectors on cpu, steps 0 to 12, batch 6 = 1 x 2 passes"
+    )
+    assert (tmp_path / "log.txt").read_text().splitlines()[0].endswith(said[0])
 
 
 def test_only_rank_zero_writes(make_job, tmp_path):
