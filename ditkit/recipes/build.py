@@ -17,7 +17,8 @@ from ditkit.pretrained import load_codec, load_teacher
 from ditkit.protocols import Codec, Condition, Extractor, Features, Noise
 from ditkit.recipes.adapt import adapt
 from ditkit.recipes.recipe import Recipe
-from ditkit.training import Job, ValidationLoss
+from ditkit.training.state import Job
+from ditkit.training.validation import ValidationLoss
 
 VALIDATION_IMAGES = 512
 
@@ -52,24 +53,25 @@ def prepare(recipe: Recipe, device: torch.device, keep: Collection[str] = ()) ->
 
     Raises DataError, PretrainedMissing or ValueError, one line each.
     """
-    codec = load_codec(recipe.codec, device)
-    data = recipe.data
+    codec: Codec
     if recipe.codec.kind == "pixels":
-        source = open_source(data)
-        codec = load_codec(recipe.codec.model_copy(update={"channels": source.channels}), device)
-    else:
-        source = open_source(data.model_copy(update={"channels": 3}), multiple=codec.factor * recipe.model.patch)
+        source = open_source(recipe.data)
+        codec = load_codec(recipe.codec, device, channels=source.channels)
+    else:  # autoencoders see colours; grey images are repeated
+        codec = load_codec(recipe.codec, device)
+        in_colour = recipe.data.model_copy(update={"channels": 3})
+        source = open_source(in_colour, multiple=codec.factor * recipe.model.patch)
     teachers = [load_teacher(settings, device) for settings in recipe.teachers]
     fitted = adapt(recipe, source, channels=codec.channels, factor=codec.factor, keep=keep)
     return Parts(fitted, source, codec, teachers, device)
 
 
-def encoder(codec: Codec, mean: bool = False) -> Callable[[Tensor, Noise], Tensor]:
-    """images uint8 (B, C, H, W) -> normalised latents; the posterior is drawn afresh at every visit, or its mean."""
+def encoder(codec: Codec) -> Callable[[Tensor, Noise], Tensor]:
+    """images uint8 (B, C, H, W) -> normalised latents; the posterior is drawn afresh at every visit."""
 
     def encode(images: Tensor, noise: Noise) -> Tensor:
         moments = codec.encode(to_float(images))
-        if mean or moments.shape[1] == codec.channels:  # no posterior to draw from
+        if moments.shape[1] == codec.channels:  # no posterior to draw from
             return codec.sample(moments, None)
         shape = (len(moments), codec.channels, *moments.shape[2:])
         return codec.sample(moments, noise.normal("posterior", shape))
@@ -88,7 +90,7 @@ def build_job(parts: Parts, folder: Path) -> Job:
     settings, classes = recipe.training, recipe.model.num_classes
     model = build_model(recipe.model, generator=torch.Generator().manual_seed(settings.seed)).to(device)
     aligner, targets = alignment(parts)
-    encode = encoder(codec, mean=getattr(recipe.codec, "posterior", "sample") == "mean")
+    encode = encoder(codec)
 
     def batches(start: int):
         loader = Loader(

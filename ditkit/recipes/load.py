@@ -48,7 +48,7 @@ class Loaded:
     @cached_property
     def codec(self) -> Codec:
         """Images <-> latents of this model; PretrainedMissing if it cannot be had."""
-        return load_codec(self.recipe.codec, self.device)
+        return load_codec(self.recipe.codec, self.device, channels=getattr(self.settings, "channels", 3))
 
     def to(self, device: torch.device | str) -> Loaded:
         """Move network and projectors; the codec follows when it is loaded."""

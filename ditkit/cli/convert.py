@@ -1,0 +1,6 @@
+import typer
+
+
+def convert() -> None:
+    """soon"""
+    typer.echo("x")

@@ -1,0 +1,6 @@
+import typer
+
+
+def doctor() -> None:
+    """soon"""
+    typer.echo("x")

@@ -1,0 +1,6 @@
+import typer
+
+
+def evaluate() -> None:
+    """soon"""
+    typer.echo("x")

@@ -1,0 +1,6 @@
+import typer
+
+
+def sample() -> None:
+    """soon"""
+    typer.echo("x")

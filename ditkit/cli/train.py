@@ -1,0 +1,71 @@
+"""`ditkit train`: train a recipe on your images; the same command continues an interrupted run."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+Recipe = Annotated[str, typer.Argument(help="repa.sit_s_2, mine.yaml, ./mine.py:big, or a run folder to continue.")]
+Overrides = Annotated[list[str] | None, typer.Argument(help="training.lr=2e-4 ...", metavar="[KEY=VALUE]...")]
+Data = Annotated[str | None, typer.Option("--data", help="A folder of images, a .parquet file, or 'digits'.")]
+Size = Annotated[str | None, typer.Option("--size", help="Pixels: 256, or HEIGHTxWIDTH. Default: from the data.")]
+Codec = Annotated[str | None, typer.Option("--codec", help="pixels, ft-ema, ft-mse, a hub id or a folder.")]
+Teacher = Annotated[
+    list[str] | None,
+    typer.Option("--teacher", help="A folder of `ditkit teacher`, a hub id, dinov2-vit-b, or none. May be repeated."),
+]
+Device = Annotated[str, typer.Option("--device", help="auto, cpu, cuda, cuda:1, mps, ...")]
+
+
+def train(
+    recipe: Recipe,
+    overrides: Overrides = None,
+    data: Data = None,
+    out: Annotated[Path | None, typer.Option("--out", help="Run folder. Default: runs/NAME.")] = None,
+    size: Size = None,
+    codec: Codec = None,
+    teacher: Teacher = None,
+    steps: Annotated[int | None, typer.Option("--steps", min=1, help="Optimizer steps of the whole run.")] = None,
+    device: Device = "auto",
+) -> None:
+    """Train a recipe. Class count, size and channels come from your images.
+
+    Seed, batch, learning rate and everything else are overrides: training.seed=1 training.batch=64. Ctrl-C saves; the
+    same command continues.
+
+    Example: ditkit train repa.sit_s_2 --data ./my_images --codec pixels --teacher runs/teacher
+    """
+    from ditkit.cli.progress import bars
+    from ditkit.recipes.adapt import concerns, explain
+    from ditkit.recipes.build import pick_device
+    from ditkit.recipes.choose import choose
+    from ditkit.recipes.registry import recipe as find_recipe
+    from ditkit.recipes.run import train as train_run
+
+    keys = overrides or []
+    chosen = choose(find_recipe(recipe, keys), data=data, size=size, codec=codec, teachers=teacher or (), steps=steps)
+    folder = out or (Path(recipe) if Path(recipe).is_dir() else Path("runs") / slug(chosen.name))
+    where = pick_device(device)
+    with bars() as bar:
+
+        def started(recipe, notes) -> None:
+            for line in (*notes, *explain(chosen, recipe), *concerns(recipe)):
+                bar.say(line)
+            bar.say(f"training {recipe.title!r} on {where} in {folder}")
+
+        def on_step(step: int, values: dict[str, float]) -> None:
+            bar("training", step, chosen.training.steps, f"loss {values['loss']:.4f}")
+
+        keep = {key.partition("=")[0] for key in keys}
+        state = train_run(chosen, folder, where, keep=keep, on_start=started, on_step=on_step, say=bar.say)
+    typer.echo(f"step {state.step}: {folder}")
+    typer.echo(f"samples: {folder / 'samples' / f'{state.step:07d}.png'}   next: ditkit sample {folder} --n 64")
+
+
+def slug(name: str) -> str:
+    """A recipe's name as a folder name: "./mine.py:big" -> "mine-big"."""
+    stem = Path(name.partition(":")[0])
+    parts = [stem.stem if stem.suffix in (".py", ".yaml", ".yml", ".json") else stem.name, name.partition(":")[2]]
+    return "-".join(part for part in parts if part)

@@ -1,0 +1,50 @@
+"""What a command line may choose over a recipe: data, codec, teachers, steps. Each choice is one small change."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+from ditkit.pretrained import CodecSettings, TeacherSettings
+from ditkit.recipes.recipe import Recipe
+
+
+def choose(
+    recipe: Recipe, *, data: str | None = None, size: str | None = None, codec: str | None = None,
+    teachers: Sequence[str] = (), steps: int | None = None, batch: int | None = None, seed: int | None = None,
+) -> Recipe:  # fmt: skip
+    """The recipe with the given choices made; None and () leave the recipe's own. SettingsError or ValueError, one line.
+
+    data: a folder, a parquet file or 'digits'; without a size, size and channels then come from the data.
+    size: "256" or "256x384" (height x width). codec: 'pixels', 'ft-ema', 'ft-mse', a hub id or a folder.
+    teachers: folders of `ditkit teacher`, hub ids, REPA's names; 'none' trains without alignment.
+    """
+    changes: dict[str, Any] = {}
+    if data is not None:
+        changes |= {"data.source": data, "data.split": "all", "data.size": None, "data.channels": None}
+    if size is not None:
+        changes["data.size"] = parse_size(size)
+    if codec is not None:
+        changes["codec"] = CodecSettings.parse(codec)
+    if list(teachers) == ["none"]:
+        changes |= {"align": None, "teachers": ()}
+    elif teachers:
+        if recipe.align is None:
+            raise ValueError(f"recipe {recipe.name!r} aligns nothing, so --teacher has no use; take a repa recipe")
+        changes["teachers"] = tuple(TeacherSettings.parse(text) for text in teachers)
+    for key, value in (("steps", steps), ("batch", batch), ("seed", seed)):
+        if value is not None:
+            changes[f"training.{key}"] = value
+    return recipe.with_(changes) if changes else recipe
+
+
+def parse_size(text: str) -> int | tuple[int, int]:
+    """ "256" -> 256, "256x384" -> (256, 384). ValueError for anything else."""
+    parts = text.lower().replace(",", "x").split("x")
+    try:
+        sides = tuple(int(part) for part in parts)
+    except ValueError:
+        sides = ()
+    if len(sides) not in (1, 2) or min(sides) < 1:
+        raise ValueError(f"size {text!r}: write one side (256) or height x width (256x384), in pixels")
+    return sides[0] if len(sides) == 1 else (sides[0], sides[1])

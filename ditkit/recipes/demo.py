@@ -1,0 +1,192 @@
+"""The demo: teacher, SiT and SiT + REPA on real images, sampled, scored and shown on one page.
+
+Fixed steps, not seconds; the same seed and budget for every arm. A further model is one more line in `arms`.
+"""
+
+from __future__ import annotations
+
+import json
+import time
+import warnings
+from collections.abc import Callable
+from dataclasses import asdict, dataclass
+from pathlib import Path
+
+import torch
+
+from ditkit.analysis.probe import probe_report
+from ditkit.data import DataSettings, ImageSource, open_source
+from ditkit.diffusion import CFG
+from ditkit.evaluation import (
+    Classifier,
+    ClassifierSettings,
+    FewSamples,
+    Reference,
+    Score,
+    generate,
+    make_reference,
+    make_request,
+    read_images,
+    score_images,
+    train_classifier,
+    write_report,
+)
+from ditkit.evaluation.pixels import Pixels
+from ditkit.files import write_text
+from ditkit.pretrained import SelfTaught, TeacherSettings
+from ditkit.protocols import Extractor
+from ditkit.recipes import digits
+from ditkit.recipes.demo_page import Arm, Findings, page
+from ditkit.recipes.load import load
+from ditkit.recipes.recipe import Recipe
+from ditkit.recipes.run import train
+from ditkit.training.teacher import TeacherTraining, train_teacher
+
+Progress = Callable[..., None]  # progress(stage, done, total, note="")
+GUIDANCE = 2.0  # for pictures; scores are without
+
+
+@dataclass(frozen=True)
+class Budget:
+    """How much of everything; fixed numbers, so that a slow machine gets the same result later."""
+
+    teacher_steps: int = 600
+    classifier_steps: int = 500
+    steps: int = 800
+    images: int = 1000
+    pictures: int = 40
+    probe_draws: int = 5
+
+
+SMOKE = Budget(teacher_steps=20, classifier_steps=20, steps=20, images=100, pictures=20, probe_draws=2)  # it runs
+
+
+@dataclass(frozen=True)
+class Judges:
+    """The spaces that samples are scored in, and the real images as they appear there."""
+
+    spaces: dict[str, Extractor]
+    references: dict[str, Reference]
+    classifier: Classifier
+
+
+def run_demo(out: Path, budget: Budget, device: torch.device, progress: Progress, seed: int = 0) -> Path:
+    """Do everything and return the path of report.html. What a killed demo finished in `out` is not done again.
+
+    ValueError if `out` holds something else, or the demo of another budget or seed.
+    """
+    claim(out, budget, seed)
+    began = time.perf_counter()
+    training_part = DataSettings(source="digits", split="train")
+    source, held_out = open_source(training_part), open_source(training_part.model_copy(update={"split": "test"}))
+    teacher = teach(out / "teacher", source, budget, seed, device, progress)
+    untrained = SelfTaught.untrained(teacher.settings, seed).to(device)
+    probe = probe_report(teacher, untrained, source, held_out, draws=budget.probe_draws, seed=seed)
+    judges = appoint(source, held_out, teacher, budget, seed, device, progress)
+    arms = []
+    for name, recipe in plan(out / "teacher", budget, seed).items():
+        state = train(recipe, out / recipe.name, device, on_step=counter(progress, name, budget.steps))
+        arms.append(measure(name, out / recipe.name, state.seconds, judges, budget, device, progress))
+    findings = Findings(
+        arms=arms,
+        real=read_images(source),
+        classes=source.classes,
+        floors={name: reference.floor() for name, reference in judges.references.items()},
+        probe=probe,
+        classifier_accuracy=judges.classifier.accuracy,
+        teacher=teacher.facts,
+        environment=json.loads((arms[0].folder / "environment.json").read_text(encoding="utf-8")),
+        seconds=time.perf_counter() - began,
+        smoke=budget == SMOKE,
+    )
+    write_text(out / "scores.json", json.dumps({a.name: dump_scores(a.scores) for a in arms}, indent=1) + "\n")
+    return write_report(page(findings), out / "report.html")
+
+
+def plan(teacher: Path, budget: Budget, seed: int) -> dict[str, Recipe]:
+    """What is compared: name on the page -> recipe, with the demo's budget and seed."""
+    changes = {"data.split": "train", "training.steps": budget.steps, "training.seed": seed}
+    aligned = {"teachers": (TeacherSettings(kind="selftaught", source=str(teacher)),)}
+    return {
+        "SiT": digits.sit().with_({**changes, "name": "sit"}),
+        "SiT + REPA": digits.repa().with_({**changes, **aligned, "name": "repa"}),
+    }
+
+
+def claim(out: Path, budget: Budget, seed: int) -> None:
+    """Write demo.json, or refuse a folder that holds something else."""
+    card, wanted = out / "demo.json", {"budget": asdict(budget), "seed": seed}
+    if card.is_file():
+        if json.loads(card.read_text(encoding="utf-8")) != wanted:
+            raise ValueError(f"{out} holds a demo of another budget or seed; name another folder with --out")
+        return
+    if out.exists() and (not out.is_dir() or any(out.iterdir())):
+        raise ValueError(f"{out} exists and holds no demo; name another folder with --out")
+    write_text(card, json.dumps(wanted, indent=2) + "\n")
+
+
+def teach(
+    folder: Path, source: ImageSource, budget: Budget, seed: int, device: torch.device, progress: Progress
+) -> SelfTaught:
+    """The teacher in `folder`, trained first if it is not there. It sees the training images, never their labels."""
+    if folder.is_dir() and any(folder.iterdir()):
+        return SelfTaught.load(folder, device)
+    training = TeacherTraining(steps=budget.teacher_steps)
+    on_step = counter(progress, "teacher", budget.teacher_steps)
+    return train_teacher(source, training, folder, seed=seed, device=device, progress=on_step)
+
+
+def appoint(
+    source: ImageSource, held_out: ImageSource, teacher: SelfTaught, budget: Budget, seed: int, device: torch.device,
+    progress: Progress,
+) -> Judges:  # fmt: skip
+    """Train the classifier and look at the real images in every space."""
+    images, labels = read_images(source)
+    classifier = train_classifier(
+        images, labels, source.classes, ClassifierSettings(steps=budget.classifier_steps), seed=seed, device=device,
+        held_out=read_images(held_out), progress=lambda done, total: progress("classifier", done, total),
+    )  # fmt: skip
+    spaces = {"classifier": classifier, "pixels": Pixels(source.channels, source.size), "teacher": teacher}
+    return Judges(spaces, {name: make_reference(extractor, images) for name, extractor in spaces.items()}, classifier)
+
+
+def measure(
+    name: str, folder: Path, seconds: float, judges: Judges, budget: Budget, device: torch.device, progress: Progress
+) -> Arm:
+    """Sample the averaged weights without guidance and score them in every space; draw pictures with guidance."""
+    loaded = load(folder).to(device)
+    recipe = loaded.recipe
+    classes, seed = recipe.model.num_classes, recipe.training.seed
+
+    def shown(done: int, total: int) -> None:
+        progress(f"samples of {name}", done, total)
+
+    made = generate(
+        loaded,
+        recipe.sampling,
+        make_request(budget.images, classes, "balanced", seed=seed),
+        device=device,
+        progress=shown,
+    )
+    scores: dict[str, list[Score]] = {}
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore" if budget == SMOKE else "default", FewSamples)
+        for space, extractor in judges.spaces.items():
+            reference = judges.references[space]
+            protocol = made.protocol(reference, name="digits-demo")
+            scores[space] = score_images(made.images, made.labels, extractor, reference, protocol)
+            progress(f"scores of {name}", len(scores), len(judges.spaces))
+    guided = recipe.sampling.model_copy(update={"guidance": CFG(scale=GUIDANCE)})
+    pictures = generate(loaded, guided, make_request(budget.pictures, classes, "balanced", seed=seed), device=device)
+    assert pictures.labels is not None
+    return Arm(name, folder, recipe, scores, (pictures.images[:], pictures.labels), seconds)
+
+
+def counter(progress: Progress, stage: str, total: int) -> Callable[[int, dict[str, float]], None]:
+    """on_step of a training as a progress stage."""
+    return lambda step, values: progress(stage, step, total, f"loss {values['loss']:.3f}")
+
+
+def dump_scores(scores: dict[str, list[Score]]) -> dict:
+    """Scores with their protocols as JSON values."""
+    return {space: [score.model_dump(mode="json") for score in found] for space, found in scores.items()}

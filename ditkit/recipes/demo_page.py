@@ -1,0 +1,181 @@
+"""What the demo found, as a page: findings in words, then curves, samples, scores, teacher, cost, recipes."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from torch import Tensor
+
+from ditkit.analysis.cost import cost
+from ditkit.evaluation import Panel, Report, Score, Space, in_words, read_rows, score_table, series_of
+from ditkit.evaluation.sections import Section, class_grids, curves, facts, join, json_block, table
+from ditkit.recipes.recipe import Recipe
+
+TITLES = {
+    "classifier": (
+        "Classifier features",
+        "a small classifier trained on the same images; no model here was trained on it",
+    ),
+    "pixels": ("Pixels", "nothing was trained for this space"),
+    "teacher": ("Teacher features", "REPA is trained towards this space, so it favours the aligned model"),
+}
+PROBES = {
+    "knn": "k-NN",
+    "linear": "linear probe",
+    "knn_10": "k-NN, 10 labels a class",
+    "linear_10": "linear probe, 10 labels a class",
+}
+
+
+@dataclass(frozen=True)
+class Arm:
+    """One trained model: scores by space, pictures (uint8 images, labels) drawn with guidance, training seconds."""
+
+    name: str
+    folder: Path
+    recipe: Recipe
+    scores: dict[str, list[Score]]
+    pictures: tuple[Tensor, Tensor]
+    seconds: float
+
+
+@dataclass(frozen=True)
+class Findings:
+    """Everything that the page shows. floors: space -> what half of the real images scores against the other half."""
+
+    arms: Sequence[Arm]
+    real: tuple[Tensor, Tensor]
+    classes: Sequence[str]
+    floors: dict[str, dict[str, float]]
+    probe: dict
+    classifier_accuracy: float | None
+    teacher: dict
+    environment: dict
+    seconds: float
+    smoke: bool = False
+    further: Sequence[Section] = field(default_factory=tuple)
+
+
+def page(f: Findings) -> Report:
+    """The findings as a report."""
+    names = " and ".join(arm.name for arm in f.arms)
+    sections = [
+        samples(f),
+        scores(f),
+        training_curves(f.arms),
+        teacher(f),
+        costs(f),
+        *f.further,
+        join(
+            "Recipes",
+            [json_block(a.name, a.recipe.model_dump(mode="json"), "Show the resolved recipe") for a in f.arms],
+        ),
+        json_block("Environment", f.environment, "Show versions and machine"),
+    ]
+    title = f"{names} on handwritten digits"
+    return Report(title, summary(f), sections, f"Made by ditkit in {f.seconds:.0f} s. Numbers are as measured.")
+
+
+def summary(f: Findings) -> list[str]:
+    """The headline: what was done, and what came out, also where alignment gained nothing."""
+    first, steps = f.arms[0], f.arms[0].recipe.training.steps
+    lines = [
+        f"{len(f.real[0]):,} real 8x8 images of scikit-learn's digits; {' and '.join(a.name for a in f.arms)} trained from "
+        f"the same seed for {steps} steps of {first.recipe.training.batch} images each; {first.scores['classifier'][0].protocol.n:,} "
+        "samples each, scored without guidance."
+    ]
+    if f.smoke:
+        lines.insert(0, "Smoke run: it proves that everything works; its numbers mean nothing.")
+    for arm in f.arms[1:]:
+        for space in first.scores:
+            a, b = (next(s for s in one.scores[space] if s.metric == "frechet") for one in (first, arm))
+            lines.append(in_words(a, b, (first.name, arm.name), f"Fréchet distance, {TITLES[space][0].lower()}"))
+        a, b = (next(s for s in one.scores["classifier"] if s.metric == "agreement") for one in (first, arm))
+        lines.append(in_words(a, b, (first.name, arm.name), "Class agreement"))
+    lines.append("One training seed: intervals cover the sampling of images, not a repetition of the training.")
+    return lines
+
+
+def samples(f: Findings) -> Section:
+    """Sample grids by class, the real images first."""
+    rows = {"real": f.real, **{arm.name: arm.pictures for arm in f.arms}}
+    note = "Drawn with classifier-free guidance 2 (scores below: without). The same noise for every model."
+    return class_grids("Samples by class", rows, f.classes, note=note)
+
+
+def scores(f: Findings) -> Section:
+    """The score table with floors and protocols."""
+    spaces = [
+        Space(TITLES[key][0], {arm.name: arm.scores[key] for arm in f.arms}, f.floors[key], TITLES[key][1])
+        for key in f.arms[0].scores
+    ]
+    note = "The last column is what one half of the real images scores against the other half"
+    if f.classifier_accuracy is not None:
+        note += f"; the classifier itself names {f.classifier_accuracy:.1%} of held-out real images correctly"
+    return score_table("Scores", spaces, note + ".")
+
+
+def training_curves(arms: Sequence[Arm]) -> Section:
+    """Training, validation and alignment losses side by side."""
+    rows = {arm.name: read_rows(arm.folder / "metrics.jsonl") for arm in arms}
+    panels = [
+        Panel("Training loss", [series_of(r, "loss_denoise", n, smooth=True) for n, r in rows.items()], y_label="loss"),
+        Panel("Validation loss (held-out images)", [series_of(r, "validation_loss", n) for n, r in rows.items()]),
+    ]
+    aligned = [series_of(r, "loss_align", n, smooth=True) for n, r in rows.items() if any("loss_align" in x for x in r)]
+    if aligned:
+        panels.append(Panel("Alignment loss (minus cosine)", aligned))
+    note = "Validation: the same images, noise and times every time, averaged weights."
+    return curves("Curves", panels, note)
+
+
+def teacher(f: Findings) -> Section:
+    """What the teacher learned, beside its random initialisation and raw pixels."""
+    found, gains = f.probe["scores"], f.probe["gains"]
+
+    def shown(numbers: dict) -> str:
+        return f"{numbers['mean']:.1%} ± {numbers['error']:.1%}"
+
+    rows: list[list[Any]] = [
+        [
+            title,
+            *(shown(found[key][who]) for who in ("teacher", "random_init", "pixels")),
+            f"{gains[key]['standard_errors']:.1f}",
+        ]
+        for key, title in PROBES.items()
+    ]
+    columns = (
+        "accuracy on held-out images",
+        "teacher",
+        "its random initialisation",
+        "raw pixels",
+        "gain / standard error",
+    )
+    note = (
+        f"{f.probe['protocol']['draws']} label draws, mean ± standard error; the last column compares the teacher with its random "
+        f"initialisation on the same draws. The teacher saw {f.probe['protocol']['train']:,} images without labels for "
+        f"{f.teacher['seconds']:.0f} s."
+    )
+    return table("The teacher", columns, rows, note)
+
+
+def costs(f: Findings) -> Section:
+    """Parameters, multiply-accumulates, seconds and images a second."""
+    rows: list[list[Any]] = []
+    for arm in f.arms:
+        spent = cost(arm.recipe.model)
+        images = arm.recipe.training.steps * arm.recipe.training.batch
+        evaluations = arm.scores["classifier"][0].protocol.evaluations
+        rows.append(
+            [arm.name, spent.trainable, spent.gmacs * 1000, arm.seconds, images / max(arm.seconds, 1e-9), evaluations]
+        )
+    columns = ("model", "parameters", "MMAC per forward", "training seconds", "images/s", "evaluations per sample")
+    machine = facts(
+        "Machine", {"device": f.environment["device"], "threads": f.environment["threads"], "total seconds": f.seconds}
+    )
+    return join(
+        "Cost", [table("Models", columns, rows, "Projectors and teacher are not counted in parameters."), machine]
+    )

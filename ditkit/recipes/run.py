@@ -1,0 +1,90 @@
+"""A run folder: `train` fills one with a recipe, and the same call continues it."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Collection, Sequence
+from pathlib import Path
+
+import torch
+
+from ditkit.config import diff, dump
+from ditkit.evaluation import grid, make_request, save_png
+from ditkit.evaluation.generate import sample_chunk
+from ditkit.files import write_text
+from ditkit.recipes.build import Parts, build_job, prepare
+from ditkit.recipes.environment import environment
+from ditkit.recipes.load import load
+from ditkit.recipes.recipe import Recipe
+from ditkit.recipes.registry import from_file
+from ditkit.training.files import prepare as prepare_folder
+from ditkit.training.log import Row
+from ditkit.training.loop import fit
+from ditkit.training.start import Resume
+from ditkit.training.state import State
+
+MAY_CHANGE = {"name", "title", "source", "training", "sampling", "unpublished", "notes", "published"}
+PREVIEW = 64  # images of the sheet that ends a run
+
+
+def train(
+    recipe: Recipe, folder: Path, device: torch.device, *, keep: Collection[str] = (), resume: Resume = "auto",
+    on_start: Callable[[Recipe, Sequence[str]], None] | None = None,
+    on_step: Callable[[int, Row], None] | None = None, say: Callable[[str], None] | None = None,
+) -> State:  # fmt: skip
+    """Train `recipe` in `folder` (made if needed; a run that is there is continued) and return the final state.
+
+    keep: dotted keys that the user has set and the data may not change. Writes recipe.json and environment.json before
+    the first step and samples/<step>.png after the last. on_start gets the recipe as adapted to the data, and what the
+    data said of themselves. Raises what `prepare` and `fit` raise, one line each.
+    """
+    parts = prepare(recipe, device, keep)
+    prepare_folder(folder)
+    check_same(parts.recipe, folder)
+    write_run_files(parts, folder)
+    if on_start:
+        on_start(parts.recipe, parts.source.notes)
+    state = fit(build_job(parts, folder), resume=resume, on_step=on_step, on_message=say)
+    preview(folder, parts, state.step)
+    return state
+
+
+def check_same(recipe: Recipe, folder: Path) -> None:
+    """ValueError if `folder` holds a run of something else; steps, rates and samplers may change."""
+    stored = folder / "recipe.json"
+    if not stored.is_file():
+        return
+    found = diff(from_file(stored), recipe, MAY_CHANGE | {"data"})
+    if found:
+        listed = "; ".join(f"{d.key} was {d.a!r}, is {d.b!r}" for d in found[:5])
+        raise ValueError(f"{folder} holds another run: {listed}; name another folder with --out")
+
+
+def write_run_files(parts: Parts, folder: Path) -> None:
+    """recipe.json (resolved) and environment.json."""
+    facts = environment(
+        parts.device,
+        seed=parts.recipe.training.seed,
+        data={
+            "fingerprint": parts.source.fingerprint,
+            "images": len(parts.source),
+            "classes": list(parts.source.classes),
+        },
+        codec=parts.codec.id,
+        teachers=[teacher.id for teacher in parts.teachers],
+    )
+    write_text(folder / "recipe.json", dump(parts.recipe, "json"))
+    write_text(folder / "environment.json", json.dumps(facts, indent=2) + "\n")
+
+
+def preview(folder: Path, parts: Parts, step: int) -> Path:
+    """samples/<step>.png: a sheet of images of the averaged weights, classes in turn, by the recipe's sampler."""
+    path = folder / "samples" / f"{step:07d}.png"
+    if path.exists():
+        return path
+    loaded = load(folder).to(parts.device)
+    loaded.__dict__["codec"] = parts.codec
+    classes = parts.recipe.model.num_classes
+    request = make_request(PREVIEW, classes, "balanced", seed=parts.recipe.training.seed, chunk=PREVIEW)
+    images, _ = sample_chunk(loaded, parts.recipe.sampling, request, 0, parts.device)
+    return save_png(grid(images, columns=min(classes, 10) or 8), path)
