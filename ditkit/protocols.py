@@ -107,11 +107,16 @@ class Denoiser(Protocol):
 class Codec(Protocol):
     """Images (B, 3 or 1, H, W) float in [-1, 1] <-> normalised latents (B, channels, H/factor, W/factor)."""
 
-    id: str
-    channels: int
-    factor: int
-    scale: float
-    shift: float
+    @property
+    def id(self) -> str: ...
+    @property
+    def channels(self) -> int: ...
+    @property
+    def factor(self) -> int: ...
+    @property
+    def scale(self) -> float | tuple[float, ...]: ...
+    @property
+    def shift(self) -> float | tuple[float, ...]: ...
 
     def encode(self, images: Tensor) -> Tensor:
         """Images -> moments (B, 2 channels, h, w): mean and std; (B, channels, h, w) when deterministic."""
@@ -130,8 +135,10 @@ class Codec(Protocol):
 class Extractor(Protocol):
     """Images (B, C, H, W) uint8 -> Features, without gradients. One noun serves REPA, metrics and probing."""
 
-    id: str
-    width: int
+    @property
+    def id(self) -> str: ...
+    @property
+    def width(self) -> int: ...
 
     def __call__(self, images: Tensor) -> Features: ...
 
@@ -158,10 +165,14 @@ class Item(NamedTuple):
 class Source(Protocol):
     """Indexable images. `classes` is empty for unlabelled data; `size` is (H, W); all images share it."""
 
-    classes: tuple[str, ...]
-    channels: int
-    size: tuple[int, int]
-    fingerprint: str
+    @property
+    def classes(self) -> tuple[str, ...]: ...
+    @property
+    def channels(self) -> int: ...
+    @property
+    def size(self) -> tuple[int, int]: ...
+    @property
+    def fingerprint(self) -> str: ...
 
     def __len__(self) -> int: ...
 
