@@ -140,6 +140,8 @@ def _projector(width: int, settings: TeacherTraining, generator: torch.Generator
     for layer in projector:
         if isinstance(layer, nn.Linear):
             nn.init.kaiming_normal_(layer.weight, generator=generator)
+            if layer.bias is not None:
+                nn.init.zeros_(layer.bias)
     return projector
 
 
