@@ -99,7 +99,7 @@ def test_extraction_refuses_nan_and_nothing():
             pooled = torch.full((len(images), 2), float("nan"))
             return Features(pooled[:, None], pooled, (1, 1))
 
-    with pytest.raises(ValueError, match="extractor broken: NaN or infinite features for images 0..3"):
+    with pytest.raises(ValueError, match=r"extractor broken: NaN or infinite features for images 0\.\.3"):
         extract(Broken(), pictures(4))
     with pytest.raises(ValueError, match="no images"):
         extract(Broken(), pictures(4)[:0])

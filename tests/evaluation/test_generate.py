@@ -14,7 +14,7 @@ import pytest
 import torch
 from torch import nn
 
-from ditkit.diffusion import CFG, Linear, SamplerSettings, SampleNoise, sample
+from ditkit.diffusion import CFG, Linear, SampleNoise, SamplerSettings, sample
 from ditkit.evaluation.folder import FolderError, SampleFolder
 from ditkit.evaluation.generate import ToSample, describe, fill, generate, sample_chunk, weights_fingerprint
 from ditkit.evaluation.images import quantise, read_png

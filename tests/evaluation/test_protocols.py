@@ -1,0 +1,120 @@
+"""Numbers with their protocols: unequal ones refuse to be compared."""
+
+from __future__ import annotations
+
+import pytest
+from pydantic import ValidationError
+
+from ditkit.evaluation.protocols import NAMED, Protocol, ProtocolMismatch, Score, compare, in_words
+
+
+def protocol(**changes) -> Protocol:
+    base = {
+        "n": 1000,
+        "labels": "random",
+        "sampler": {"solver": "euler", "steps": 25},
+        "evaluations": 25,
+        "extractor": "classifier-1",
+        "reference": "abc",
+        "reference_n": 1797,
+        "seed": 0,
+    }
+    return Protocol(**{**base, **changes})
+
+
+def score(value: float, interval=None, metric="frechet", better="lower", **changes) -> Score:
+    return Score(metric=metric, value=value, interval=interval, better=better, protocol=protocol(**changes))
+
+
+CHANGES = {
+    "name": "mine",
+    "n": 2000,
+    "labels": "balanced",
+    "sampler": {"solver": "heun", "steps": 25},
+    "guidance": {"kind": "cfg", "scale": 1.5},
+    "evaluations": 50.0,
+    "quantiser": "floor_255",
+    "resize": "bicubic 299",
+    "extractor": "teacher",
+    "reference": "def",
+    "reference_n": 10,
+    "seed": 1,
+}
+
+
+def test_every_field_of_the_protocol_matters():
+    assert set(CHANGES) == set(Protocol.model_fields)
+
+
+@pytest.mark.parametrize("key", CHANGES)
+def test_any_difference_is_refused_named_and_can_be_forced(key):
+    a, b = score(10.0), score(9.0, **{key: CHANGES[key]})
+    with pytest.raises(ProtocolMismatch, match=f"cannot be compared: {key}") as raised:
+        compare(a, b)
+    assert {d.key.split(".")[0] for d in raised.value.differences} == {key}
+    assert a.protocol.fingerprint != b.protocol.fingerprint
+    forced = compare(a, b, force=True)
+    assert forced.forced and forced.difference == -1.0
+    assert compare(a, b, ignore=(key,)).forced is False
+
+
+def test_every_difference_is_named_in_one_line():
+    with pytest.raises(ProtocolMismatch) as raised:
+        compare(score(1.0), score(2.0, seed=1, labels="balanced", sampler={"solver": "euler", "steps": 50}))
+    text = str(raised.value)
+    assert "\n" not in text
+    for part in ("labels: 'random' against 'balanced'", "sampler.steps: 25 against 50", "seed: 0 against 1"):
+        assert part in text
+    assert "solver" not in text
+
+
+def test_different_metrics_are_refused_even_by_force():
+    with pytest.raises(ProtocolMismatch, match="metric: 'frechet' against 'recall'"):
+        compare(score(1.0), score(2.0, metric="recall"), force=True)
+
+
+def test_equal_protocols_compare():
+    found = compare(score(10.0, (9.0, 11.0)), score(7.0, (6.0, 8.0)))
+    assert found.verdict == "better" and found.relative == pytest.approx(-0.3) and not found.forced
+    assert compare(score(7.0, (6.0, 8.0)), score(10.0, (9.0, 11.0))).verdict == "worse"
+    assert compare(score(10.0, (9.0, 11.0)), score(9.5, (8.5, 10.5))).verdict == "unclear"
+    higher = [score(v, (v - 0.01, v + 0.01), "agreement", "higher") for v in (0.9, 0.95)]
+    assert compare(*higher).verdict == "better" and compare(*higher[::-1]).verdict == "worse"
+    assert compare(score(0.0), score(1.0)).relative is None
+    assert compare(score(1.0), score(1.0)).verdict == "unclear"
+
+
+def test_words_do_not_claim_more_than_was_measured():
+    names = ("SiT", "REPA")
+    clear = in_words(score(20.0, (19.0, 21.0)), score(15.0, (14.0, 16.0)), names, "Distance")
+    assert clear == "Distance: REPA is 25% lower than SiT (15 against 20), which is better."
+    unclear = in_words(score(20.0, (18.0, 22.0)), score(19.0, (17.0, 21.0)), names, "Distance")
+    assert "no measurable difference" in unclear and "better" not in unclear
+    assert "equals" in in_words(score(1.0), score(1.0), names, "Distance")
+    with pytest.raises(ProtocolMismatch):
+        in_words(score(1.0), score(1.0, seed=2), names, "Distance")
+
+
+def test_scores_are_stored_with_their_protocol():
+    one = score(3.25, (3.0, 3.5), guidance={"scale": 1.5})
+    assert Score.model_validate_json(one.model_dump_json()) == one
+    with pytest.raises(ValidationError):
+        Score(metric="frechet", value=1.0, better="lower")
+    with pytest.raises(ValidationError):
+        score(float("nan"))
+
+
+def test_named_protocols_hold_to_their_name():
+    good = protocol(name="adm-imagenet256-50k", n=50_000, extractor="adm-inception")
+    assert good.n == 50_000 and "adm-imagenet256-50k" in NAMED
+    with pytest.raises(ValidationError, match="n must be 50000, not 10000; extractor must be 'adm-inception'"):
+        protocol(name="adm-imagenet256-50k", n=10_000)
+
+
+def test_sentence_tells_all():
+    text = protocol(guidance={"kind": "cfg", "scale": 1.5}).sentence()
+    for part in ("1,000 images", "random labels", "euler 25", "scale 1.5", "25 network evaluations", "uint8 round"):
+        assert part in text
+    for part in ("resize none", "classifier-1", "1,797 real images (abc)", "seed 0"):
+        assert part in text
+    assert "no guidance" in protocol().sentence()
