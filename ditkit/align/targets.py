@@ -8,10 +8,10 @@ from typing import Literal, Protocol
 import torch
 from torch import Tensor
 
-from ditkit.protocols import Features
+from ditkit.protocols import Extractor, Features
 
 
-class GridExtractor(Protocol):
+class GridExtractor(Extractor, Protocol):
     """An Extractor that can be asked for a grid: it scales the image so that its patches fall on it."""
 
     def __call__(self, images: Tensor, *, grid: tuple[int, int] | None = None) -> Features: ...

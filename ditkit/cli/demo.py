@@ -11,7 +11,7 @@ import typer
 def demo(
     out: Annotated[Path, typer.Option("--out", help="Folder for the runs and report.html.")] = Path("runs/demo"),
     smoke: Annotated[
-        bool, typer.Option("--smoke", help="A few steps of everything: only proves that it runs.")
+        bool, typer.Option("--smoke", help="A few steps of everything: proves that it runs.")
     ] = False,
     seed: Annotated[int, typer.Option("--seed", min=0, help="Of teacher, models and samples.")] = 0,
     device: Annotated[str, typer.Option("--device", help="auto, cpu, cuda, ...")] = "auto",

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Collection
+from typing import Any
 
 from ditkit.config import diff
 from ditkit.protocols import Source
@@ -23,7 +24,7 @@ def adapt(recipe: Recipe, source: Source, *, channels: int, factor: int, keep: C
             f"images of {height}x{width} do not divide by the codec's factor {factor}: choose another --size"
         )
     size = (height // factor, width // factor)
-    found = {"model.size": size, "model.channels": channels, "model.num_classes": len(source.classes)}
+    found: dict[str, Any] = {"model.size": size, "model.channels": channels, "model.num_classes": len(source.classes)}
     patch = recipe.model.patch
     pixels = recipe.codec.kind == "pixels"
     if "model.patch" not in keep and (_misfit(size, patch) or (pixels and _tokens(size, patch) > MAX_PIXEL_TOKENS)):

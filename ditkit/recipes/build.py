@@ -1,4 +1,4 @@
-"""The only place where all meets: a recipe becomes live objects (source, codec, teachers, network) and a training Job."""
+"""The only place where all meets: a recipe becomes live objects (data, codec, teachers, network) and a Job."""
 
 from __future__ import annotations
 
@@ -10,11 +10,12 @@ import torch
 from torch import Tensor, nn
 
 from ditkit.align import Aligner, compute_targets
+from ditkit.align.targets import GridExtractor
 from ditkit.data import Batch, ImageSource, Loader, open_source, to_float
 from ditkit.evaluation import read_images
 from ditkit.models import build_model
 from ditkit.pretrained import load_codec, load_teacher
-from ditkit.protocols import Codec, Condition, Extractor, Features, Noise
+from ditkit.protocols import Codec, Condition, Features, Noise
 from ditkit.recipes.adapt import adapt
 from ditkit.recipes.recipe import Recipe
 from ditkit.training.state import Job
@@ -30,12 +31,12 @@ class Parts:
     recipe: Recipe
     source: ImageSource
     codec: Codec
-    teachers: list[Extractor]
+    teachers: Sequence[GridExtractor]
     device: torch.device
 
 
 def pick_device(name: str = "auto") -> torch.device:
-    """ "auto" is the accelerator where there is one, else the CPU; or a torch device name. ValueError if it is absent."""
+    """The accelerator where there is one, else the CPU (auto), or a named torch device; ValueError if it is absent."""
     if name == "auto":
         if torch.accelerator.is_available() and (found := torch.accelerator.current_accelerator()) is not None:
             return found

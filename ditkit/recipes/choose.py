@@ -13,7 +13,7 @@ def choose(
     recipe: Recipe, *, data: str | None = None, size: str | None = None, codec: str | None = None,
     teachers: Sequence[str] = (), steps: int | None = None, batch: int | None = None, seed: int | None = None,
 ) -> Recipe:  # fmt: skip
-    """The recipe with the given choices made; None and () leave the recipe's own. SettingsError or ValueError, one line.
+    """The recipe with the given choices made; None and () leave its own. SettingsError or ValueError, one line.
 
     data: a folder, a parquet file or 'digits'; without a size, size and channels then come from the data.
     size: "256" or "256x384" (height x width). codec: 'pixels', 'ft-ema', 'ft-mse', a hub id or a folder.

@@ -146,7 +146,11 @@ def appoint(
         images, labels, source.classes, ClassifierSettings(steps=budget.classifier_steps), seed=seed, device=device,
         held_out=read_images(held_out), progress=lambda done, total: progress("classifier", done, total),
     )  # fmt: skip
-    spaces = {"classifier": classifier, "pixels": Pixels(source.channels, source.size), "teacher": teacher}
+    spaces: dict[str, Extractor] = {
+        "classifier": classifier,
+        "pixels": Pixels(source.channels, source.size),
+        "teacher": teacher,
+    }
     return Judges(spaces, {name: make_reference(extractor, images) for name, extractor in spaces.items()}, classifier)
 
 

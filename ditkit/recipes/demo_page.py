@@ -17,7 +17,7 @@ from ditkit.recipes.recipe import Recipe
 TITLES = {
     "classifier": (
         "Classifier features",
-        "a small classifier trained on the same images; no model here was trained on it",
+        "a small classifier trained on the same images; no model here was trained towards it",
     ),
     "pixels": ("Pixels", "nothing was trained for this space"),
     "teacher": ("Teacher features", "REPA is trained towards this space, so it favours the aligned model"),
@@ -82,10 +82,10 @@ def page(f: Findings) -> Report:
 def summary(f: Findings) -> list[str]:
     """The headline: what was done, and what came out, also where alignment gained nothing."""
     first, steps = f.arms[0], f.arms[0].recipe.training.steps
+    batch, n = first.recipe.training.batch, first.scores["classifier"][0].protocol.n
     lines = [
-        f"{len(f.real[0]):,} real 8x8 images of scikit-learn's digits; {' and '.join(a.name for a in f.arms)} trained from "
-        f"the same seed for {steps} steps of {first.recipe.training.batch} images each; {first.scores['classifier'][0].protocol.n:,} "
-        "samples each, scored without guidance."
+        f"{len(f.real[0]):,} real 8x8 images of scikit-learn's digits; {' and '.join(a.name for a in f.arms)} trained "
+        f"from the same seed for {steps} steps of {batch} images; {n:,} samples of each, scored without guidance."
     ]
     if f.smoke:
         lines.insert(0, "Smoke run: it proves that everything works; its numbers mean nothing.")
@@ -134,7 +134,7 @@ def training_curves(arms: Sequence[Arm]) -> Section:
 
 def teacher(f: Findings) -> Section:
     """What the teacher learned, beside its random initialisation and raw pixels."""
-    found, gains = f.probe["scores"], f.probe["gains"]
+    found, gains, protocol = f.probe["scores"], f.probe["gains"], f.probe["protocol"]
 
     def shown(numbers: dict) -> str:
         return f"{numbers['mean']:.1%} ± {numbers['error']:.1%}"
@@ -155,8 +155,8 @@ def teacher(f: Findings) -> Section:
         "gain / standard error",
     )
     note = (
-        f"{f.probe['protocol']['draws']} label draws, mean ± standard error; the last column compares the teacher with its random "
-        f"initialisation on the same draws. The teacher saw {f.probe['protocol']['train']:,} images without labels for "
+        f"{protocol['draws']} label draws, mean ± standard error; the last column compares the teacher with its random "
+        f"initialisation on the same draws. The teacher saw {protocol['train']:,} images without labels for "
         f"{f.teacher['seconds']:.0f} s."
     )
     return table("The teacher", columns, rows, note)
