@@ -24,6 +24,7 @@ from ditkit.diffusion.solvers import SOLVERS, Solver, find_solver
 from ditkit.diffusion.times import (
     AnyDensity,
     CosMap,
+    Density,
     Discrete,
     EDMLogNormal,
     LogitNormal,
@@ -57,6 +58,7 @@ __all__ = [
     "CosMap",
     "Cosine",
     "Denoise",
+    "Density",
     "DensityWeight",
     "Discrete",
     "EDMLogNormal",

@@ -9,7 +9,7 @@ depends on where in the batch it stands.
 from __future__ import annotations
 
 import math
-from typing import Annotated, Literal
+from typing import Annotated, Literal, Protocol
 
 import torch
 from pydantic import Field, model_validator
@@ -20,6 +20,18 @@ from ditkit.diffusion.path import EDM
 from ditkit.protocols import Noise
 
 LOG_SQRT_2PI = math.log(2 * math.pi) / 2
+
+
+class Density(Protocol):
+    """What a density is."""
+
+    def sample(self, n: int, noise: Noise) -> Tensor:
+        """(n,) float32 times in [0, 1], drawn from the stream "t" of `noise`."""
+        ...
+
+    def log_prob(self, t: Tensor) -> Tensor:
+        """Natural logarithm of the density at t (of the probability, for Discrete), in t's shape and dtype."""
+        ...
 
 
 def _support(t: Tensor, inside: Tensor, log_density: Tensor) -> Tensor:
