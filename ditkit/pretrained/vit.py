@@ -6,9 +6,6 @@ A plain pre-norm vision transformer (arXiv 2010.11929) without class token: the 
 from __future__ import annotations
 
 import json
-import os
-import shutil
-import tempfile
 from pathlib import Path
 
 import torch
@@ -18,6 +15,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from ditkit.config import Settings
+from ditkit.files import new_folder
 from ditkit.nn.attention import Attention
 from ditkit.nn.mlp import MLP
 from ditkit.pretrained.identity import weight_hash
@@ -110,11 +108,14 @@ class ViT(nn.Module):
 def standardise(images: Tensor, settings: ViTSettings) -> Tensor:
     """(B, 1 or C, H, W) uint8 -> float, zero mean and unit variance over the training images.
 
-    Grey images are repeated for a colour network; the other way round is an error.
+    Grey images are repeated for a colour network; a grey network sees the mean of the colours.
     """
-    if images.shape[1] not in (1, settings.channels):
+    if images.shape[1] != settings.channels and {images.shape[1], settings.channels} != {1, 3}:
         raise ValueError(f"teacher: images have {images.shape[1]} channels, it was trained on {settings.channels}")
-    images = images.float().div(255).expand(-1, settings.channels, -1, -1)
+    images = images.float().div(255)
+    if images.shape[1] > settings.channels:
+        images = images.mean(1, keepdim=True)
+    images = images.expand(-1, settings.channels, -1, -1)
     mean, std = (torch.tensor(v, device=images.device).view(1, -1, 1, 1) for v in (settings.mean, settings.std))
     return (images - mean) / std
 
@@ -153,19 +154,15 @@ class SelfTaught:
 
     def save(self, folder: str | Path) -> None:
         """Write teacher.json and model.safetensors: both or, if anything goes wrong, neither (`folder` must be new)."""
-        folder = Path(folder)
-        if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
-            raise FileExistsError(f"{folder}: exists already and is not an empty folder; choose another or remove it")
-        folder.parent.mkdir(parents=True, exist_ok=True)
-        part = Path(tempfile.mkdtemp(prefix=f".{folder.name}-", dir=folder.parent))
-        try:
-            save_file({k: v.detach().cpu().contiguous() for k, v in self.network.state_dict().items()}, part / WEIGHTS)
-            card = {"kind": "selftaught", "id": self.id, "settings": self.settings.model_dump(), "facts": self.facts}
-            (part / CARD).write_text(json.dumps(card, indent=2) + "\n")
-            part.chmod(0o755)
-            os.replace(part, folder)  # replaces an empty folder, refuses a filled one
-        finally:
-            shutil.rmtree(part, ignore_errors=True)
+        with new_folder(folder) as draft:
+            self.write(draft)
+
+    def write(self, folder: Path) -> None:
+        """Write the two files into an existing folder."""
+        weights = {k: v.detach().cpu().contiguous() for k, v in self.network.state_dict().items()}
+        card = {"kind": "selftaught", "id": self.id, "settings": self.settings.model_dump(), "facts": self.facts}
+        save_file(weights, folder / WEIGHTS)
+        (folder / CARD).write_text(json.dumps(card, indent=2) + "\n")
 
     @classmethod
     def load(cls, folder: str | Path, device: torch.device | str = "cpu") -> SelfTaught:

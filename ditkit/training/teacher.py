@@ -10,6 +10,7 @@ import math
 import time
 import warnings
 from collections.abc import Callable
+from contextlib import nullcontext
 from pathlib import Path
 
 import torch
@@ -18,6 +19,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from ditkit.config import Settings
+from ditkit.files import new_folder
 from ditkit.pretrained.augment import Augment, default_augment
 from ditkit.pretrained.vit import SelfTaught, ViT, ViTSettings, vit_settings
 from ditkit.protocols import BadImage, Source
@@ -54,17 +56,27 @@ def train_teacher(
     """Train on all images of `source` (labels are not looked at) and write the teacher to `folder` (None: nowhere).
 
     progress(step, {"loss", "accuracy", "images_per_s"}) is called after each step; steps count from 1.
-    Nothing is written before the end, so an interrupt leaves nothing behind. Unreadable images are left out, listed
-    under "rejects" in teacher.json, and warned about once.
+    The folder must be new or empty (FileExistsError, before anything starts) and gets its name at the end, so an
+    interrupt leaves nothing behind. Unreadable images are left out, listed under "rejects" in teacher.json, and
+    warned about once.
     """
-    folder = Path(folder) if folder is not None else None
-    if folder is not None and folder.exists() and any(folder.iterdir()):
-        raise FileExistsError(f"{folder}: exists already and is not empty; choose another folder or remove it")
+    with new_folder(folder) if folder is not None else nullcontext() as draft:
+        teacher = _train(source, settings, seed, torch.device(device), progress)
+        if draft is not None:
+            teacher.write(draft)
+    return teacher
+
+
+def _train(
+    source: Source, settings: TeacherTraining, seed: int, device: torch.device, progress: Progress | None
+) -> SelfTaught:
     images = _Images(source)
     network = ViT(_shape(settings, source, images), torch.Generator().manual_seed(seed)).to(device)
     augment = settings.augment or default_augment(source.channels)
     started = time.perf_counter()
     losses = _fit(network, images, augment, settings, seed, progress)
+    if images.rejects:
+        warnings.warn(f"{len(images.rejects)} images could not be read and were left out", stacklevel=3)
     facts = {
         "seed": seed,
         "steps": settings.steps,
@@ -77,12 +89,7 @@ def train_teacher(
         "loss_first": losses[0],
         "loss_last": sum(losses[-20:]) / len(losses[-20:]),
     }
-    teacher = SelfTaught(network, facts)
-    if images.rejects:
-        warnings.warn(f"{len(images.rejects)} images could not be read and were left out", stacklevel=2)
-    if folder is not None:
-        teacher.save(folder)
-    return teacher
+    return SelfTaught(network, facts)
 
 
 def _fit(

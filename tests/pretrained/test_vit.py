@@ -56,8 +56,10 @@ def test_standardisation_and_channels():
     torch.testing.assert_close(one(darker).tokens, two(brighter).tokens, atol=1e-4, rtol=1e-4)
     grey = images(channels=1)
     assert torch.equal(one(grey).tokens, one(grey.expand(-1, 3, -1, -1)).tokens)
-    with pytest.raises(ValueError, match="trained on 1"):
-        SelfTaught.untrained(TINY.model_copy(update={"channels": 1}))(images())
+    sees_grey = SelfTaught.untrained(TINY.model_copy(update={"channels": 1, "mean": (0.4,)}))
+    torch.testing.assert_close(sees_grey(grey.expand(-1, 3, -1, -1)).tokens, sees_grey(grey).tokens)
+    with pytest.raises(ValueError, match="4 channels, it was trained on 3"):
+        one(images(channels=4))
 
 
 def test_tokens_are_row_major():

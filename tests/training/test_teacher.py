@@ -64,7 +64,7 @@ def test_the_folder_is_whole_and_the_run_repeatable(tmp_path):
     assert train_teacher(Pictures(), QUICK, None, seed=2).id != teacher.id
     facts = json.loads((tmp_path / "a" / "teacher.json").read_text())["facts"]
     assert facts["steps"] == 3 and facts["images"] == 10 and facts["data"] == "pictures" and facts["rejects"] == []
-    with pytest.raises(FileExistsError, match="not empty"):
+    with pytest.raises(FileExistsError, match="not an empty folder"):
         train_teacher(Pictures(), QUICK, tmp_path / "a")
 
 
