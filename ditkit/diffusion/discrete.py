@@ -14,12 +14,12 @@ from typing import Literal, NamedTuple, get_args
 import torch
 from torch import Tensor
 
-from ditkit.diffusion.ddpm import DDPM
+from ditkit.diffusion.ddpm import DDPM, Variance
 from ditkit.diffusion.ode import Denoiser, Draws, Times, as_grid
 from ditkit.diffusion.path import Path
 from ditkit.diffusion.prediction import Estimate
 
-Variance = Literal["learned", "fixed_large", "fixed_small"]
+Variable = Literal["log_snr", "log_sigma"]
 
 
 class Jump(NamedTuple):
@@ -48,6 +48,8 @@ def jumps(path: Path, times: Times, *, to_data: bool = True) -> Iterator[Jump]:
     extra = to_data and isinstance(path, DDPM)
     values = torch.as_tensor(times, dtype=torch.float64).cpu()
     grid = values if extra and values.shape == (1,) else as_grid(values)
+    if to_data and grid[0] < grid[-1]:
+        raise ValueError("times must decrease, from the noise to the data; reverse_ddim is the solver that goes up")
     levels = [(path.alpha(t), path.sigma(t)) for t in grid]
     if extra:
         levels.append((torch.ones_like(grid[0]), torch.zeros_like(grid[0])))
@@ -80,7 +82,7 @@ def ddim(
         data, eps = split(denoise(x, jump.t, jump.step), jump, clip)
         variance = eta**2 * jump.posterior
         x = jump.alpha_to * data + (jump.sigma_to**2 - variance).clamp(min=0).sqrt() * eps
-        if eta and variance > 0:
+        if noise is not None and variance > 0:
             x = x + variance.sqrt() * noise(jump.step).to(x)
     return x
 
@@ -102,11 +104,11 @@ def reverse_ddim(
 
 def ancestral(
     denoise: Denoiser, path: Path, x: Tensor, times: Times, noise: Draws, *,
-    variance: Variance = "learned", clip: bool = False,
+    variance: Variance = "learned_range", clip: bool = False,
 ) -> Tensor:  # fmt: skip
     """DDPM ancestral sampling (Ho et al. 2020, algorithm 2; learned range: Nichol & Dhariwal 2021, eq. 15).
 
-    variance: "learned" needs a model with variance logits; "fixed_large" is beta, "fixed_small" the posterior's.
+    variance: "learned_range" needs a model with variance logits; "fixed_large" is beta, "fixed_small" the posterior's.
     """
     if variance not in get_args(Variance):
         raise ValueError(f"ancestral: variance {variance!r} is not known: use one of {', '.join(get_args(Variance))}")
@@ -133,25 +135,30 @@ def deviation(estimate: Estimate, jump: Jump, variance: Variance) -> Tensor:
     return torch.exp(0.5 * (share * jump.beta.log() + (1 - share) * jump.posterior.log()))
 
 
-def dpmpp_2m(denoise: Denoiser, path: Path, x: Tensor, times: Times, noise: Draws | None = None) -> Tensor:
+def dpmpp_2m(
+    denoise: Denoiser, path: Path, x: Tensor, times: Times, noise: Draws | None = None, *,
+    variable: Variable = "log_snr",
+) -> Tensor:  # fmt: skip
     """DPM-Solver++(2M) (Lu et al. 2022, algorithm 2), one evaluation a step, order 2 in the half log-SNR.
 
     x' = sigma'/sigma x + (alpha' - alpha sigma'/sigma) D, where D extrapolates the last two data estimates. The first
     step and a step to sigma' = 0 are of first order, and so is the one after a start at alpha = 0 (infinite log-SNR).
+    variable: what D is extrapolated in; SD3.5's and k-diffusion's sampler of this name uses -log sigma on any path.
     """
-    previous: Tensor | None = None
-    h_previous = math.inf
+    if variable not in get_args(Variable):
+        raise ValueError(f"dpmpp_2m: variable {variable!r} is not known: use one of {', '.join(get_args(Variable))}")
+    previous, h_previous = x, math.inf
     for jump in jumps(path, times):
         data = denoise(x, jump.t, jump.step).data
-        h = half_log_snr(jump.alpha_to, jump.sigma_to) - half_log_snr(jump.alpha, jump.sigma)
-        second = previous is not None and math.isfinite(h)
-        slope = (data - previous) * (h / (2 * h_previous)) if second else 0.0
+        h = clock(variable, jump.alpha_to, jump.sigma_to) - clock(variable, jump.alpha, jump.sigma)
+        first_order = jump.step == 0 or math.isinf(h)
+        guess = data if first_order else data + (h / (2 * h_previous)) * (data - previous)
         ratio = jump.sigma_to / jump.sigma
-        x = ratio * x + (jump.alpha_to - jump.alpha * ratio) * (data + slope)
+        x = ratio * x + (jump.alpha_to - jump.alpha * ratio) * guess
         previous, h_previous = data, h
     return x
 
 
-def half_log_snr(alpha: Tensor, sigma: Tensor) -> float:
-    """log(alpha / sigma): minus infinity where alpha is 0, infinity where sigma is 0."""
-    return float(torch.log(alpha) - torch.log(sigma))
+def clock(variable: Variable, alpha: Tensor, sigma: Tensor) -> float:
+    """Half the log-SNR, log(alpha / sigma), or -log sigma: minus infinity where alpha is 0, infinity where sigma is."""
+    return float((torch.log(alpha) if variable == "log_snr" else 0.0) - torch.log(sigma))

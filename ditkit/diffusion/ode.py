@@ -10,6 +10,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
 from itertools import pairwise
+from typing import Literal, get_args
 
 import numpy as np
 import torch
@@ -21,6 +22,7 @@ from ditkit.diffusion.prediction import Estimate
 Denoiser = Callable[[Tensor, Tensor, int | None], Estimate]
 Draws = Callable[[int], Tensor]
 Times = Tensor | Sequence[float]
+Order = Literal[1, 2, 3, 4]
 Field = Callable[[Tensor, Tensor, int | None], Tensor]
 Tableau = tuple[tuple[tuple[float, ...], ...], tuple[float, ...]]
 
@@ -112,13 +114,13 @@ def rk4(denoise: Denoiser, path: Path, x: Tensor, times: Times, noise: Draws | N
 
 
 def multistep(
-    denoise: Denoiser, path: Path, x: Tensor, times: Times, noise: Draws | None = None, *, order: int = 2
+    denoise: Denoiser, path: Path, x: Tensor, times: Times, noise: Draws | None = None, *, order: Order = 2
 ) -> Tensor:
     """Adams-Bashforth on any grid, orders 1-4, one evaluation a step (Lagrange form: DDT, Wang et al. 2025, sec. 4).
 
     The last `order` velocities are interpolated by a polynomial, which is integrated exactly; the order ramps 1, 2, ...
     """
-    if order not in (1, 2, 3, 4):
+    if order not in get_args(Order):
         raise ValueError(f"multistep: order must be 1, 2, 3 or 4, got {order}")
     nodes: list[float] = []
     slopes: list[Tensor] = []
@@ -158,12 +160,14 @@ def adaptive(field: Field, x: Tensor, times: Times, *, atol: float, rtol: float,
     from torchdiffeq import odeint  # brings scipy: a third of a second that only this solver should cost
 
     grid = as_grid(times)
+    low, high = float(grid.min()), float(grid.max())
     start, sign = float(grid[0]), 1.0 if grid[-1] > grid[0] else -1.0
     dtype = x.dtype if x.dtype in (torch.float32, torch.float64) else torch.float32
     span = torch.tensor([0.0, abs(float(grid[-1]) - start)], dtype=dtype, device=x.device)
 
     def forward(elapsed: Tensor, state: Tensor) -> Tensor:
-        return sign * field(state, start + sign * elapsed, None)
+        t = start + sign * elapsed.cpu().to(torch.float64)
+        return sign * field(state, t.clamp(low, high) if stop_at_end else t, None)
 
     options = {"step_t": span[1:]} if stop_at_end else {}
     return odeint(forward, x, span, method="dopri5", atol=atol, rtol=rtol, options=options)[-1]

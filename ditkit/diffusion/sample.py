@@ -14,14 +14,14 @@ import torch
 from pydantic import Field, model_validator
 from torch import Tensor
 
-from ditkit.config import Settings, nearest
+from ditkit.config import Settings
 from ditkit.diffusion.ddpm import DDPM
 from ditkit.diffusion.guidance import AnyGuidance, Autoguidance, Guidance
 from ditkit.diffusion.ode import Draws, Times
 from ditkit.diffusion.path import Path
 from ditkit.diffusion.prediction import Estimate, Kind, interval, network_input
-from ditkit.diffusion.solvers import JUMPING, Solver, find_solver, reverse_ddim, solver_options
-from ditkit.diffusion.times import shift
+from ditkit.diffusion.solvers import JUMPING, Solver, check_options, find_solver, reverse_ddim
+from ditkit.diffusion.times import grid_with_last, shift, uniform_grid
 from ditkit.protocols import Condition, Denoiser
 
 
@@ -135,10 +135,7 @@ class SamplerSettings(Settings):
 
     @model_validator(mode="after")
     def _known(self) -> SamplerSettings:
-        known = solver_options(find_solver(self.solver))
-        for name in self.options:
-            if name not in known:
-                raise ValueError(f"solver {self.solver!r} has no option {name!r}{nearest(name, known)}")
+        check_options(self.solver, self.options)
         return self
 
     @property
@@ -154,11 +151,15 @@ class SamplerSettings(Settings):
         else:
             low, high = interval(path, prediction, "sample")
             start = high if self.start is None else self.start
-            stop = self.stop if self.stop is not None else (0.0 if solver in JUMPING else low)
-            grid = torch.linspace(start, stop, self.steps + 1, dtype=torch.float64)
-            if self.last is not None:  # equal steps down to `last`, then one to the data
-                body = torch.linspace(start, self.last, self.steps, dtype=torch.float64)
-                grid = torch.cat([body, torch.full((1,), self.stop or 0.0, dtype=torch.float64)])
+            if solver in JUMPING and solver is not reverse_ddim:
+                low = 0.0  # the last jump lands on the data without looking there
+            stop = low if self.stop is None else self.stop
+            if self.last is None:
+                grid = uniform_grid(self.steps, start, stop)
+            elif self.stop is None:
+                grid = grid_with_last(self.steps, self.last, start)
+            else:
+                raise ValueError("sampler: the step of size `last` ends at 0: remove `stop`")
             grid = shift(grid, self.shift)
         return grid.flip(0) if solver is reverse_ddim else grid
 

@@ -31,7 +31,7 @@ def _sbdm(path: Path, t: Tensor, norm: float) -> Tensor:
 
 
 # D(t) by name (SiT, table 6 and its appendix; SiT's time is 1 - t)
-FORMS: dict[str, Callable[[object, Tensor, float], Tensor]] = {
+FORMS: dict[str, Callable[[Path, Tensor, float], Tensor]] = {
     "constant": lambda path, t, norm: torch.full_like(t, norm),
     "sbdm": _sbdm,
     "sigma": lambda path, t, norm: norm * path.sigma(t),
@@ -79,8 +79,7 @@ def euler_maruyama(
     The last interval of the grid follows `last_rule` without noise: "mean" the SDE drift, "euler" the ODE drift,
     "tweedie" the data estimate; "none" treats it as all others.
     """
-    grid = as_grid(times)
-    noisy = grid if last_rule == "none" else grid[:-1]
+    grid, noisy = split_grid(times, last_rule)
     for step, (t, end) in intervals(noisy) if len(noisy) > 1 else ():
         d, quotient = diffusion(form, path, t, norm)
         h = end - t
@@ -96,8 +95,7 @@ def heun_sde(
 
     `last_rule` as in `euler_maruyama`.
     """
-    grid = as_grid(times)
-    noisy = grid if last_rule == "none" else grid[:-1]
+    grid, noisy = split_grid(times, last_rule)
     for step, (t, end) in intervals(noisy) if len(noisy) > 1 else ():
         d, quotient = diffusion(form, path, t, norm)
         h = end - t
@@ -108,12 +106,20 @@ def heun_sde(
     return last_step(denoise, path, x, grid, form=form, norm=norm, last_rule=last_rule)
 
 
+def split_grid(times: Times, last_rule: Rule) -> tuple[Tensor, Tensor]:
+    """(all points, those between which steps are noisy): the last interval has its own rule unless that is none."""
+    if last_rule not in get_args(Rule):
+        raise ValueError(f"last step rule {last_rule!r} is not known: use one of {', '.join(get_args(Rule))}")
+    grid = as_grid(times)
+    if grid[0] < grid[-1]:
+        raise ValueError("SDE solvers run from the noise to the data: times must decrease")
+    return grid, grid if last_rule == "none" else grid[:-1]
+
+
 def last_step(
     denoise: Denoiser, path: Path, x: Tensor, grid: Tensor, *, form: Form, norm: float, last_rule: Rule
 ) -> Tensor:
     """The deterministic step over the last interval of the grid: mean, euler, tweedie, or none."""
-    if last_rule not in get_args(Rule):
-        raise ValueError(f"last step rule {last_rule!r} is not known: use one of {', '.join(get_args(Rule))}")
     if last_rule == "none":
         return x
     t, h = grid[-2], grid[-1] - grid[-2]

@@ -6,8 +6,10 @@ Users add their own by passing such a function to `sample`, or by adding it to `
 from __future__ import annotations
 
 import inspect
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
+from typing import get_type_hints
 
+from pydantic import TypeAdapter, ValidationError
 from torch import Tensor
 
 from ditkit.config import nearest
@@ -42,8 +44,21 @@ def solver_options(solver: Solver) -> dict[str, object]:
     return {p.name: p.default for p in parameters if p.kind is inspect.Parameter.KEYWORD_ONLY}
 
 
+def check_options(name: str, options: Mapping[str, object]) -> None:
+    """Raise ValueError, in one line, for an option that the solver has not or a value that it does not take."""
+    solver = find_solver(name)
+    known, types = solver_options(solver), get_type_hints(solver)
+    for key, value in options.items():
+        if key not in known:
+            raise ValueError(f"solver {name!r} has no option {key!r}{nearest(key, known)}")
+        try:
+            TypeAdapter(types[key]).validate_python(value, strict=not isinstance(value, int))
+        except ValidationError as error:
+            raise ValueError(f"solver {name!r}, option {key!r} = {value!r}: {error.errors()[0]['msg']}") from None
+
+
 __all__ = [
-    "FORMS", "JUMPING", "SOLVERS", "Solver", "ancestral", "ddim", "diffusion", "dopri5", "dpmpp_2m", "euler",
-    "euler_maruyama", "find_solver", "heun", "heun3", "heun_sde", "lagrange_weights", "midpoint", "multistep",
+    "FORMS", "JUMPING", "SOLVERS", "Solver", "ancestral", "check_options", "ddim", "diffusion", "dopri5", "dpmpp_2m",
+    "euler", "euler_maruyama", "find_solver", "heun", "heun3", "heun_sde", "lagrange_weights", "midpoint", "multistep",
     "reverse_ddim", "rk4", "solver_options",
 ]  # fmt: skip

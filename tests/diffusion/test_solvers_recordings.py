@@ -223,7 +223,7 @@ def dit_solver(case):
         return partial(ddim, eta=case["eta"], clip=clip)
     if case["kind"] == "ddim_reverse":
         return reverse_ddim
-    variance = "learned"
+    variance = "learned_range"
     if not options.get("learn_sigma", True):
         variance = "fixed_small" if options.get("sigma_small") else "fixed_large"
     return partial(ancestral, variance=variance, clip=clip)
