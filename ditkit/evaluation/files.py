@@ -1,35 +1,15 @@
-"""Writing results: a file appears under its final name complete, or not at all."""
+"""Writing results: bytes, and the .npz that evaluators read; complete under the final name, or absent."""
 
 from __future__ import annotations
 
-import os
 import zipfile
-from collections.abc import Callable, Iterable
+from collections.abc import Iterable
 from pathlib import Path
 from typing import IO
 
 import numpy as np
 
-
-def write_atomic(path: str | Path, write: Callable[[IO[bytes]], object]) -> Path:
-    """Call `write` with an open binary file, then rename it to `path`.
-
-    The temporary name is fixed (".NAME.part"), so that a killed run leaves at most one stray file, which the next
-    run overwrites. OSError where the folder cannot be written.
-    """
-    path = Path(path)
-    path.parent.mkdir(parents=True, exist_ok=True)
-    part = path.with_name(f".{path.name}.part")
-    try:
-        with open(part, "wb") as file:
-            write(file)
-            file.flush()
-            os.fsync(file.fileno())
-        os.replace(part, path)
-    except BaseException:
-        part.unlink(missing_ok=True)
-        raise
-    return path
+from ditkit.files import write_atomic
 
 
 def write_bytes(path: str | Path, data: bytes) -> Path:

@@ -11,9 +11,9 @@ import torch
 from torch import Tensor
 
 from ditkit.evaluation.features import Images, Moments, Progress, extract, frechet
-from ditkit.evaluation.files import write_atomic
 from ditkit.evaluation.metrics.kernel import kernel_distance
 from ditkit.evaluation.metrics.precision_recall import precision_recall
+from ditkit.files import write_atomic
 from ditkit.protocols import Extractor
 
 

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 import torch
 
-from ditkit.evaluation.files import write_atomic, write_bytes, write_npz
+from ditkit.evaluation.files import write_bytes, write_npz
 from ditkit.evaluation.images import (
     PUBLISHED_RULES,
     RULES,
@@ -17,6 +17,7 @@ from ditkit.evaluation.images import (
     save_png,
     viewing_factor,
 )
+from ditkit.files import write_atomic
 
 
 def test_round_is_the_inverse_of_the_loader():
