@@ -23,7 +23,8 @@ app = typer.Typer(
 VERBS = ("show", "train", "teacher", "sample", "evaluate", "convert", "doctor", "demo")
 
 for _verb in VERBS:
-    app.command(_verb)(getattr(importlib.import_module(f"ditkit.cli.{_verb}"), _verb))
+    _module = importlib.import_module(f"ditkit.cli.{_verb}")
+    app.command(_verb, cls=getattr(_module, "Command", None))(getattr(_module, _verb))
 
 
 @app.callback(invoke_without_command=True)

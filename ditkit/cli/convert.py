@@ -1,6 +1,52 @@
+"""`ditkit convert`: published files, runs and model folders into each other."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
 import typer
 
+from ditkit.cli.keys import Keyed
 
-def convert() -> None:
-    """soon"""
-    typer.echo("x")
+Command = Keyed
+
+
+def convert(
+    what: Annotated[Path, typer.Argument(help="A run, a model folder, or a published file (with --source).")],
+    output: Annotated[Path, typer.Argument(help="A new model folder, or with --to a new .safetensors or .pt file.")],
+    keys: Annotated[
+        list[str] | None, typer.Argument(help="weights=raw step=1000 ...; see below.", metavar="[KEY=VALUE]...")
+    ] = None,
+    source: Annotated[
+        str | None, typer.Option("--source", help="Family of a published file: dit, sit, repa, diffusers-dit.")
+    ] = None,
+    to: Annotated[
+        str | None, typer.Option("--to", help="Write this family's published layout: dit, sit, repa, diffusers-dit.")
+    ] = None,
+) -> None:
+    """Turn a run or a published file into a model folder, or (with --to) a model into a published file.
+
+    A model folder opens with `ditkit sample FOLDER` and `ditkit.load(FOLDER)`. Nothing is overwritten, and a file
+    appears complete or not at all. A model that a family's code cannot represent is refused, with the reason.
+
+    Further keys, as KEY=VALUE or --KEY VALUE: weights=ema|raw, step (of a run), heads and align-depth (of a published
+    file of unpublished size), shape.size=[64,64] (native latent size of a diffusers file).
+
+    Example: ditkit convert SiT-XL-2-256x256.pt models/sit-xl --source sit
+
+    Example: ditkit convert runs/mine mine.safetensors --to sit
+    """
+    from ditkit.config import override
+    from ditkit.recipes.build import pick_device
+    from ditkit.recipes.converting import to_folder, to_published
+    from ditkit.recipes.sampling import Choices, describe_weights, open_model
+
+    loaded = open_model(what, source, override(Choices(), keys or []), pick_device("cpu"))
+    notes = to_folder(loaded, output) if to is None else to_published(loaded, to, output)
+    typer.echo(f"weights  {describe_weights(loaded)}")
+    for note in notes:
+        typer.echo(f"note     {note}")
+    typer.echo(f"{f'{to} file' if to else 'folder':8s} {output}")
+    if to is None:
+        typer.echo(f"next     ditkit sample {output}")

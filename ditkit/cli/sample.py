@@ -1,6 +1,88 @@
+"""`ditkit sample`: pictures from a run, a model folder or a published checkpoint."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
 import typer
 
+from ditkit.cli.keys import Keyed
 
-def sample() -> None:
-    """soon"""
-    typer.echo("x")
+Command = Keyed
+DEFAULT_N = 64
+
+What = Annotated[Path, typer.Argument(help="A run, a folder of `ditkit convert`, or a published file (with --source).")]
+Keys = Annotated[
+    list[str] | None,
+    typer.Argument(help="seed=1 sampling.options.order=2 ...; see below.", metavar="[KEY=VALUE]..."),
+]
+Source = Annotated[
+    str | None, typer.Option("--source", help="Family of a published file: dit, sit, repa, diffusers-dit.")
+]
+Count = Annotated[int | None, typer.Option("--n", help="Images.")]
+Classes = Annotated[
+    str | None, typer.Option("--classes", "--labels", help="random, balanced, or numbers: 207,360 (they take turns).")
+]
+Guidance = Annotated[float | None, typer.Option("--guidance", help="Guidance scale; 1 is none. Default: the recipe's.")]
+Codec = Annotated[str | None, typer.Option("--codec", help="pixels, ft-ema, ft-mse, a hub id or a folder.")]
+Device = Annotated[str, typer.Option("--device", help="auto, cpu, cuda, cuda:1, mps, ...")]
+
+
+def sample(
+    what: What,
+    keys: Keys = None,
+    source: Source = None,
+    n: Count = None,
+    classes: Classes = None,
+    guidance: Guidance = None,
+    codec: Codec = None,
+    out: Annotated[
+        Path | None, typer.Option("--out", help="Folder. Default: RUN/samples/... (or samples/...).")
+    ] = None,
+    device: Device = "auto",
+) -> None:
+    """Sample images: PNG files and samples.npz in a folder, a contact sheet beside it. The same command continues.
+
+    Sampler, guidance and codec are the recipe's unless you say otherwise; a published file brings those of its paper.
+
+    Further keys, as KEY=VALUE or --KEY VALUE: seed, steps, solver, interval=LOW,HIGH (times of guidance; 0 = data),
+    weights=ema|raw, step (of a run), size=256 or HEIGHTxWIDTH, chunk, uint8=round|dit|sit|repa, heads and align-depth
+    (of a published file of unpublished size), and sampling.* (sampling.options.order=2, sampling.last=0.04, ...).
+
+    Example: ditkit sample DiT-XL-2-256x256.pt --source dit --classes 207,360,387,974 --guidance 4 --seed 1
+    """
+    from ditkit.cli.progress import bars
+    from ditkit.config import override
+    from ditkit.recipes.build import pick_device
+    from ditkit.recipes.sampling import (
+        Choices,
+        check_codec,
+        choose_request,
+        choose_sampler,
+        describe_sampler,
+        describe_weights,
+        draw,
+        folder_for,
+        open_model,
+        split,
+    )
+
+    own, sampler_keys = split(keys or [])
+    given = {"n": n, "classes": classes, "guidance": guidance, "codec": codec}
+    choices = override(Choices(), own).with_({key: value for key, value in given.items() if value is not None})
+    loaded = open_model(what, source, choices, pick_device(device))
+    sampling, notes = choose_sampler(loaded, choices, sampler_keys)
+    request = choose_request(loaded, choices, DEFAULT_N)
+    check_codec(loaded)
+    folder = out or folder_for(what, loaded, sampling, request)
+    with bars() as bar:
+        for note in notes:
+            bar.say(note)
+        made, sheet = draw(loaded, sampling, request, folder, lambda done, total: bar("images", done, total))
+    found = "" if made.made == request.n else f" ({request.n - made.made} were there)"
+    typer.echo(f"weights  {describe_weights(loaded)}")
+    typer.echo(f"sampler  {describe_sampler(sampling)}: {made.evaluations:g} network evaluations an image")
+    typer.echo(f"images   {request.n} in {folder}{found}, {request.mode} labels, seed {request.seed}")
+    typer.echo(f"archive  {folder / 'samples.npz'}")
+    typer.echo(f"sheet    {sheet}")

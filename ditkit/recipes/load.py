@@ -7,16 +7,18 @@ import os
 from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, get_args
 
 import torch
+from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import nn
 
 from ditkit.align import Projector
 from ditkit.checkpoints import CheckpointError, Published, load_published
+from ditkit.checkpoints.keys import check
 from ditkit.config import Settings, dump
-from ditkit.diffusion import AnyPath, Kind
+from ditkit.diffusion import AnyObjective, AnyPath, Kind
 from ditkit.files import new_folder
 from ditkit.models import build_model
 from ditkit.pretrained import load_codec
@@ -48,7 +50,9 @@ class Loaded:
     @cached_property
     def codec(self) -> Codec:
         """Images <-> latents of this model; PretrainedMissing if it cannot be had."""
-        return load_codec(self.recipe.codec, self.device, channels=getattr(self.settings, "channels", 3))
+        channels = getattr(self.settings, "channels", 3)
+        per_pixel = 4 if self.recipe.codec.kind == "toy" else 1  # latent channels of one image channel
+        return load_codec(self.recipe.codec, self.device, channels=max(1, channels // per_pixel))
 
     def to(self, device: torch.device | str) -> Loaded:
         """Move network and projectors; the codec follows when it is loaded."""
@@ -69,13 +73,15 @@ def load(
     weights: averaged ("ema") or raw; step: of a run, default its newest whole checkpoint. source and `shape` are those
     of `load_published` and needed for published files only. Raises CheckpointError or SettingsError, one line.
     """
-    place = Path(path)
+    place = Path(path).expanduser()
+    if weights not in get_args(Weights):
+        raise CheckpointError(f"weights={weights!r}: choose 'ema' or 'raw'")
     if not place.exists():
         raise CheckpointError(f"{place}: no such run, model folder or checkpoint file")
     if (place / "recipe.json").is_file() and (place / "checkpoints").is_dir():
         loaded = _run(place, weights, step)
     elif (place / CARD).is_file():
-        loaded = _exported(place)
+        loaded = _exported(place, weights)
     elif source is None:
         what = "no run and no exported model" if place.is_dir() else "a published file needs its family"
         raise CheckpointError(f"{place}: {what}; say --source dit, sit, repa or diffusers-dit")
@@ -95,15 +101,36 @@ def recipe_of(published: Published) -> Recipe:
     """The published row that trained this architecture, else the family's largest row with this model in it."""
     family = {"diffusers-dit": "dit"}.get(published.source, published.source)
     rows = {name: make() for name, make in RECIPES.items() if name.startswith(f"{family}.")}
-    same = [r.model_copy(update={"name": n}) for n, r in rows.items() if r.model == published.settings]
+    same = [r.model_copy(update={"name": n}) for n, r in rows.items() if _trained(r, published)]
     if same:
         return max(same, key=lambda r: r.training.steps)
-    base = rows[f"{family}.xl_2_256"]
-    tree = {"model": published.settings, "published": (), "name": "", "title": f"{published.source} checkpoint"}
-    if base.align is not None:
-        depth = published.align_depth or base.align.depth
-        tree["align"] = base.align.model_copy(update={"depth": depth})
+    base, model = rows[f"{family}.xl_2_256"], published.settings
+    tree: dict[str, Any] = {"model": model, "published": (), "name": "", "title": f"{published.source} checkpoint"}
+    tree["data"] = base.data.model_copy(update={"size": (8 * model.size[0], 8 * model.size[1])})  # the VAE's factor
+    tree["objective"] = _objective(base, published)
+    if model.variance != "learned" and base.sampling.solver == "ancestral":
+        tree["sampling"] = base.sampling.model_copy(update={"options": {"variance": "fixed_large"}})
+    if base.align is not None and published.align_depth is None:
+        tree |= {"align": None, "teachers": ()}
+    elif base.align is not None:
+        tree["align"] = base.align.model_copy(update={"depth": published.align_depth})
     return base.model_copy(update=tree)
+
+
+def _trained(recipe: Recipe, published: Published) -> bool:
+    """Whether this recipe makes such a model: the same network, path and prediction."""
+    objective = recipe.objective
+    same = objective.path == published.path and objective.prediction == published.prediction
+    return same and recipe.model == published.settings
+
+
+def _objective(base: Recipe, published: Published) -> AnyObjective:
+    """The family's objective, with this model's path, prediction and variance."""
+    path, kind, given = published.path, published.prediction, base.objective
+    if given.kind == "flow":
+        return given.model_copy(update={"path": path, "prediction": kind})
+    variance = "learned_range" if published.settings.variance == "learned" else "fixed_large"
+    return given.model_copy(update={"path": path, "prediction": kind, "variance": variance})
 
 
 def _run(folder: Path, weights: Weights, step: int | None) -> Loaded:
@@ -113,8 +140,7 @@ def _run(folder: Path, weights: Weights, step: int | None) -> Loaded:
         if found is None:
             raise CheckpointError(f"{folder}: no checkpoint in this run yet; `ditkit train` makes them")
         step = found[0]
-    model = build_model(recipe.model)
-    model.load_state_dict(checkpoint.read(folder, step, weights))
+    model = _filled(recipe, checkpoint.read(folder, step, weights), folder)
     projectors = None
     if recipe.align is not None:
         state = checkpoint.read(folder, step, weights, "align")
@@ -122,17 +148,39 @@ def _run(folder: Path, weights: Weights, step: int | None) -> Loaded:
     return _loaded(recipe, model, projectors, source="ditkit", weights=weights, step=step)
 
 
-def _exported(folder: Path) -> Loaded:
-    recipe, card = from_file(folder / "recipe.json"), json.loads((folder / CARD).read_text(encoding="utf-8"))
-    model = build_model(recipe.model)
-    model.load_state_dict(load_file(folder / MODEL))
-    projectors = projectors_of(load_file(folder / PROJECTORS)) if (folder / PROJECTORS).is_file() else None
-    return _loaded(recipe, model, projectors, source=card["source"], weights=card["weights"], step=card["step"])
+def _exported(folder: Path, weights: Weights) -> Loaded:
+    recipe = from_file(folder / "recipe.json")
+    try:
+        card = json.loads((folder / CARD).read_text(encoding="utf-8"))
+        facts = {key: card[key] for key in ("source", "weights", "step")}
+    except (ValueError, KeyError, TypeError) as error:
+        raise CheckpointError(f"{folder / CARD}: not what `ditkit convert` writes ({error!r})") from None
+    if facts["weights"] == "ema" and weights == "raw":
+        raise CheckpointError(f"{folder}: holds averaged (EMA) weights only; convert the run again with weights=raw")
+    model = _filled(recipe, _tensors(folder / MODEL), folder)
+    projectors = projectors_of(_tensors(folder / PROJECTORS)) if (folder / PROJECTORS).is_file() else None
+    return _loaded(recipe, model, projectors, **facts)
+
+
+def _tensors(file: Path) -> dict[str, torch.Tensor]:
+    try:
+        return load_file(file)
+    except (OSError, SafetensorError) as error:
+        raise CheckpointError(f"{file}: not readable (damaged or incomplete?): {error}") from None
+
+
+def _filled(recipe: Recipe, state: dict[str, torch.Tensor], folder: Path) -> nn.Module:
+    """The recipe's network around these tensors; CheckpointError if they belong to another one."""
+    with torch.device("meta"):
+        model = build_model(recipe.model)
+    check(f"recipe of {folder}", state, model.state_dict())
+    model.load_state_dict(state, assign=True)
+    return model
 
 
 def _loaded(recipe: Recipe, model: nn.Module, projectors: nn.ModuleList | None, **facts: Any) -> Loaded:
     depth = None
-    if recipe.align is not None:
+    if recipe.align is not None and projectors is not None:
         depth = recipe.align.depth if isinstance(recipe.align.depth, int) else recipe.align.depth[0]
     return Loaded(
         model,

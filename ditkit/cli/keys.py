@@ -1,0 +1,43 @@
+"""Options beyond those that a verb declares: `--seed 3` is another spelling of `seed=3`."""
+
+from __future__ import annotations
+
+from typer.core import TyperCommand
+
+# --KEY -> the dotted key that it sets; a verb's own options come first
+KEYS = {
+    **{key: key for key in ("seed", "weights", "step", "interval", "size", "chunk", "uint8", "codec", "guidance")},
+    **{key: key for key in ("classes", "real")},
+    "labels": "classes",
+    "steps": "sampling.steps",
+    "solver": "sampling.solver",
+    "heads": "shape.heads",
+    "align-depth": "shape.align_depth",
+    "split": "data.split",
+}
+
+
+class Keyed(TyperCommand):
+    """A verb that takes [KEY=VALUE]... and reads `--KEY VALUE` and `--KEY=VALUE` for the names in KEYS too."""
+
+    def parse_args(self, ctx, args):
+        declared = {name for parameter in self.params for name in parameter.opts}
+        return super().parse_args(ctx, respell(args, declared))
+
+
+def respell(words: list[str], declared: set[str]) -> list[str]:
+    """["--seed", "3"] -> ["seed=3"], but for declared options; a key without a value stays, and is refused later."""
+    result: list[str] = []
+    rest = iter(words)
+    for word in rest:
+        name, equals, value = word.removeprefix("--").partition("=")
+        if word == "--":
+            return [*result, word, *rest]
+        if not word.startswith("--") or f"--{name}" in declared or name not in KEYS:
+            result.append(word)
+        elif equals:
+            result.append(f"{KEYS[name]}={value}")
+        else:
+            following = next(rest, None)
+            result.append(word if following is None else f"{KEYS[name]}={following}")
+    return result

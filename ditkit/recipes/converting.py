@@ -1,0 +1,52 @@
+"""Models change their form: run or published file -> model folder -> published file. Nothing is ever overwritten."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import torch
+from safetensors.torch import save
+
+from ditkit.checkpoints import CheckpointError, export_published
+from ditkit.files import write_atomic
+from ditkit.recipes.load import Loaded, contiguous, save_exported
+
+# the paths that a family's own samplers can follow; the file itself does not tell which it was
+PATHS = {"dit": ("ddpm",), "diffusers-dit": ("ddpm",), "sit": ("linear", "cosine", "vp"), "repa": ("linear", "cosine")}
+
+
+def to_folder(loaded: Loaded, folder: Path) -> list[str]:
+    """Write a model folder that `ditkit.load` and `ditkit sample` open; what the user should know, a line each."""
+    save_exported(loaded, folder)
+    if loaded.recipe.name and loaded.recipe.published:
+        return [f"recipe: {loaded.recipe.name}, the published row that trained this architecture"]
+    return (
+        [f"recipe: {loaded.recipe.title}; objective, sampler and codec are the family's"] if loaded.step is None else []
+    )
+
+
+def to_published(loaded: Loaded, family: str, file: Path) -> list[str]:
+    """Write the model in a family's published layout as .safetensors or .pt (a plain state dict); notes, a line each.
+
+    CheckpointError, before anything is written, where the file exists, the ending is another, or the family's own code
+    could not load the model or would compute something else.
+    """
+    if file.suffix not in (".safetensors", ".pt"):
+        raise CheckpointError(f"{file}: end the name in .safetensors or .pt")
+    if file.exists():
+        raise CheckpointError(f"{file}: exists already; choose another name or remove it")
+    paths = PATHS.get(family, (loaded.path.kind,))
+    projectors = loaded.projectors if family == "repa" else None
+    state = contiguous(export_published(loaded.model, family, projectors, prediction=loaded.prediction))
+    if loaded.path.kind not in paths:
+        raise CheckpointError(
+            f"this model was trained on the {loaded.path.kind} path, {family!r} samples on {' or '.join(paths)}"
+        )
+    if file.suffix == ".pt":
+        write_atomic(file, lambda stream: torch.save(state, stream))
+    else:
+        write_atomic(file, lambda stream: stream.write(save(state)))
+    notes = [f"not in the file: path {loaded.path.kind}, prediction {loaded.prediction}, codec, sampler"]
+    if loaded.projectors is not None and projectors is None:
+        notes.append(f"projectors left out: {family!r} has none")
+    return notes

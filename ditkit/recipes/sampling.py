@@ -1,0 +1,198 @@
+"""Pictures from a loaded model: what a user may choose over the recipe's sampler, as data and plain functions."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Literal
+
+import torch
+from pydantic import Field, field_validator
+
+from ditkit.checkpoints import Shape
+from ditkit.config import Settings, fingerprint, override
+from ditkit.diffusion import CFG, SamplerSettings
+from ditkit.evaluation import Generated, Request, generate, grid, make_request, save_png
+from ditkit.evaluation.features import Progress
+from ditkit.evaluation.images import enlarge, viewing_factor
+from ditkit.pretrained import CodecSettings
+from ditkit.recipes.choose import parse_size
+from ditkit.recipes.load import Loaded, load
+
+SHEET = 100  # images on the contact sheet at most
+SHORT = {"steps": "sampling.steps", "solver": "sampling.solver"}
+
+
+class Choices(Settings):
+    """What to sample, where it is not the recipe's own; keys `sampling.*` change the sampler itself."""
+
+    n: int | None = Field(None, ge=1, description="images; None: one of each named class, else the verb's own number")
+    classes: str = Field("random", description="'random', 'balanced', or class numbers: 207,360 (they take turns)")
+    seed: int = Field(0, ge=0, description="of all draws; image i is the same in any n and chunk")
+    guidance: float | None = Field(None, ge=0, description="guidance scale; 1 is none; None: the recipe's")
+    interval: tuple[float, float] | None = Field(None, description="guide between these times: LOW,HIGH; 0 = data")
+    weights: Literal["ema", "raw"] = Field("ema", description="averaged or raw weights")
+    step: int | None = Field(None, ge=0, description="which checkpoint of a run; None: the newest")
+    codec: str | None = Field(None, description="'pixels', 'ft-ema', 'ft-mse', a hub id or a folder")
+    size: str | None = Field(None, description="pixels: 256 or HEIGHTxWIDTH; None: the model's native size")
+    chunk: int = Field(64, ge=1, description="images that go through the network together")
+    decode: int = Field(16, ge=1, description="images that go through the codec together")
+    uint8: str = Field("round", description="uint8 rule, or the paper whose rule it is: dit, sit, repa")
+    shape: Shape = Field(Shape(), description="published files: what their tensors do not tell (shape.heads=6)")
+
+    @field_validator("interval", mode="before")
+    @classmethod
+    def _pair(cls, value):
+        return value.split(",") if isinstance(value, str) else value
+
+
+def split(overrides: Sequence[str]) -> tuple[list[str], list[str]]:
+    """Command-line overrides -> (those of `Choices`, those of the sampler); `steps` and `solver` are the sampler's."""
+    full = [f"{SHORT.get(key, key)}{equals}{value}" for key, equals, value in (o.partition("=") for o in overrides)]
+    return [o for o in full if not o.startswith("sampling.")], [o for o in full if o.startswith("sampling.")]
+
+
+def open_model(what: Path, source: str | None, choices: Choices, device: torch.device) -> Loaded:
+    """The run, model folder or published file, on the device, with the chosen codec. What `load` raises."""
+    shape = choices.shape.model_dump(exclude_defaults=True)
+    loaded = load(what, choices.weights, step=choices.step, source=source, **shape)
+    if choices.codec is not None:
+        loaded.recipe = loaded.recipe.with_({"codec": CodecSettings.parse(choices.codec)})
+    return loaded.to(device)
+
+
+def choose_sampler(
+    loaded: Loaded, choices: Choices, overrides: Sequence[str] = ()
+) -> tuple[SamplerSettings, list[str]]:
+    """(the sampler, notes): the recipe's, changed by `sampling.*` overrides, then by guidance and interval.
+
+    Another solver starts from its own defaults, since options, last step and grid belong to the recipe's solver.
+    SettingsError or ValueError, one line, for what does not exist or does not fit.
+    """
+    recipe, notes = loaded.recipe, []
+    solver = dict(o.split("=", 1) for o in overrides if "=" in o).get("sampling.solver", recipe.sampling.solver).strip()
+    if solver != recipe.sampling.solver:
+        plain = SamplerSettings(steps=recipe.sampling.steps, guidance=recipe.sampling.guidance)
+        recipe = recipe.model_copy(update={"sampling": plain})
+    sampling = override(recipe, overrides).sampling
+    guided = any(o.startswith("sampling.guidance") for o in overrides) or choices.guidance is not None
+    if loaded.recipe.model.num_classes == 0 and sampling.guidance is not None and not guided:
+        notes.append("the model has no classes to guide by: the recipe's guidance is left out")
+        sampling = sampling.model_copy(update={"guidance": None})
+    sampling = guide(sampling, choices.guidance, choices.interval)
+    if loaded.recipe.model.num_classes == 0 and sampling.guidance is not None:
+        raise ValueError("the model has no classes, so there is nothing to guide by: leave --guidance out")
+    sampling.times(loaded.path, loaded.prediction)  # a grid that cannot be is refused before anything is computed
+    return sampling, notes
+
+
+def guide(sampling: SamplerSettings, scale: float | None, interval: tuple[float, float] | None) -> SamplerSettings:
+    """The sampler with this guidance scale (1: none) in this interval of our time; None leaves either as it is."""
+    if scale is None and interval is None:
+        return sampling
+    if scale == 1:
+        return sampling.model_copy(update={"guidance": None})
+    if scale is None and sampling.guidance is None:
+        raise ValueError("an interval has no use without guidance: give --guidance SCALE too")
+    if interval is not None and not 0 <= interval[0] < interval[1] <= 1:
+        raise ValueError(f"interval {interval[0]:g},{interval[1]:g}: give LOW,HIGH with 0 <= LOW < HIGH <= 1")
+    guidance = sampling.guidance if sampling.guidance is not None else CFG()
+    changes = {} if scale is None else {"scale": scale}
+    changes |= {} if interval is None else {"low": interval[0], "high": interval[1]}
+    return sampling.model_copy(update={"guidance": guidance.with_(changes)})
+
+
+def choose_request(loaded: Loaded, choices: Choices, n: int) -> Request:
+    """The request: how many images (`n` unless chosen) of which classes and size. ValueError, one line."""
+    classes, given = loaded.recipe.model.num_classes, choices.classes
+    if given in ("random", "balanced"):
+        request = make_request(choices.n or n, classes, given, seed=choices.seed)  # type: ignore[arg-type]
+    else:
+        labels = parse_classes(given, classes)
+        count = choices.n or len(labels)
+        turns = tuple(labels[i % len(labels)] for i in range(count))
+        request = Request(n=count, labels=turns, mode="given", seed=choices.seed)
+    changes = {"chunk": choices.chunk, "decode": choices.decode, "quantiser": choices.uint8}
+    return request.with_({**changes, "size": latent_size(loaded, choices.size)})
+
+
+def parse_classes(text: str, classes: int) -> list[int]:
+    """ "207,360" -> [207, 360]; ValueError for anything else, and for classes that the model does not know."""
+    try:
+        labels = [int(part) for part in text.split(",")]
+    except ValueError:
+        raise ValueError(f"classes {text!r}: write random, balanced, or class numbers with commas (207,360)") from None
+    if classes == 0:
+        raise ValueError(f"classes {text!r}: the model was trained without classes; leave --classes out")
+    if wrong := [label for label in labels if not 0 <= label < classes]:
+        raise ValueError(f"class {wrong[0]} does not exist: the model knows 0 to {classes - 1}")
+    return labels
+
+
+def latent_size(loaded: Loaded, text: str | None) -> tuple[int, int] | None:
+    """A size in pixels as the model's (H, W); None stays None. ValueError where codec or patch do not divide it."""
+    if text is None:
+        return None
+    side = parse_size(text)
+    height, width = (side, side) if isinstance(side, int) else side
+    factor, patch = loaded.codec.factor, getattr(loaded.settings, "patch", 1)
+    if height % (factor * patch) or width % (factor * patch):
+        raise ValueError(f"size {text}: give multiples of {factor * patch} (codec factor {factor}, patch {patch})")
+    return height // factor, width // factor
+
+
+def check_codec(loaded: Loaded) -> None:
+    """Load the codec now, and refuse one that has other channels than the model. PretrainedMissing or ValueError."""
+    channels = getattr(loaded.settings, "channels", loaded.codec.channels)
+    pixels = loaded.recipe.codec.kind == "pixels"
+    if loaded.codec.channels != channels or (pixels and channels not in (1, 3)):
+        has = "pixels are 1 or 3" if pixels else f"codec {loaded.codec.id} has {loaded.codec.channels}"
+        raise ValueError(f"the model works in {channels} channels, {has}: name its own codec with --codec")
+
+
+def folder_for(what: Path, loaded: Loaded, sampling: SamplerSettings, request: Request) -> Path:
+    """Where samples go by default: RUN/samples/..., or samples/... here for a published file.
+
+    The name tells checkpoint, weights, sampler and n, and ends in a digest of everything that was asked, so that the
+    same command continues and another one does not collide.
+    """
+    home = what if (what / "recipe.json").is_file() else Path()
+    first = f"{loaded.step:07d}" if loaded.step is not None else what.stem
+    asked = "".join(fingerprint(settings) for settings in (loaded.recipe.codec, sampling, request))
+    digest = hashlib.sha256(asked.encode()).hexdigest()[:8]
+    name = f"{first}-{loaded.weights}-{sampling.solver}-{sampling.steps}-n{request.n}-{digest}"
+    return home / "samples" / name
+
+
+def draw(
+    loaded: Loaded, sampling: SamplerSettings, request: Request, folder: Path, progress: Progress | None = None
+) -> tuple[Generated, Path]:
+    """Make what is missing of the images in `folder`; (images, contact sheet FOLDER-grid.png beside the folder).
+
+    The sheet is not inside, so that tools that score a folder of PNG files see images only.
+    """
+    made = generate(loaded, sampling, request, folder=folder, device=loaded.device, progress=progress)
+    shown = made.images[0 : min(SHEET, request.n)]
+    classes = loaded.recipe.model.num_classes if request.mode == "balanced" else 0
+    columns = classes if 1 < classes <= 12 else max(1, round(len(shown) ** 0.5))
+    shown = enlarge(shown, viewing_factor(min(shown.shape[2:])))
+    return made, save_png(grid(shown, min(columns, len(shown)), gap=2), folder.with_name(f"{folder.name}-grid.png"))
+
+
+def describe_weights(loaded: Loaded) -> str:
+    """Which weights these are, for people: "averaged (EMA), step 800"."""
+    told = {"ema": "averaged (EMA)", "raw": "raw", "flat": "as in the file, which does not say (publishers ship EMA)"}
+    step = f", step {loaded.step:,}" if loaded.step is not None else ""
+    return f"{told.get(loaded.weights, loaded.weights)}{step}"
+
+
+def describe_sampler(sampling: SamplerSettings) -> str:
+    """Solver, steps, options and guidance in one line."""
+    options = "".join(f", {key} {value}" for key, value in sampling.options.items())
+    last = "" if sampling.last is None else f", last step {sampling.last:g}"
+    if (g := sampling.guidance) is None:
+        return f"{sampling.solver}, {sampling.steps} steps{options}{last}, no guidance"
+    where = f" for {g.low:g} <= t <= {g.high:g}" if (g.low, g.high) != (0, 1) else ""
+    first = f" on the first {g.channels} channels" if g.channels else ""
+    return f"{sampling.solver}, {sampling.steps} steps{options}{last}, guidance {g.scale:g}{first}{where}"
