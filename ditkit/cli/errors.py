@@ -1,6 +1,6 @@
-"""Errors become one clear line and an exit code: 2 bad input, 130 Ctrl-C, 143 SIGTERM; never a traceback.
+"""Errors become one clear line and an exit code: 2 bad input, 130 Ctrl-C, 143 SIGTERM; no traceback.
 
-Set DITKIT_TRACEBACK=1 to see the whole traceback.
+Set DITKIT_TRACEBACK=1 to see the whole traceback. A kind of error that nobody foresaw keeps its own: it is a defect.
 """
 
 from __future__ import annotations
@@ -10,6 +10,9 @@ import sys
 
 import typer
 from typer.core import TyperGroup
+
+EXPECTED = (ValueError, OSError, RuntimeError, ImportError, ArithmeticError, MemoryError)
+UsageError: type[Exception] = typer.BadParameter.__mro__[1]  # click's, which typer carries under changing names
 
 
 class Verbs(TyperGroup):
@@ -23,22 +26,29 @@ class Verbs(TyperGroup):
         except KeyboardInterrupt as interrupt:
             code = getattr(interrupt, "exit_code", 130)
             raise typer.Exit(_say(str(interrupt) or "interrupted", code)) from None
-        except (ValueError, OSError, RuntimeError, ImportError) as error:
+        except UsageError as error:
+            raise typer.Exit(_say(_usage(error), 2)) from None
+        except EXPECTED as error:
             if os.environ.get("DITKIT_TRACEBACK"):
                 raise
             raise typer.Exit(_say(_line(error), 2)) from None
 
 
+def _usage(error) -> str:
+    """A mistyped option or verb: what is wrong, and where help is."""
+    verb = getattr(error.ctx, "info_name", None) if error.ctx and error.ctx.parent else None
+    return f"{error.format_message()} (see ditkit {f'{verb} ' if verb else ''}--help)"
+
+
 def _line(error: BaseException) -> str:
     """The error as one line per problem; a foreign error names its kind, since its text alone may say little."""
     text = str(error).strip() or type(error).__name__
-    if isinstance(error, FileNotFoundError) and error.filename and error.errno:
-        return f"no such file or folder: {error.filename}"
-    if isinstance(error, OSError) and error.filename and error.errno:
+    if isinstance(error, OSError) and error.errno and error.filename:
+        if isinstance(error, FileNotFoundError):
+            return f"no such file or folder: {error.filename}"
         return f"{error.strerror}: {error.filename}"
-    if not type(error).__module__.startswith("ditkit") and not isinstance(error, ValueError):
-        text = f"{type(error).__name__}: {text}"
-    return text
+    ours = type(error).__module__.startswith("ditkit") or isinstance(error, (ValueError, OSError))
+    return text if ours else f"{type(error).__name__}: {text.splitlines()[0]}"
 
 
 def _say(text: str, code: int) -> int:

@@ -32,7 +32,7 @@ class Bars:
 
     def say(self, text: str) -> None:
         """A line above the bars."""
-        self.console.print(text, highlight=False, markup=False)
+        self.console.print(text, highlight=False, markup=False, soft_wrap=True)
 
     def _line(self, stage: str, done: int, total: int, note: str) -> None:
         now = time.monotonic()

@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-Recipe = Annotated[str, typer.Argument(help="repa.sit_s_2, mine.yaml, ./mine.py:big, or a run folder to continue.")]
+if TYPE_CHECKING:
+    from ditkit.recipes import Recipe
+
+Spec = Annotated[str, typer.Argument(help="repa.sit_s_2, mine.yaml, ./mine.py:big, or a run folder to continue.")]
 Overrides = Annotated[list[str] | None, typer.Argument(help="training.lr=2e-4 ...", metavar="[KEY=VALUE]...")]
 Data = Annotated[str | None, typer.Option("--data", help="A folder of images, a .parquet file, or 'digits'.")]
 Size = Annotated[str | None, typer.Option("--size", help="Pixels: 256, or HEIGHTxWIDTH. Default: from the data.")]
@@ -16,18 +19,20 @@ Teacher = Annotated[
     list[str] | None,
     typer.Option("--teacher", help="A folder of `ditkit teacher`, a hub id, dinov2-vit-b, or none. May be repeated."),
 ]
+Steps = Annotated[int | None, typer.Option("--steps", min=1, help="Optimizer steps of the whole run.")]
+Out = Annotated[Path | None, typer.Option("--out", help="Run folder. Default: runs/NAME.")]
 Device = Annotated[str, typer.Option("--device", help="auto, cpu, cuda, cuda:1, mps, ...")]
 
 
 def train(
-    recipe: Recipe,
+    recipe: Spec,
     overrides: Overrides = None,
     data: Data = None,
-    out: Annotated[Path | None, typer.Option("--out", help="Run folder. Default: runs/NAME.")] = None,
+    out: Out = None,
     size: Size = None,
     codec: Codec = None,
     teacher: Teacher = None,
-    steps: Annotated[int | None, typer.Option("--steps", min=1, help="Optimizer steps of the whole run.")] = None,
+    steps: Steps = None,
     device: Device = "auto",
 ) -> None:
     """Train a recipe. Class count, size and channels come from your images.
@@ -38,30 +43,32 @@ def train(
     Example: ditkit train repa.sit_s_2 --data ./my_images --codec pixels --teacher runs/teacher
     """
     from ditkit.cli.progress import bars
-    from ditkit.recipes.adapt import concerns, explain
     from ditkit.recipes.build import pick_device
     from ditkit.recipes.choose import choose
-    from ditkit.recipes.registry import recipe as find_recipe
     from ditkit.recipes.run import train as train_run
 
     keys = overrides or []
-    chosen = choose(find_recipe(recipe, keys), data=data, size=size, codec=codec, teachers=teacher or (), steps=steps)
-    folder = out or (Path(recipe) if Path(recipe).is_dir() else Path("runs") / slug(chosen.name))
+    chosen = choose(recipe, keys, data=data, size=size, codec=codec, teachers=teacher or (), steps=steps)
+    folder = out or run_folder(recipe, chosen)
     where = pick_device(device)
     with bars() as bar:
-
-        def started(recipe, notes) -> None:
-            for line in (*notes, *explain(chosen, recipe), *concerns(recipe)):
-                bar.say(line)
-            bar.say(f"training {recipe.title!r} on {where} in {folder}")
 
         def on_step(step: int, values: dict[str, float]) -> None:
             bar("training", step, chosen.training.steps, f"loss {values['loss']:.4f}")
 
-        keep = {key.partition("=")[0] for key in keys}
-        state = train_run(chosen, folder, where, keep=keep, on_start=started, on_step=on_step, say=bar.say)
+        state = train_run(chosen, folder, where, keep=set_keys(keys), on_step=on_step, say=bar.say)
     typer.echo(f"step {state.step}: {folder}")
     typer.echo(f"samples: {folder / 'samples' / f'{state.step:07d}.png'}   next: ditkit sample {folder} --n 64")
+
+
+def run_folder(spec: str, chosen: Recipe) -> Path:
+    """The run that is continued, or runs/NAME."""
+    return Path(spec) if Path(spec).is_dir() else Path("runs") / slug(chosen.name)
+
+
+def set_keys(overrides: list[str]) -> set[str]:
+    """The dotted keys that a user set, which the data may not change."""
+    return {text.partition("=")[0].strip() for text in overrides}
 
 
 def slug(name: str) -> str:

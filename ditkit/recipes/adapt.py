@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Collection
 from typing import Any
 
@@ -14,6 +15,8 @@ MAX_PIXEL_TOKENS = 256  # in pixels the patch grows until the sequence is no lon
 
 def adapt(recipe: Recipe, source: Source, *, channels: int, factor: int, keep: Collection[str] = ()) -> Recipe:
     """The recipe with `model.size`, `.channels`, `.num_classes` (and in pixels `.patch`) taken from the data.
+
+    Unlabelled data train an unconditional model, sampled without guidance.
 
     channels, factor: of the codec's latents. keep: dotted keys that the user has set, which stay; a value that cannot
     work then is an error. ValueError, one line, where the sizes do not fit each other.
@@ -29,6 +32,8 @@ def adapt(recipe: Recipe, source: Source, *, channels: int, factor: int, keep: C
     pixels = recipe.codec.kind == "pixels"
     if "model.patch" not in keep and (_misfit(size, patch) or (pixels and _tokens(size, patch) > MAX_PIXEL_TOKENS)):
         found["model.patch"] = pixel_patch(size) if pixels else patch
+    if not source.classes and not any(key.startswith("sampling.guidance") for key in keep):
+        found["sampling.guidance"] = None  # nothing to guide by
     changes = {key: value for key, value in found.items() if key not in keep}
     patch = changes.get("model.patch", patch)
     if _misfit(size, patch):
@@ -40,16 +45,39 @@ def adapt(recipe: Recipe, source: Source, *, channels: int, factor: int, keep: C
 
 
 def pixel_patch(size: tuple[int, int], limit: int = MAX_PIXEL_TOKENS) -> int:
-    """The smallest patch that divides both sides and leaves at most `limit` tokens; ValueError if there is none."""
-    for patch in range(1, min(size) + 1):
+    """The smallest patch that divides both sides and leaves at most `limit` tokens.
+
+    ValueError where there is none, or only one more than twice as large as needed (both sides prime, say).
+    """
+    for patch in range(1, 2 * even_patch(size, limit) + 1):
         if not _misfit(size, patch) and _tokens(size, patch) <= limit:
             return patch
-    raise ValueError(f"no patch cuts {size[0]}x{size[1]} pixels into at most {limit} tokens: choose another --size")
+    raise ValueError(
+        f"no patch cuts {size[0]}x{size[1]} pixels well into at most {limit} tokens: choose --size with both sides a "
+        f"multiple of {even_patch(size, limit)}, or set model.patch"
+    )
+
+
+def even_patch(size: tuple[int, int], limit: int = MAX_PIXEL_TOKENS) -> int:
+    """The smallest patch that leaves at most `limit` tokens if it divides the sides."""
+    return math.ceil(math.sqrt(size[0] * size[1] / limit))
+
+
+def has_pixel_patch(size: tuple[int, int]) -> bool:
+    """Whether `pixel_patch` finds one."""
+    try:
+        return pixel_patch(size) > 0
+    except ValueError:
+        return False
 
 
 def explain(before: Recipe, after: Recipe) -> list[str]:
     """What `adapt` changed, a line each."""
-    return [f"{d.key}: {d.a} in the recipe, {d.b} here (from the data)" for d in diff(before, after)]
+    found = [d for d in diff(before, after) if not d.key.startswith("sampling.guidance")]
+    lines = [f"{d.key}: {d.a} in the recipe, {d.b} here (from the data)" for d in found]
+    if before.sampling.guidance is not None and after.sampling.guidance is None:
+        lines.append("sampling without guidance: the data have no classes to guide by")
+    return lines
 
 
 def concerns(recipe: Recipe) -> list[str]:
@@ -63,8 +91,6 @@ def concerns(recipe: Recipe) -> list[str]:
             "prediction must carry the noise through it and cannot; set objective.prediction=data, a smaller "
             "model.patch or a larger model.width"
         )
-    if model.num_classes == 0 and recipe.sampling.guidance is not None:
-        lines.append("the data have no classes, so there is nothing to guide by: set sampling.guidance=none")
     return lines
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Callable, Collection, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -16,12 +17,13 @@ from ditkit.evaluation import read_images
 from ditkit.models import build_model
 from ditkit.pretrained import load_codec, load_teacher
 from ditkit.protocols import Codec, Condition, Features, Noise
-from ditkit.recipes.adapt import adapt
+from ditkit.recipes.adapt import adapt, even_patch, has_pixel_patch
 from ditkit.recipes.recipe import Recipe
 from ditkit.training.state import Job
 from ditkit.training.validation import ValidationLoss
 
 VALIDATION_IMAGES = 512
+log = logging.getLogger("ditkit.data")
 
 
 @dataclass
@@ -54,17 +56,25 @@ def prepare(recipe: Recipe, device: torch.device, keep: Collection[str] = ()) ->
 
     Raises DataError, PretrainedMissing or ValueError, one line each.
     """
-    codec: Codec
-    if recipe.codec.kind == "pixels":
-        source = open_source(recipe.data)
-        codec = load_codec(recipe.codec, device, channels=source.channels)
-    else:  # autoencoders see colours; grey images are repeated
-        codec = load_codec(recipe.codec, device)
-        in_colour = recipe.data.model_copy(update={"channels": 3})
-        source = open_source(in_colour, multiple=codec.factor * recipe.model.patch)
+    codec, source = open_images(recipe, device, keep)
     teachers = [load_teacher(settings, device) for settings in recipe.teachers]
     fitted = adapt(recipe, source, channels=codec.channels, factor=codec.factor, keep=keep)
     return Parts(fitted, source, codec, teachers, device)
+
+
+def open_images(recipe: Recipe, device: torch.device, keep: Collection[str] = ()) -> tuple[Codec, ImageSource]:
+    """The codec and the images as it takes them, at a size that the model's patches cut evenly where it is free."""
+    if recipe.codec.kind != "pixels":  # autoencoders see colours; grey images are repeated
+        codec: Codec = load_codec(recipe.codec, device)
+        in_colour = recipe.data.model_copy(update={"channels": 3})
+        return codec, open_source(in_colour, multiple=codec.factor * recipe.model.patch)
+    if "model.patch" in keep:
+        source = open_source(recipe.data, multiple=recipe.model.patch)
+    else:
+        source = open_source(recipe.data)
+        if recipe.data.size is None and not has_pixel_patch(source.size):
+            source = open_source(recipe.data, multiple=even_patch(source.size))
+    return load_codec(recipe.codec, device, channels=source.channels), source
 
 
 def encoder(codec: Codec) -> Callable[[Tensor, Noise], Tensor]:
@@ -147,6 +157,9 @@ def validation_source(recipe: Recipe, source: ImageSource) -> ImageSource:
 def validation(parts: Parts, encode: Callable[[Tensor, Noise], Tensor]) -> ValidationLoss:
     """The objective on fixed images, noise and times: the same number for any batch size."""
     recipe = parts.recipe
-    images, labels = read_images(validation_source(recipe, parts.source), VALIDATION_IMAGES)
+    source = validation_source(recipe, parts.source)
+    images, labels = read_images(source, VALIDATION_IMAGES)
+    if lost := min(len(source), VALIDATION_IMAGES) - len(images):
+        log.warning("validation leaves out %d images that cannot be used", lost)
     cond = Condition(label=labels) if recipe.model.num_classes else Condition()
     return ValidationLoss(recipe.objective, encode, images, cond, seed=recipe.training.seed, device=parts.device)

@@ -1,24 +1,29 @@
-"""What a command line may choose over a recipe: data, codec, teachers, steps. Each choice is one small change."""
+"""What a command line may choose over a recipe: data, codec, teachers, steps; then its key=value overrides."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
 from typing import Any
 
+from ditkit.config import override
 from ditkit.pretrained import CodecSettings, TeacherSettings
 from ditkit.recipes.recipe import Recipe
+from ditkit.recipes.registry import recipe as find_recipe
 
 
 def choose(
-    recipe: Recipe, *, data: str | None = None, size: str | None = None, codec: str | None = None,
-    teachers: Sequence[str] = (), steps: int | None = None, batch: int | None = None, seed: int | None = None,
+    spec: str, overrides: Sequence[str] = (), *, data: str | None = None, size: str | None = None,
+    codec: str | None = None, teachers: Sequence[str] = (), steps: int | None = None,
 ) -> Recipe:  # fmt: skip
-    """The recipe with the given choices made; None and () leave its own. SettingsError or ValueError, one line.
+    """The recipe that `spec` names with the given choices made, then the overrides, which have the last word.
+
+    None and () leave the recipe's own. SettingsError or ValueError, one line.
 
     data: a folder, a parquet file or 'digits'; without a size, size and channels then come from the data.
     size: "256" or "256x384" (height x width). codec: 'pixels', 'ft-ema', 'ft-mse', a hub id or a folder.
     teachers: folders of `ditkit teacher`, hub ids, REPA's names; 'none' trains without alignment.
     """
+    recipe = find_recipe(spec)
     changes: dict[str, Any] = {}
     if data is not None:
         changes |= {"data.source": data, "data.split": "all", "data.size": None, "data.channels": None}
@@ -32,10 +37,9 @@ def choose(
         if recipe.align is None:
             raise ValueError(f"recipe {recipe.name!r} aligns nothing, so --teacher has no use; take a repa recipe")
         changes["teachers"] = tuple(TeacherSettings.parse(text) for text in teachers)
-    for key, value in (("steps", steps), ("batch", batch), ("seed", seed)):
-        if value is not None:
-            changes[f"training.{key}"] = value
-    return recipe.with_(changes) if changes else recipe
+    if steps is not None:
+        changes["training.steps"] = steps
+    return override(recipe.with_(changes) if changes else recipe, overrides)
 
 
 def parse_size(text: str) -> int | tuple[int, int]:

@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Collection, Sequence
+import logging
+import os
+from collections.abc import Callable, Collection, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 import torch
@@ -12,52 +15,87 @@ from ditkit.config import diff, dump
 from ditkit.evaluation import grid, make_request, save_png
 from ditkit.evaluation.generate import sample_chunk
 from ditkit.files import write_text
+from ditkit.recipes.adapt import concerns, explain
 from ditkit.recipes.build import Parts, build_job, prepare
 from ditkit.recipes.environment import environment
 from ditkit.recipes.load import load
 from ditkit.recipes.recipe import Recipe
 from ditkit.recipes.registry import from_file
+from ditkit.training import list_steps
+from ditkit.training.files import Unwritable
 from ditkit.training.files import prepare as prepare_folder
-from ditkit.training.log import Row
+from ditkit.training.log import Log, Row
 from ditkit.training.loop import fit
 from ditkit.training.start import Resume
 from ditkit.training.state import State
 
+RECIPE = "recipe.json"
 MAY_CHANGE = {"name", "title", "source", "training", "sampling", "unpublished", "notes", "published"}
 PREVIEW = 64  # images of the sheet that ends a run
 
 
 def train(
     recipe: Recipe, folder: Path, device: torch.device, *, keep: Collection[str] = (), resume: Resume = "auto",
-    on_start: Callable[[Recipe, Sequence[str]], None] | None = None,
     on_step: Callable[[int, Row], None] | None = None, say: Callable[[str], None] | None = None,
 ) -> State:  # fmt: skip
     """Train `recipe` in `folder` (made if needed; a run that is there is continued) and return the final state.
 
     keep: dotted keys that the user has set and the data may not change. Writes recipe.json and environment.json before
-    the first step and samples/<step>.png after the last. on_start gets the recipe as adapted to the data, and what the
-    data said of themselves. Raises what `prepare` and `fit` raise, one line each.
+    the first step and samples/<step>.png after the last. say gets every line of log.txt: what the data said of
+    themselves, what they changed in the recipe, what to doubt, images that cannot be used. Nothing is written before
+    data, codec and teachers are there. Raises what `prepare` and `fit` raise, one line each.
     """
+    check_folder(folder)
     parts = prepare(recipe, device, keep)
     prepare_folder(folder)
     check_same(parts.recipe, folder)
     write_run_files(parts, folder)
-    if on_start:
-        on_start(parts.recipe, parts.source.notes)
-    state = fit(build_job(parts, folder), resume=resume, on_step=on_step, on_message=say)
+    log = Log(folder, on_message=say)
+    for line in (*parts.source.notes, *explain(recipe, parts.recipe), *concerns(parts.recipe)):
+        log.say(line)
+    with data_messages(log.say):
+        state = fit(build_job(parts, folder), resume=resume, on_step=on_step, on_message=say)
     preview(folder, parts, state.step)
     return state
 
 
+def check_folder(folder: Path) -> None:
+    """Unwritable or ValueError if `folder` can be no run folder; nothing is made."""
+    place = folder
+    while not place.exists() and place != place.parent:
+        place = place.parent
+    if not place.is_dir():
+        raise Unwritable(f"cannot write to the run folder {folder}: {place} is a file; name another one with --out")
+    if not os.access(place, os.W_OK | os.X_OK):
+        raise Unwritable(f"cannot write to the run folder {folder}: no permission in {place}; name another with --out")
+    visible = [p.name for p in folder.iterdir() if not p.name.startswith(".")] if place == folder else []
+    if visible and RECIPE not in visible:
+        raise ValueError(f"{folder} holds something that is no run ({visible[0]}, ...); name another folder with --out")
+
+
 def check_same(recipe: Recipe, folder: Path) -> None:
-    """ValueError if `folder` holds a run of something else; steps, rates and samplers may change."""
-    stored = folder / "recipe.json"
-    if not stored.is_file():
+    """ValueError if `folder` holds checkpoints of something else; steps, rates and samplers may change."""
+    stored = folder / RECIPE
+    if not stored.is_file() or not list_steps(folder):
         return
     found = diff(from_file(stored), recipe, MAY_CHANGE | {"data"})
     if found:
         listed = "; ".join(f"{d.key} was {d.a!r}, is {d.b!r}" for d in found[:5])
-        raise ValueError(f"{folder} holds another run: {listed}; name another folder with --out")
+        more = f" and {len(found) - 5} more" if found[5:] else ""
+        raise ValueError(f"{folder} holds another run: {listed}{more}; name another folder with --out")
+
+
+@contextmanager
+def data_messages(say: Callable[[str], None]) -> Iterator[None]:
+    """What the data room logs (images that cannot be used) goes to `say` while the block runs."""
+    handler = logging.Handler()
+    handler.emit = lambda record: say(record.getMessage())  # type: ignore[method-assign]
+    logger = logging.getLogger("ditkit.data")
+    logger.addHandler(handler)
+    try:
+        yield
+    finally:
+        logger.removeHandler(handler)
 
 
 def write_run_files(parts: Parts, folder: Path) -> None:
@@ -73,7 +111,7 @@ def write_run_files(parts: Parts, folder: Path) -> None:
         codec=parts.codec.id,
         teachers=[teacher.id for teacher in parts.teachers],
     )
-    write_text(folder / "recipe.json", dump(parts.recipe, "json"))
+    write_text(folder / RECIPE, dump(parts.recipe, "json"))
     write_text(folder / "environment.json", json.dumps(facts, indent=2) + "\n")
 
 
