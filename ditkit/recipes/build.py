@@ -23,6 +23,7 @@ from ditkit.training.state import Job
 from ditkit.training.validation import ValidationLoss
 
 VALIDATION_IMAGES = 512
+AT_ONCE = 32  # images that the codec encodes together: a VAE needs more memory than the model that is trained
 log = logging.getLogger("ditkit.data")
 
 
@@ -81,7 +82,7 @@ def encoder(codec: Codec) -> Callable[[Tensor, Noise], Tensor]:
     """images uint8 (B, C, H, W) -> normalised latents; the posterior is drawn afresh at every visit."""
 
     def encode(images: Tensor, noise: Noise) -> Tensor:
-        moments = codec.encode(to_float(images))
+        moments = torch.cat([codec.encode(to_float(part)) for part in images.split(AT_ONCE)])
         if moments.shape[1] == codec.channels:  # no posterior to draw from
             return codec.sample(moments, None)
         shape = (len(moments), codec.channels, *moments.shape[2:])

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import logging
-import os
 from collections.abc import Callable, Collection, Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -19,10 +18,10 @@ from ditkit.recipes.adapt import concerns, explain
 from ditkit.recipes.build import Parts, build_job, prepare
 from ditkit.recipes.environment import environment
 from ditkit.recipes.load import load
+from ditkit.recipes.place import check_writable
 from ditkit.recipes.recipe import Recipe
 from ditkit.recipes.registry import from_file
 from ditkit.training import list_steps
-from ditkit.training.files import Unwritable
 from ditkit.training.files import prepare as prepare_folder
 from ditkit.training.log import Log, Row
 from ditkit.training.loop import fit
@@ -61,14 +60,8 @@ def train(
 
 def check_folder(folder: Path) -> None:
     """Unwritable or ValueError if `folder` can be no run folder; nothing is made."""
-    place = folder
-    while not place.exists() and place != place.parent:
-        place = place.parent
-    if not place.is_dir():
-        raise Unwritable(f"cannot write to the run folder {folder}: {place} is a file; name another one with --out")
-    if not os.access(place, os.W_OK | os.X_OK):
-        raise Unwritable(f"cannot write to the run folder {folder}: no permission in {place}; name another with --out")
-    visible = [p.name for p in folder.iterdir() if not p.name.startswith(".")] if place == folder else []
+    check_writable(folder)
+    visible = [p.name for p in folder.iterdir() if not p.name.startswith(".")] if folder.exists() else []
     if visible and RECIPE not in visible:
         raise ValueError(f"{folder} holds something that is no run ({visible[0]}, ...); name another folder with --out")
 

@@ -1,0 +1,185 @@
+"""Everything that can be known before a run: `ditkit doctor`. Nothing is written."""
+
+from __future__ import annotations
+
+import shutil
+from collections.abc import Callable, Collection, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Literal
+
+import torch
+
+from ditkit.analysis.cost import cost
+from ditkit.data import ImageSource, open_source, scan
+from ditkit.diffusion import BatchNoise
+from ditkit.evaluation import read_images
+from ditkit.pretrained import PretrainedMissing, load_teacher
+from ditkit.protocols import Codec, Extractor
+from ditkit.recipes.adapt import adapt, concerns, explain
+from ditkit.recipes.build import encoder, open_images
+from ditkit.recipes.memory import available, folder_bytes, training_memory
+from ditkit.recipes.place import nearest
+from ditkit.recipes.recipe import Recipe
+from ditkit.recipes.run import check_folder, check_same
+from ditkit.training import list_steps
+from ditkit.training.start import latent_warning
+
+LISTED = 10  # unusable images that are named; all are counted
+LOOKED_AT = 16  # images that are encoded
+EXPECTED = (ValueError, OSError, RuntimeError)
+
+
+@dataclass(frozen=True)
+class Finding:
+    """One line of the report; with a "fail" the run could not start or not end."""
+
+    level: Literal["ok", "warn", "fail"]
+    topic: str
+    text: str
+
+
+Scanned = Callable[[int, int], None]
+
+
+def inspect(
+    recipe: Recipe, folder: Path, device: torch.device, keep: Collection[str] = (), progress: Scanned | None = None
+) -> Iterator[Finding]:
+    """Check `recipe` on its data as `train` would run it in `folder`; findings come as they are made."""
+    yield Finding("ok", "recipe", f"{recipe.title}" + (f" ({recipe.name})" if recipe.name else ""))
+    codec: Codec | None = None
+    source: ImageSource | None = None
+    try:
+        codec, source = open_images(recipe, device, keep)
+        yield Finding("ok", "codec", f"{codec.id}: {codec.channels} channels, factor {codec.factor}")
+    except PretrainedMissing as error:
+        yield Finding("fail", "codec", str(error))
+    except EXPECTED as error:
+        yield Finding("fail", "data", str(error))
+    if codec is None and recipe.codec.kind == "kl":
+        try:
+            source = open_source(recipe.data)
+        except EXPECTED as error:
+            yield Finding("fail", "data", str(error))
+    usable = 0
+    if source is not None:
+        found = scan(source, progress)
+        usable = found.usable
+        yield from data_findings(found.lines(), usable)
+    teachers: list[Extractor] = []
+    for settings in recipe.teachers:
+        try:
+            teachers.append(load_teacher(settings, device))
+            yield teacher_finding(teachers[-1], source if usable else None)
+        except EXPECTED as error:
+            yield Finding("fail", "teacher", str(error))
+    if codec is None or source is None or not usable or len(teachers) < len(recipe.teachers):
+        yield Finding("warn", "model", "size, cost and memory not checked: data, codec and teachers come first")
+        yield from place_findings(folder, None)
+        return
+    try:
+        fitted = adapt(recipe, source, channels=codec.channels, factor=codec.factor, keep=keep)
+    except EXPECTED as error:
+        yield Finding("fail", "model", str(error))
+        yield from place_findings(folder, None)
+        return
+    yield from (Finding("ok", "model", line) for line in explain(recipe, fitted))
+    yield from model_findings(fitted)
+    yield from cost_findings(fitted, usable)
+    yield from latent_findings(fitted, codec, source, device)
+    memory = training_memory(fitted, codec, teachers, source.size)
+    parts = f"state {gib(memory.state)}, activations {gib(memory.activations)}, codec and teachers {gib(memory.frozen)}"
+    there = available(device)
+    much = there is not None and memory.total > 0.9 * there
+    mend = "; set training.micro_batch, model.checkpointing=true or a smaller training.batch" if much else ""
+    of = f" of {gib(there)}" if there is not None else ""
+    text = f"about {gib(memory.total)}{of} on {device} (an estimate: {parts}){mend}"
+    yield Finding("warn" if much else "ok", "memory", text)
+    yield from place_findings(folder, fitted, memory.checkpoint)
+
+
+def data_findings(lines: list[str], usable: int) -> Iterator[Finding]:
+    """The scan's lines; unusable images and empty classes are warnings, no usable image at all is a failure."""
+    bad = [line for line in lines if line.startswith("unusable:")]
+    for line in (line for line in lines if line not in bad):
+        empty = line.startswith("class ") and line.endswith("no usable image")
+        yield Finding("warn" if empty else "ok", "data", line)
+    yield from (Finding("warn", "data", line) for line in bad[:LISTED])
+    if bad[LISTED:]:
+        yield Finding("warn", "data", f"{len(bad) - LISTED} more unusable images")
+    if not usable:
+        yield Finding("fail", "data", "no image can be used")
+
+
+def teacher_finding(teacher: Extractor, source: ImageSource | None) -> Finding:
+    """The teacher's features of two images, where there are any. ValueError if it cannot look at them."""
+    if source is None:
+        return Finding("ok", "teacher", f"{teacher.id}: width {teacher.width}")
+    rows, columns = teacher(read_images(source, 2)[0]).grid
+    return Finding("ok", "teacher", f"{teacher.id}: width {teacher.width}, {rows}x{columns} tokens an image")
+
+
+def model_findings(recipe: Recipe) -> Iterator[Finding]:
+    """Tokens and numbers a patch; `concerns` are warnings."""
+    model = recipe.model
+    rows, columns = model.grid
+    numbers = model.patch**2 * model.channels
+    yield Finding(
+        "ok", "model",
+        f"{rows}x{columns} = {rows * columns} tokens; a patch holds {model.patch}x{model.patch}x{model.channels} = "
+        f"{numbers} numbers, width {model.width}; classes: {model.num_classes or 'none'}",
+    )  # fmt: skip
+    yield from (Finding("warn", "model", line) for line in concerns(recipe))
+
+
+def cost_findings(recipe: Recipe, images: int) -> Iterator[Finding]:
+    """Parameters, multiply-accumulates and passes over the data."""
+    spent, training = cost(recipe.model), recipe.training
+    visits = training.batch * training.steps
+    # backward is about two forwards (DiT, section 5); codec and teachers are not counted
+    yield Finding(
+        "ok", "compute",
+        f"{spent.trainable:,} parameters, {spent.gmacs:.3g} GMACs a forward pass, about {3 * spent.gmacs * visits:.2g} "
+        f"GMACs for {training.steps:,} steps of {training.batch} = {visits / images:,.0f} visits of {images:,} images",
+    )  # fmt: skip
+
+
+def latent_findings(recipe: Recipe, codec: Codec, source: ImageSource, device: torch.device) -> Iterator[Finding]:
+    """Mean and standard deviation of a few latents: a missing or doubled scale ruins a run silently."""
+    images, _ = read_images(source, LOOKED_AT)
+    noise = BatchNoise(recipe.training.seed, 0, len(images), device=device)
+    with torch.no_grad():
+        latents = encoder(codec)(images.to(device), noise)
+    if not latents.isfinite().all():
+        yield Finding("fail", "latents", "latents are not finite: the codec's weights or scale are damaged")
+        return
+    warning = latent_warning(latents) if recipe.codec.kind != "pixels" else None
+    text = f"mean {latents.mean().item():.2f}, std {latents.std().item():.2f} over {len(images)} images"
+    yield Finding("warn", "latents", warning) if warning else Finding("ok", "latents", text)
+
+
+def place_findings(folder: Path, recipe: Recipe | None, checkpoint: int = 0) -> Iterator[Finding]:
+    """Whether the run folder can be written, what it holds, and whether the checkpoints fit on its disk."""
+    try:
+        check_folder(folder)
+        if recipe is not None:
+            check_same(recipe, folder)
+    except (OSError, ValueError) as error:
+        yield Finding("fail", "out", str(error))
+        return
+    steps = list_steps(folder)
+    yield Finding("ok", "out", f"{folder}: " + (f"continues at step {steps[-1]}" if steps else "can be written"))
+    if recipe is None:
+        return
+    kept = recipe.training.keep_last + 1  # the newest is written before the oldest goes
+    if recipe.training.keep_every:
+        kept += recipe.training.steps // recipe.training.keep_every
+    free, needed = shutil.disk_usage(nearest(folder)).free, kept * checkpoint - folder_bytes(folder / "checkpoints")
+    text = f"{kept} checkpoints of {gib(checkpoint)}, {gib(free)} free"
+    mend = "; set a smaller training.keep_last or name another disk with --out"
+    yield Finding("fail", "disk", text + mend) if needed > free else Finding("ok", "disk", text)
+
+
+def gib(count: float) -> str:
+    """Bytes for people."""
+    return f"{count / 2**30:.1f} GiB" if count >= 2**30 else f"{count / 2**20:.0f} MiB"

@@ -1,0 +1,24 @@
+"""Whether a folder can be written, asked before minutes of work and without making anything."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+
+from ditkit.training.files import Unwritable
+
+
+def nearest(folder: Path) -> Path:
+    """The folder itself, or the closest thing above it that exists."""
+    while not folder.exists() and folder != folder.parent:
+        folder = folder.parent
+    return folder
+
+
+def check_writable(folder: Path) -> None:
+    """Unwritable, one line, if `folder` could not be made or written to."""
+    place = nearest(folder)
+    if not place.is_dir():
+        raise Unwritable(f"cannot write to {folder}: {place} is a file; name another folder with --out")
+    if not os.access(place, os.W_OK | os.X_OK):
+        raise Unwritable(f"cannot write to {folder}: no permission in {place}; name another folder with --out")
