@@ -15,7 +15,7 @@ import torch
 from torch import Tensor
 
 from ditkit.diffusion.ddpm import DDPM, Variance
-from ditkit.diffusion.ode import Denoiser, Draws, Times, as_grid
+from ditkit.diffusion.ode import Denoising, Draws, Times, as_grid
 from ditkit.diffusion.path import Path
 from ditkit.diffusion.prediction import Estimate
 
@@ -66,7 +66,7 @@ def split(estimate: Estimate, jump: Jump, clip: bool) -> tuple[Tensor, Tensor]:
 
 
 def ddim(
-    denoise: Denoiser,
+    denoise: Denoising,
     path: Path,
     x: Tensor,
     times: Times,
@@ -88,7 +88,7 @@ def ddim(
 
 
 def reverse_ddim(
-    denoise: Denoiser, path: Path, x: Tensor, times: Times, noise: Draws | None = None, *, clip: bool = False
+    denoise: Denoising, path: Path, x: Tensor, times: Times, noise: Draws | None = None, *, clip: bool = False
 ) -> Tensor:
     """DDIM run towards the noise (inversion: Dhariwal & Nichol 2021, appendix F), eta 0: increasing times, no draws.
 
@@ -103,7 +103,7 @@ def reverse_ddim(
 
 
 def ancestral(
-    denoise: Denoiser, path: Path, x: Tensor, times: Times, noise: Draws, *,
+    denoise: Denoising, path: Path, x: Tensor, times: Times, noise: Draws, *,
     variance: Variance = "learned_range", clip: bool = False,
 ) -> Tensor:  # fmt: skip
     """DDPM ancestral sampling (Ho et al. 2020, algorithm 2; learned range: Nichol & Dhariwal 2021, eq. 15).
@@ -136,7 +136,7 @@ def deviation(estimate: Estimate, jump: Jump, variance: Variance) -> Tensor:
 
 
 def dpmpp_2m(
-    denoise: Denoiser, path: Path, x: Tensor, times: Times, noise: Draws | None = None, *,
+    denoise: Denoising, path: Path, x: Tensor, times: Times, noise: Draws | None = None, *,
     variable: Variable = "log_snr",
 ) -> Tensor:  # fmt: skip
     """DPM-Solver++(2M) (Lu et al. 2022, algorithm 2), one evaluation a step, order 2 in the half log-SNR.

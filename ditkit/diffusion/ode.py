@@ -19,7 +19,7 @@ from torch import Tensor
 from ditkit.diffusion.path import Path
 from ditkit.diffusion.prediction import Estimate
 
-Denoiser = Callable[[Tensor, Tensor, int | None], Estimate]
+Denoising = Callable[[Tensor, Tensor, int | None], Estimate]
 Draws = Callable[[int], Tensor]
 Times = Tensor | Sequence[float]
 Order = Literal[1, 2, 3, 4]
@@ -72,18 +72,18 @@ def weighted(weights: Sequence[float], slopes: Sequence[Tensor]) -> Tensor:
     return sum(terms[1:], start=terms[0])
 
 
-def velocity_field(denoise: Denoiser) -> Field:
+def velocity_field(denoise: Denoising) -> Field:
     """The right-hand side v(x, t) of the ODE."""
     return lambda x, t, step: denoise(x, t, step).velocity
 
 
-def euler(denoise: Denoiser, path: Path, x: Tensor, times: Times, noise: Draws | None = None) -> Tensor:
+def euler(denoise: Denoising, path: Path, x: Tensor, times: Times, noise: Draws | None = None) -> Tensor:
     """Euler's method, order 1, one evaluation a step. REPA's ODE sampler, DDT's, SD3's, flow matching's default."""
     return runge_kutta(velocity_field(denoise), x, times, EULER)
 
 
 def heun(
-    denoise: Denoiser, path: Path, x: Tensor, times: Times, noise: Draws | None = None, *, correct_last: bool = False
+    denoise: Denoising, path: Path, x: Tensor, times: Times, noise: Draws | None = None, *, correct_last: bool = False
 ) -> Tensor:
     """Heun's trapezoidal method, order 2, two evaluations a step (Karras et al. 2022, algorithm 1).
 
@@ -98,23 +98,23 @@ def heun(
     return x + (grid[-1] - grid[-2]) * field(x, grid[-2], last)
 
 
-def midpoint(denoise: Denoiser, path: Path, x: Tensor, times: Times, noise: Draws | None = None) -> Tensor:
+def midpoint(denoise: Denoising, path: Path, x: Tensor, times: Times, noise: Draws | None = None) -> Tensor:
     """The midpoint method, order 2, two evaluations a step, none at the end of the grid."""
     return runge_kutta(velocity_field(denoise), x, times, MIDPOINT)
 
 
-def heun3(denoise: Denoiser, path: Path, x: Tensor, times: Times, noise: Draws | None = None) -> Tensor:
+def heun3(denoise: Denoising, path: Path, x: Tensor, times: Times, noise: Draws | None = None) -> Tensor:
     """Heun's three-stage method, order 3, three evaluations a step, none at the end of the grid."""
     return runge_kutta(velocity_field(denoise), x, times, HEUN3)
 
 
-def rk4(denoise: Denoiser, path: Path, x: Tensor, times: Times, noise: Draws | None = None) -> Tensor:
+def rk4(denoise: Denoising, path: Path, x: Tensor, times: Times, noise: Draws | None = None) -> Tensor:
     """Kutta's 3/8 rule (1901), order 4, four evaluations a step; it is what torchdiffeq and SiT call rk4."""
     return runge_kutta(velocity_field(denoise), x, times, RK4)
 
 
 def multistep(
-    denoise: Denoiser, path: Path, x: Tensor, times: Times, noise: Draws | None = None, *, order: Order = 2
+    denoise: Denoising, path: Path, x: Tensor, times: Times, noise: Draws | None = None, *, order: Order = 2
 ) -> Tensor:
     """Adams-Bashforth on any grid, orders 1-4, one evaluation a step (Lagrange form: DDT, Wang et al. 2025, sec. 4).
 
@@ -143,7 +143,7 @@ def lagrange_weights(nodes: Sequence[float], start: float, end: float) -> list[f
 
 
 def dopri5(
-    denoise: Denoiser, path: Path, x: Tensor, times: Times, noise: Draws | None = None, *,
+    denoise: Denoising, path: Path, x: Tensor, times: Times, noise: Draws | None = None, *,
     atol: float = 1e-6, rtol: float = 1e-3, stop_at_end: bool = True,
 ) -> Tensor:  # fmt: skip
     """Dormand & Prince (1980) order 5(4) with adaptive steps, through torchdiffeq: from times[0] to times[-1].

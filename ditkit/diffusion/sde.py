@@ -14,7 +14,7 @@ from typing import Literal, get_args
 import torch
 from torch import Tensor
 
-from ditkit.diffusion.ode import Denoiser, Draws, Times, as_grid, intervals
+from ditkit.diffusion.ode import Denoising, Draws, Times, as_grid, intervals
 from ditkit.diffusion.path import Path
 from ditkit.diffusion.prediction import Estimate
 
@@ -71,7 +71,7 @@ def drift(estimate: Estimate, quotient: Tensor) -> Tensor:
 
 
 def euler_maruyama(
-    denoise: Denoiser, path: Path, x: Tensor, times: Times, noise: Draws, *,
+    denoise: Denoising, path: Path, x: Tensor, times: Times, noise: Draws, *,
     form: Form = "sigma", norm: float = 1.0, last_rule: Rule = "mean",
 ) -> Tensor:  # fmt: skip
     """Euler-Maruyama, one evaluation a step (SiT's and REPA's SDE sampler; REPA is form="linear" on every path).
@@ -88,7 +88,7 @@ def euler_maruyama(
 
 
 def heun_sde(
-    denoise: Denoiser, path: Path, x: Tensor, times: Times, noise: Draws, *,
+    denoise: Denoising, path: Path, x: Tensor, times: Times, noise: Draws, *,
     form: Form = "sigma", norm: float = 1.0, last_rule: Rule = "mean",
 ) -> Tensor:  # fmt: skip
     """SiT's Heun SDE sampler, two evaluations a step: the noise first, then a trapezoidal step of the drift.
@@ -117,7 +117,7 @@ def split_grid(times: Times, last_rule: Rule) -> tuple[Tensor, Tensor]:
 
 
 def last_step(
-    denoise: Denoiser, path: Path, x: Tensor, grid: Tensor, *, form: Form, norm: float, last_rule: Rule
+    denoise: Denoising, path: Path, x: Tensor, grid: Tensor, *, form: Form, norm: float, last_rule: Rule
 ) -> Tensor:
     """The deterministic step over the last interval of the grid: mean, euler, tweedie, or none."""
     if last_rule == "none":

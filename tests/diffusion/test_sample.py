@@ -243,13 +243,34 @@ def test_sample_and_settings_agree():
     assert torch.allclose(three, START * 1.5**2)  # v = -x, two Euler steps of -1/2
 
 
+@pytest.mark.parametrize("path, prediction", [(Linear(), "velocity"), (EDM(), "edm"), (DDPM(), "noise")])
+def test_solvers_never_wait_for_the_device(path, prediction):
+    """On the meta device any look at a value of the state is an error, and so is a tensor on the wrong device."""
+
+    class Doubled:
+        def __call__(self, x, t, cond, *, capture=()):
+            return Output(torch.cat([x * t.view(-1, 1, 1, 1), x], 1))
+
+    for name in SOLVERS:
+        if name == "dopri5":  # its step sizes follow from the state
+            continue
+        options = {"ancestral": {"clip": True}, "ddim": {"eta": 0.5}}.get(name, {})
+        settings = SamplerSettings(solver=name, steps=3, options=options)
+        latents, evaluations = settings.run(
+            Doubled(), START.to("meta"), None, path=path, prediction=prediction, noise_source=lambda step: START
+        )
+        assert latents.is_meta and latents.shape == SHAPE and evaluations >= 2
+
+
 @pytest.mark.gpu
-def test_gpu_equals_cpu(reference):
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
+@pytest.mark.parametrize("solver", ["heun", "dopri5", "heun_sde", "dpmpp_2m", "ddim"])
+def test_gpu_equals_cpu(reference, solver):
     ref = reference("repa_samplers")
     published = load_published(ref.state, "repa", heads=4, align_depth=1)
-    settings = SamplerSettings(solver="heun_sde", steps=6, last=0.04, guidance=CFG(scale=2.0), state="float64")
+    settings = SamplerSettings(solver=solver, steps=6, guidance=CFG(scale=2.0), state="float64")
     latents = []
-    for device in ("cpu", torch.accelerator.current_accelerator()):
+    for device in ("cpu", "cuda"):
         noise = SampleNoise(5, range(4), (4, 8, 8), device=device)
         cond = Condition(label=torch.tensor([1, 2, 3, 4], device=device))
         model = published.model.eval().to(device)
