@@ -117,7 +117,7 @@ def gains(values: dict[str, dict[str, list[float]]], better: str, baseline: str)
 
 
 def gather(source: Source, rows: Sequence[int], embed: dict[str, Callable[[Tensor], Tensor]], batch: int = 128):
-    """Labels (n,) and features {name: (n, D)} of the readable images among `rows`, in order."""
+    """Labels (n,) and features {name: (n, D)} of the readable, labelled images among `rows`, in order."""
     labels: list[int] = []
     parts: dict[str, list[Tensor]] = {name: [] for name in embed}
     for start in range(0, len(rows), batch):
@@ -127,6 +127,7 @@ def gather(source: Source, rows: Sequence[int], embed: dict[str, Callable[[Tenso
                 items.append(source[row])
             except BadImage:  # whoever trains on the source lists it; a score is of what can be read
                 continue
+        items = [item for item in items if item.label >= 0]
         if items:
             labels += [item.label for item in items]
             images = torch.stack([item.image for item in items])
@@ -137,12 +138,24 @@ def gather(source: Source, rows: Sequence[int], embed: dict[str, Callable[[Tenso
 
 def thumbnail(images: Tensor) -> Tensor:
     """(B, C, H, W) uint8 -> (B, D) raw pixels; sides beyond 16 are averaged down to it, or a fit would take hours."""
-    size = [min(side, THUMBNAIL) for side in images.shape[2:]]
+    size = min(images.shape[2], THUMBNAIL), min(images.shape[3], THUMBNAIL)
     return F.adaptive_avg_pool2d(images.float(), size).flatten(1)
 
 
+def spread(count: int, limit: int) -> list[int]:
+    """At most `limit` evenly spaced indices of `count`."""
+    return torch.linspace(0, count - 1, min(count, limit)).round().long().unique().tolist()
+
+
 def probe_report(
-    extractor: Extractor, random_init: Extractor, train: Source, test: Source, *, draws: int = 5, seed: int = 0
+    extractor: Extractor,
+    random_init: Extractor,
+    train: Source,
+    test: Source,
+    *,
+    draws: int = 5,
+    seed: int = 0,
+    limit: int = 5000,
 ) -> dict:
     """What a teacher learned: teacher, its random initialisation and raw pixels, scored on held-out images.
 
@@ -150,16 +163,17 @@ def probe_report(
     {"scores": {"knn" | "linear" | "knn_10" | "linear_10": {"teacher" | "random_init" | "pixels": {"mean", "error"}}},
     "gains": the same probes with {"mean", "error", "standard_errors"} of teacher over random_init,
     "gains_over_pixels": likewise, "protocol": how it was measured}; numbers are accuracies in [0, 1].
+    Of each part at most `limit` evenly spaced images are used. ValueError for unlabelled images.
     """
     if not train.classes or not test.classes:
         raise ValueError("a probe needs labelled images: sort them into one folder a class")
-    embed = {
+    embed: dict[str, Callable[[Tensor], Tensor]] = {
         "teacher": lambda images: extractor(images).pooled,
         "random_init": lambda images: random_init(images).pooled,
         "pixels": thumbnail,
     }
-    labels, features = gather(train, range(len(train)), embed)
-    test_labels, test_features = gather(test, range(len(test)), embed)
+    labels, features = gather(train, spread(len(train), limit), embed)
+    test_labels, test_features = gather(test, spread(len(test), limit), embed)
     result = probe_features(features, labels, test_features, test_labels, draws, seed)
     return {
         "scores": result["scores"],

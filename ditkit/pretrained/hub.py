@@ -41,9 +41,13 @@ def fetch(load: Callable[..., T], source: str, what: str) -> T:
         return _load(load, str(path), what, local=True)
     try:
         return _silently(load, source, local=True)
-    except Exception as error:  # transformers and diffusers raise many kinds for "not in the cache"
+    except PretrainedMissing:
+        raise
+    except OSError as error:  # how transformers and diffusers say "not in the cache"
         if offline():
             raise PretrainedMissing(what, "not in the hub's cache, and HF_HUB_OFFLINE forbids the network") from error
+    except Exception as error:  # in the cache, but not what it should be
+        raise PretrainedMissing(what, first_line(error)) from error
     _ask_hub(source, what)
     return _load(load, source, what, local=False)
 

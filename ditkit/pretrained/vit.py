@@ -149,7 +149,7 @@ class SelfTaught:
         size = (rows * s.patch, columns * s.patch)
         if x.shape[2:] != size:
             x = F.interpolate(x, size=size, mode="bicubic", antialias=True, align_corners=False)
-        tokens = self.network(x)
+        tokens = self.network(x).float()  # autocast may have made it half
         return Features(tokens, tokens.mean(1), (rows, columns))
 
     def save(self, folder: str | Path) -> None:

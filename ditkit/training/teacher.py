@@ -172,7 +172,7 @@ def _shape(settings: TeacherTraining, source: Source, images: _Images) -> ViTSet
     shape = settings.network or vit_settings(source.size, source.channels)
     if shape.channels != source.channels:
         raise ValueError(f"teacher: network.channels is {shape.channels}, the images have {source.channels}")
-    sample = images.sample(1024).double().div(255)
+    sample = images.sample(max(2, min(1024, 2**25 // math.prod((source.channels, *source.size))))).double().div(255)
     mean, std = sample.mean((0, 2, 3)), sample.std((0, 2, 3)).clamp(min=1e-3)
     rounded = {name: tuple(round(v, 6) for v in values.tolist()) for name, values in (("mean", mean), ("std", std))}
     return shape.model_copy(update=rounded)

@@ -10,12 +10,15 @@ from sklearn.linear_model import LogisticRegression
 from ditkit.analysis.probe import (
     draw_rows,
     gains,
+    gather,
     knn_accuracy,
     linear_probe,
     mean_and_error,
     probe_features,
     probe_report,
+    spread,
     standardised,
+    thumbnail,
 )
 from ditkit.data.digits import Digits
 from ditkit.pretrained import ToyExtractor
@@ -106,6 +109,18 @@ def test_report_of_a_teacher_equal_to_its_baseline_shows_no_gain():
         assert report["gains"][name]["mean"] == 0
     assert report["protocol"]["test"] == 360 and report["protocol"]["classes"] == 10
     assert report["scores"]["knn"]["pixels"]["mean"] > 0.9
+
+
+def test_thumbnails_and_limits_bound_the_cost():
+    """Large images are averaged to cells, large sets are thinned evenly, unlabelled items are left out."""
+    ramp = torch.arange(64.0).view(1, 1, 1, 64).expand(2, 3, 64, 64)
+    assert torch.equal(thumbnail(ramp).view(2, 3, 16, 16)[0, 0, 0], torch.arange(16.0) * 4 + 1.5)
+    assert torch.equal(thumbnail(ramp[..., :8, :8]), ramp[..., :8, :8].flatten(1))
+    assert spread(5, 10) == [0, 1, 2, 3, 4] and spread(101, 3) == [0, 50, 100]
+    source = Digits("test")
+    source.labels[::2] = -1
+    labels, found = gather(source, range(10), {"x": thumbnail})
+    assert labels.tolist() == source.labels[1:10:2].tolist() and found["x"].shape == (5, 64)
 
 
 def test_unlabelled_images_are_refused():

@@ -10,7 +10,7 @@ from types import SimpleNamespace
 import pytest
 
 from ditkit.pretrained import PretrainedMissing, load_codec, load_teacher
-from ditkit.pretrained.hub import is_local, offline
+from ditkit.pretrained.hub import fetch, is_local, offline
 
 WAYS = ("ditkit teacher", "--teacher RUN|none", "--codec pixels")
 
@@ -94,6 +94,23 @@ def test_what_counts_as_local(tmp_path, monkeypatch):
     monkeypatch.setenv("HF_HUB_OFFLINE", "0")
     monkeypatch.delenv("TRANSFORMERS_OFFLINE", raising=False)
     assert not offline()
+
+
+def test_a_cached_model_of_the_wrong_kind_says_so_even_offline(monkeypatch):
+    """Not everything that fails is a missing file: the reason of the loader wins."""
+    monkeypatch.setenv("HF_HUB_OFFLINE", "1")
+
+    def load(place, local_files_only):
+        raise ValueError("it is a clip model, not dinov2")
+
+    with pytest.raises(PretrainedMissing) as error:
+        fetch(load, "org/name", "teacher x")
+    assert "it is a clip model" in check(error) and "cache" not in str(error.value)
+
+
+def test_a_cached_model_needs_no_network(monkeypatch):
+    monkeypatch.setattr("huggingface_hub.HfApi.model_info", lambda *_, **__: pytest.fail("the network was asked"))
+    assert fetch(lambda place, local_files_only: (place, local_files_only), "org/name", "x") == ("org/name", True)
 
 
 def test_the_error_survives_a_worker_process():

@@ -149,3 +149,14 @@ def test_the_teacher_beats_its_random_initialisation_on_held_out_digits():
     assert report["scores"]["knn"]["teacher"]["mean"] > 0.96
     for name in ("knn_10", "linear_10"):  # with few labels it also beats pixels, which are strong on digits
         assert report["gains_over_pixels"][name]["mean"] > 0
+
+
+@pytest.mark.gpu
+def test_on_a_gpu(tmp_path):
+    """Trains there, loads anywhere, gives the same features to rounding."""
+    teacher = train_teacher(Pictures(), QUICK, tmp_path / "a", device="cuda")
+    images = Pictures().images
+    assert teacher(images).tokens.is_cuda
+    torch.testing.assert_close(
+        load_teacher(str(tmp_path / "a"))(images).tokens, teacher(images).tokens.cpu(), atol=1e-3, rtol=1e-3
+    )
