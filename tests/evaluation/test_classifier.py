@@ -24,15 +24,15 @@ def digits():
 
 @pytest.fixture(scope="module")
 def trained(digits):
-    start = time.perf_counter()
+    start = time.process_time()
     classifier = train_classifier(*digits, [str(i) for i in range(10)], seed=0)
-    return classifier, time.perf_counter() - start
+    return classifier, time.process_time() - start
 
 
 def test_it_names_held_out_digits_and_is_quick(trained, digits):
     classifier, seconds = trained
     assert classifier.accuracy > 0.97
-    assert seconds < 30
+    assert seconds < 30, "of processor time; about 2 on an idle core"
     probs = classifier.probabilities(digits[0])
     assert probs.shape == (1797, 10) and probs.dtype == torch.float64
     assert agreement(probs, digits[1]) > 0.98

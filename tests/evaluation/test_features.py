@@ -9,6 +9,7 @@ import pytest
 import torch
 
 from ditkit.evaluation.features import FewSamples, Moments, extract, frechet, moments, read_images
+from ditkit.evaluation.pixels import Pixels
 from ditkit.evaluation.reference import Reference, make_reference
 from ditkit.pretrained.toy import ToyExtractor
 from ditkit.protocols import BadImage, Features, Item
@@ -150,3 +151,13 @@ def test_floor_is_half_against_half_and_fixed():
     assert sorted(map(tuple, torch.cat([a, b]).tolist())) == sorted(map(tuple, reference.features.tolist()))
     floor = reference.floor()
     assert floor == reference.floor() and floor["frechet"] == frechet(Moments.of(a), Moments.of(b)) > 0
+
+
+def test_pixels_are_a_feature_space():
+    tiny, large = pictures(5, 1, 8), pictures(5, 3, 40)
+    space = Pixels(1, (8, 8))
+    assert space.width == 64 == space(tiny).pooled.shape[1]
+    torch.testing.assert_close(space(tiny).pooled, tiny.flatten(1) / 127.5 - 1)
+    averaged = Pixels(3, (40, 40))
+    assert averaged(large).grid == (16, 16) and averaged(large).pooled.shape == (5, averaged.width)
+    assert averaged.id != space.id
