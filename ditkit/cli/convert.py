@@ -13,8 +13,12 @@ Command = Keyed
 
 
 def convert(
-    what: Annotated[Path, typer.Argument(help="A run, a model folder, or a published file (with --source).")],
-    output: Annotated[Path, typer.Argument(help="A new model folder, or with --to a new .safetensors or .pt file.")],
+    what: Annotated[
+        Path, typer.Argument(help="A run, a model folder, or a published file (with --source).", metavar="INPUT")
+    ],
+    output: Annotated[
+        Path, typer.Argument(help="A new model folder, or with --to a new .safetensors or .pt file.", metavar="OUTPUT")
+    ],
     keys: Annotated[
         list[str] | None, typer.Argument(help="weights=raw step=1000 ...; see below.", metavar="[KEY=VALUE]...")
     ] = None,

@@ -1,6 +1,143 @@
+"""`ditkit evaluate`: scores of a model's samples, or of any images, against real ones."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
 import typer
 
+from ditkit.cli.keys import Keyed
+from ditkit.cli.sample import Device, Source
+from ditkit.cli.show import print_table
 
-def evaluate() -> None:
-    """soon"""
-    typer.echo("x")
+if TYPE_CHECKING:
+    from ditkit.recipes.scoring import Scores
+
+Command = Keyed
+DEFAULT_N = 1000
+JUDGING = ("data", "classifier", "real", "protocol")  # keys of the real side; the others are those of `ditkit sample`
+
+
+def evaluate(
+    what: Annotated[
+        Path,
+        typer.Argument(
+            help="A run, model folder or published file (is sampled first); or a folder of PNG files or an .npz.",
+            metavar="RUN|FOLDER|FILE",
+        ),
+    ],
+    keys: Annotated[
+        list[str] | None, typer.Argument(help="seed=1 classifier.steps=1000 ...; see below.", metavar="[KEY=VALUE]...")
+    ] = None,
+    data: Annotated[
+        str | None, typer.Option("--data", help="Real images: digits, a folder, a .parquet file. Default: the run's.")
+    ] = None,
+    source: Source = None,
+    n: Annotated[int | None, typer.Option("--n", help=f"Samples of a model. Default: {DEFAULT_N:,}.")] = None,
+    extractor: Annotated[
+        list[str] | None,
+        typer.Option("--extractor", help="A `ditkit teacher` folder, dinov2-vit-b, a hub id. May be repeated."),
+    ] = None,
+    against: Annotated[Path | None, typer.Option("--against", help="Another scores.json: compare with it.")] = None,
+    force: Annotated[bool, typer.Option("--force", help="Compare although the protocols differ.")] = False,
+    device: Device = "auto",
+) -> None:
+    """Score samples against real images: in pixels, by a classifier trained on the data, in any extractor's features.
+
+    Every number is stored with its protocol, in scores.json beside the samples. `real half/half` is what one half of
+    the real images scores against the other: about the best that can be reached. Real images are read at the size and
+    channels of the samples.
+
+    Further keys, as KEY=VALUE or --KEY VALUE: those of `ditkit sample` (seed, classes, guidance, steps, solver,
+    weights, codec, sampling.*, ...), and real (images at most), split=all|train|test, data.*, classifier.*, protocol.
+
+    Example: ditkit evaluate runs/mine --data ./my_images --n 5000 --extractor runs/teacher
+    """
+    from ditkit.cli.progress import bars
+    from ditkit.recipes.build import pick_device
+    from ditkit.recipes.scoring import (
+        choose_judging,
+        compare_scores,
+        is_images,
+        judge,
+        open_real,
+        open_samples,
+        published_lines,
+        read_scores,
+        save_scores,
+    )
+
+    ours = [k for k in keys or [] if k.partition("=")[0].partition(".")[0] in JUDGING]
+    theirs = [k for k in keys or [] if k not in ours] + ([] if n is None else [f"n={n}"])
+    other = None if against is None else read_scores(against)
+    where, recipe = pick_device(device), None
+    with bars() as bar:
+        if is_images(what):
+            if theirs or source:
+                raise ValueError(
+                    f"{what} holds images, there is nothing to sample: leave {(theirs or ['--source'])[0]} out"
+                )
+            judging, samples = choose_judging(ours, data), open_samples(what)
+        else:
+            samples, recipe = _sampled(what, source, theirs, where, bar)
+            judging = choose_judging(ours, data, recipe)
+        real = open_real(judging, samples.images)
+        scores = judge(samples, real, judging, extractor or (), where, what=str(what), bar=bar, say=bar.say)
+        save_scores(scores, samples.scores)
+    protocol = next(iter(scores.spaces.values())).scores[0].protocol
+    _print_scores(scores)
+    typer.echo(f"protocol   {protocol.sentence()}")
+    for line in published_lines(recipe, protocol) if recipe else ():
+        typer.echo(f"published  {line}")
+    typer.echo(f"scores     {samples.scores}")
+    if other is not None:
+        lines = compare_scores(scores, other, force)
+        names = ("space", "score", other.what, str(what), "this is")
+        print_table(names, [_cells(x) for x in lines], right=(2, 3))
+
+
+def _sampled(what: Path, source: str | None, keys: list[str], device, bar):
+    """Sample the model (what is there already is kept): (samples, recipe)."""
+    from ditkit.config import override
+    from ditkit.recipes.sampling import (
+        Choices,
+        check_codec,
+        choose_request,
+        choose_sampler,
+        draw,
+        folder_for,
+        open_model,
+        split,
+    )
+    from ditkit.recipes.scoring import of_generated
+
+    own, sampler_keys = split(keys)
+    choices = override(Choices(), own)
+    loaded = open_model(what, source, choices, device)
+    sampling, notes = choose_sampler(loaded, choices, sampler_keys)
+    request = choose_request(loaded, choices, DEFAULT_N)
+    check_codec(loaded)
+    for note in notes:
+        bar.say(note)
+    folder = folder_for(what, loaded, sampling, request)
+    made, _ = draw(loaded, sampling, request, folder, lambda done, total: bar("samples", done, total))
+    return of_generated(made), loaded.recipe
+
+
+def _print_scores(scores: Scores) -> None:
+    """Space, score, value, limits, and what real images reach."""
+    lines: list[tuple] = []
+    for name, space in scores.spaces.items():
+        for score in space.scores:
+            real = scores.classifier_accuracy if score.metric == "agreement" else space.floor.get(score.metric)
+            limits = "" if score.interval is None else f"{score.interval[0]:.4g} to {score.interval[1]:.4g}"
+            cells = (name, score.metric, f"{score.value:.4g}", limits, "" if real is None else f"{real:.4g}")
+            lines.append((*cells, score.better))
+    print_table(("space", "score", "value", "95 %", "real half/half", "better"), lines, right=(2, 3, 4))
+    if scores.classifier_accuracy is not None:
+        typer.echo(f"classifier {scores.classifier_accuracy:.1%} of held-out real images named correctly")
+
+
+def _cells(line: tuple) -> tuple[str, ...]:
+    return tuple(f"{cell:.4g}" if isinstance(cell, float) else cell for cell in line)

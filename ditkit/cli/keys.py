@@ -26,7 +26,7 @@ class Keyed(TyperCommand):
 
 
 def respell(words: list[str], declared: set[str]) -> list[str]:
-    """["--seed", "3"] -> ["seed=3"], but for declared options; a key without a value stays, and is refused later."""
+    """["--seed", "3"] -> ["seed=3"], but for declared options; a key without a value is refused later."""
     result: list[str] = []
     rest = iter(words)
     for word in rest:
@@ -38,6 +38,5 @@ def respell(words: list[str], declared: set[str]) -> list[str]:
         elif equals:
             result.append(f"{KEYS[name]}={value}")
         else:
-            following = next(rest, None)
-            result.append(word if following is None else f"{KEYS[name]}={following}")
+            result.append(f"{KEYS[name]}={next(rest, '')}")
     return result

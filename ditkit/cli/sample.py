@@ -12,7 +12,12 @@ from ditkit.cli.keys import Keyed
 Command = Keyed
 DEFAULT_N = 64
 
-What = Annotated[Path, typer.Argument(help="A run, a folder of `ditkit convert`, or a published file (with --source).")]
+What = Annotated[
+    Path,
+    typer.Argument(
+        help="A run, a folder of `ditkit convert`, or a published file (with --source).", metavar="RUN|FOLDER|FILE"
+    ),
+]
 Keys = Annotated[
     list[str] | None,
     typer.Argument(help="seed=1 sampling.options.order=2 ...; see below.", metavar="[KEY=VALUE]..."),

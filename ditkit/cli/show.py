@@ -66,7 +66,7 @@ def listing(find: str, *, as_json: bool, cost: bool) -> None:
         _print_json([{"name": r.name, "title": r.title, "source": r.source, "fid": _scores(r)} for r in found])
     else:
         lines = [(r.name, r.title, _parameters(r.model), f"{r.training.steps:,}", *_scores(r), r.source) for r in found]
-        _table(("recipe", "title", "parameters", "steps", "FID", "FID guided", "source"), lines, right=(2, 3, 4, 5))
+        print_table(("recipe", "title", "parameters", "steps", "FID", "FID guided", "source"), lines, right=(2, 3, 4, 5))
 
 
 def print_recipe(recipe: Recipe) -> None:
@@ -82,7 +82,7 @@ def print_recipe(recipe: Recipe) -> None:
         return
     lines = [_published_line(p) for p in recipe.published]
     names = ("table", "steps", "sampler", "guidance", "FID", "sFID", "IS", "prec.", "rec.", "acc.", "decoder", "note")
-    _table(names, lines, right=(1, 4, 5, 6, 7, 8, 9))
+    print_table(names, lines, right=(1, 4, 5, 6, 7, 8, 9))
 
 
 def print_diff(a: Recipe, b: Recipe, *, as_json: bool) -> None:
@@ -95,7 +95,7 @@ def print_diff(a: Recipe, b: Recipe, *, as_json: bool) -> None:
     elif not rows:
         typer.echo(f"{a.name} and {b.name} train and sample the same")
     else:
-        _table(("key", a.name, b.name), [(key, _cell(x), _cell(y)) for key, x, y in rows])
+        print_table(("key", a.name, b.name), [(key, _cell(x), _cell(y)) for key, x, y in rows])
 
 
 def print_costs(recipes: list[Recipe], *, as_json: bool) -> None:
@@ -112,7 +112,7 @@ def print_costs(recipes: list[Recipe], *, as_json: bool) -> None:
     if as_json:
         _print_json([dict(zip(names, line, strict=True)) for line in lines])
     else:
-        _table(names, [(n, f"{p:,}", f"{g:.2f}", f"{s:,}", f"{t:.3g}") for n, p, g, s, t in lines], right=(1, 2, 3, 4))
+        print_table(names, [(n, f"{p:,}", f"{g:.2f}", f"{s:,}", f"{t:.3g}") for n, p, g, s, t in lines], right=(1, 2, 3, 4))
         typer.echo(
             "GMACs: multiply-accumulates of one forward pass of one image (papers write Gflops); codec not counted"
         )
@@ -180,7 +180,7 @@ def _print_json(value: object) -> None:
     typer.echo(json.dumps(value, indent=2))
 
 
-def _table(names: tuple[str, ...], lines: list[tuple], right: tuple[int, ...] = ()) -> None:
+def print_table(names: tuple[str, ...], lines: list[tuple], right: tuple[int, ...] = ()) -> None:
     """A plain table: as wide as the terminal when there is one, never cut when piped."""
     from rich.console import Console
     from rich.markup import escape

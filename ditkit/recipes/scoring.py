@@ -1,0 +1,264 @@
+"""Scores of a model or of images that are there already, in several feature spaces, with floor and protocol."""
+
+from __future__ import annotations
+
+import json
+import warnings
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+from pydantic import Field
+from torch import Tensor
+from torch.nn import functional as F
+
+from ditkit.config import Settings, dump, override, read_settings
+from ditkit.data import DataSettings, ImageSource, open_source
+from ditkit.evaluation import (
+    Classifier,
+    ClassifierSettings,
+    FewSamples,
+    Generated,
+    Protocol,
+    ProtocolMismatch,
+    Reference,
+    Score,
+    compare,
+    given_protocol,
+    make_reference,
+    open_generated,
+    open_images,
+    read_images,
+    score_images,
+    train_classifier,
+)
+from ditkit.evaluation.features import Images
+from ditkit.evaluation.folder import REQUEST
+from ditkit.evaluation.pixels import Pixels
+from ditkit.files import write_text
+from ditkit.pretrained import load_teacher
+from ditkit.protocols import Extractor, Features
+from ditkit.recipes.recipe import Recipe
+from ditkit.recipes.sampling import describe_sampler
+
+SCORES = "scores.json"
+LOOK = 32  # the classifier looks at images averaged down to this side, so that it trains in a minute on a CPU
+
+Say = Callable[[str], None]
+Bar = Callable[..., None]  # bar(stage, done, total)
+
+
+class Judging(Settings):
+    """What samples are held against: real images, and the classifier that is trained on them."""
+
+    data: DataSettings = Field(DataSettings(), description="the real images; read at the samples' size and channels")
+    real: int = Field(10_000, ge=2, description="real images at most, spread evenly over the data")
+    classifier: ClassifierSettings = Field(ClassifierSettings(), description="trained on the real images")
+    protocol: str = Field("custom", description="name stored with the scores")
+
+
+class SpaceScores(Settings):
+    """The scores of one feature space, and what one half of the real images scores against the other."""
+
+    extractor: str
+    floor: dict[str, float]
+    scores: tuple[Score, ...]
+
+
+class Scores(Settings):
+    """What scores.json holds."""
+
+    what: str = Field(description="what was scored")
+    data: str = Field(description="the real images")
+    classifier_accuracy: float | None = Field(None, description="of the classifier on held-out real images")
+    spaces: dict[str, SpaceScores] = Field(description="feature space -> scores")
+
+
+@dataclass
+class Samples:
+    """Images (N, C, H, W) uint8, their labels or None, where scores go, and how they were made, if known."""
+
+    images: Images
+    labels: Tensor | None
+    scores: Path
+    made: Generated | None = None
+
+    def protocol(self, reference: Reference, name: str) -> Protocol:
+        """The protocol of their scores against `reference`."""
+        if self.made is not None:
+            return self.made.protocol(reference, name=name)
+        return given_protocol(len(self.images), reference, name)
+
+
+class Shrunk:
+    """A classifier that sees images averaged down to LOOK pixels."""
+
+    def __init__(self, classifier: Classifier, size: tuple[int, int]):
+        self.classifier, self.size, self.width = classifier, size, classifier.width
+        self.id = f"{classifier.id}-{size[0]}x{size[1]}"
+
+    def __call__(self, images: Tensor) -> Features:
+        """uint8 (B, C, H, W) -> Features of the smaller images."""
+        return self.classifier(shrink(images, self.size))
+
+    def probabilities(self, images: Tensor, batch: int = 128) -> Tensor:
+        """Class probabilities (N, K) of uint8 images (N, C, H, W)."""
+        return self.classifier.probabilities(shrink(images, self.size), batch)
+
+
+def shrink(images: Tensor, size: tuple[int, int]) -> Tensor:
+    """uint8 (N, C, H, W) averaged down to `size`, uint8."""
+    parts = (F.adaptive_avg_pool2d(part.float(), size).round().to(torch.uint8) for part in images.split(256))
+    return torch.cat(list(parts))
+
+
+def is_images(what: Path) -> bool:
+    """Whether `what` is images (an .npz, or a folder that is no model) and no model."""
+    return what.suffix == ".npz" or (what.is_dir() and not (what / "recipe.json").is_file())
+
+
+def open_samples(what: Path) -> Samples:
+    """The images of an .npz or a folder; FolderError, one line, for anything else."""
+    if what.is_dir() and (what / REQUEST).is_file():
+        return of_generated(open_generated(what))
+    images, labels = open_images(what)
+    return Samples(images, labels, what / SCORES if what.is_dir() else what.with_suffix(f".{SCORES}"))
+
+
+def of_generated(made: Generated) -> Samples:
+    """The samples that `generate` wrote to a folder."""
+    assert made.folder is not None
+    return Samples(made.images, made.labels, made.folder / SCORES, made)
+
+
+def choose_judging(overrides: Sequence[str], data: str | None, recipe: Recipe | None = None) -> Judging:
+    """Real images and classifier: the recipe's own data unless `data` names others, then overrides. One-line errors."""
+    if recipe is not None and data in (None, recipe.data.source):
+        settings = recipe.data
+    elif data is not None:
+        settings = DataSettings(source=data)
+    else:
+        raise ValueError("which real images? give --data digits, a folder of images or a .parquet file")
+    return override(Judging(data=settings), overrides)
+
+
+def open_real(judging: Judging, images: Images) -> ImageSource:
+    """The real images at the samples' size and channels. DataError, one line."""
+    channels, height, width = images[0:1].shape[1:]
+    return open_source(judging.data.model_copy(update={"size": (height, width), "channels": channels}))
+
+
+def judge(
+    samples: Samples, source: ImageSource, judging: Judging, extractors: Sequence[str], device: torch.device, *,
+    what: str, bar: Bar, say: Say,
+) -> Scores:  # fmt: skip
+    """Score the samples in pixels, in a classifier's features (labelled data), and in each extractor's features."""
+    real, real_labels = read_images(source, judging.real)
+    found: dict[str, Extractor] = {"pixels": Pixels(source.channels, source.size)}
+    found |= {name: load_teacher(name, device) for name in extractors}
+    labels, accuracy = samples.labels, None
+    if len(source.classes) > 1:
+        found["classifier"], accuracy = classify(real, real_labels, source, judging.classifier, device, bar)
+        if labels is not None and int(labels.max()) >= len(source.classes):
+            say(f"the samples' classes go up to {int(labels.max())}, the data have {len(source.classes)}: no agreement")
+            labels = None
+    else:
+        say("the data have no classes: no classifier, no class agreement")
+    spaces = {}
+    for done, (name, extractor) in enumerate(found.items()):
+        bar("scores", done, len(found))
+        with warnings.catch_warnings(record=True) as caught:
+            warnings.simplefilter("always", FewSamples)
+            reference = make_reference(extractor, real)
+            protocol = samples.protocol(reference, judging.protocol)
+            scores = score_images(samples.images, labels, extractor, reference, protocol)
+            spaces[name] = SpaceScores(extractor=extractor.id, floor=reference.floor(), scores=tuple(scores))
+        if any(issubclass(w.category, FewSamples) for w in caught):
+            say(f"{name}: {extractor.width} features, {len(samples.images)} samples, {len(real)} real images (the floor "
+                "takes halves): the Frechet distance is biased upwards, use more images than features")  # fmt: skip
+    bar("scores", len(found), len(found))
+    return Scores(what=what, data=judging.data.source, classifier_accuracy=accuracy, spaces=spaces)
+
+
+def classify(
+    images: Tensor, labels: Tensor, source: ImageSource, settings: ClassifierSettings, device: torch.device, bar: Bar
+) -> tuple[Extractor, float | None]:
+    """(a classifier of the real images, its accuracy on the fifth of them that it did not see)."""
+    size = (min(source.size[0], LOOK), min(source.size[1], LOOK))
+    small = shrink(images, size)
+    trained = train_classifier(
+        small, labels, source.classes, settings, device=device,
+        progress=lambda done, total: bar("classifier", done, total),
+    )  # fmt: skip
+    return (trained if size == source.size else Shrunk(trained, size)), trained.accuracy
+
+
+def save_scores(scores: Scores, path: Path) -> Path:
+    """Write scores.json, atomically."""
+    return write_text(path, dump(scores, "json"))
+
+
+def read_scores(path: Path) -> Scores:
+    """Read a scores.json, or the one in a folder. ValueError, one line."""
+    file = path / SCORES if path.is_dir() else path
+    if not file.is_file():
+        raise ValueError(f"{path}: no {SCORES} there; `ditkit evaluate` writes it beside the samples")
+    try:
+        tree = json.loads(file.read_text(encoding="utf-8"))
+    except ValueError:
+        tree = None
+    if not isinstance(tree, dict):
+        raise ValueError(f"{file}: not a {SCORES} of `ditkit evaluate`")
+    return read_settings(Scores, tree, str(file))
+
+
+def compare_scores(mine: Scores, other: Scores, force: bool) -> list[tuple[str, str, float, float, str]]:
+    """(space, metric, other, mine, verdict) for every score that both have.
+
+    ValueError, one line, naming every difference between the protocols, unless forced; and where nothing is shared.
+    """
+    lines: list[tuple[str, str, float, float, str]] = []
+    wrong: dict[str, None] = {}  # ordered, each once
+    for name, theirs in other.spaces.items():
+        scores = {score.metric: score for score in (mine.spaces[name].scores if name in mine.spaces else ())}
+        for score in theirs.scores:
+            if score.metric not in scores:
+                continue
+            try:
+                found = compare(score, scores[score.metric], force)
+            except ProtocolMismatch as error:
+                wrong |= {f"{name}: {d.key} {d.a!r} there, {d.b!r} here": None for d in error.differences}
+                continue
+            verdict = found.verdict + (" (protocols differ)" if found.forced else "")
+            lines.append((name, score.metric, score.value, scores[score.metric].value, verdict))
+    if wrong:
+        raise ValueError(f"not compared with {other.what}, the protocols differ: {'; '.join(wrong)} (--force compares)")
+    if not lines:
+        raise ValueError(f"not compared with {other.what}: it has no feature space in common with this evaluation")
+    return lines
+
+
+def published_lines(recipe: Recipe, protocol: Protocol) -> list[str]:
+    """The recipe's published scores, each with the ways in which it came about differently.
+
+    Rows of the sampler in use where there are any, else all.
+    """
+    rows = [p for p in recipe.published if p.sampling.model_dump(exclude={"guidance"}) == protocol.sampler]
+    lines = []
+    for row in rows or recipe.published:
+        numbers = {"FID": row.fid, "sFID": row.sfid, "IS": row.inception_score, "P": row.precision, "R": row.recall}
+        told = ", ".join(f"{name} {value:g}" for name, value in numbers.items() if value is not None)
+        guidance = None if row.sampling.guidance is None else row.sampling.guidance.model_dump(mode="json")
+        facts = (
+            ("features and reference", row.reference, f"{protocol.extractor} and {protocol.reference_n:,} images"),
+            ("images", f"{row.images:,}", f"{protocol.n:,}"),
+            ("labels", row.labels, protocol.labels),
+            ("guidance", guidance and guidance["scale"], protocol.guidance and protocol.guidance["scale"]),
+            ("uint8", row.quantise, protocol.quantiser),
+        )
+        apart = "; ".join(f"{key} {there}, here {here}" for key, there, here in facts if there != here)
+        lines.append(
+            f"{row.table}, {row.steps:,} steps, {describe_sampler(row.sampling)}: {told} (not comparable: {apart})"
+        )
+    return lines
