@@ -95,7 +95,7 @@ def inspect(
     of = f" of {gib(there)}" if there is not None else ""
     text = f"about {gib(memory.total)}{of} on {device} (an estimate: {parts}){mend}"
     yield Finding("warn" if much else "ok", "memory", text)
-    yield from place_findings(folder, fitted, memory.checkpoint)
+    yield from place_findings(folder, fitted, memory.checkpoint, source.fingerprint)
 
 
 def data_findings(lines: list[str], usable: int) -> Iterator[Finding]:
@@ -158,12 +158,14 @@ def latent_findings(recipe: Recipe, codec: Codec, source: ImageSource, device: t
     yield Finding("warn", "latents", warning) if warning else Finding("ok", "latents", text)
 
 
-def place_findings(folder: Path, recipe: Recipe | None, checkpoint: int = 0) -> Iterator[Finding]:
+def place_findings(
+    folder: Path, recipe: Recipe | None, checkpoint: int = 0, fingerprint: str = ""
+) -> Iterator[Finding]:
     """Whether the run folder can be written, what it holds, and whether the checkpoints fit on its disk."""
     try:
         check_folder(folder)
         if recipe is not None:
-            check_same(recipe, folder)
+            check_same(recipe, folder, fingerprint)
     except (OSError, ValueError) as error:
         yield Finding("fail", "out", str(error))
         return

@@ -45,7 +45,7 @@ def training_memory(recipe: Recipe, codec: Codec, teachers: list[Extractor], ima
             trained += sum(count(Projector(recipe.model.width, t.width, hidden)) for t in teachers)
     rows = max(stop - start for start, stop in pieces(recipe.training.batch, recipe.training))
     share = BF16 if recipe.training.precision == "bf16" else 1.0
-    frozen = sum(4 * count(network(part)) for part in (codec, *teachers))
+    frozen = 4 * count(network(codec)) + sum(4 * count(network(teacher)) for teacher in teachers)
     if recipe.codec.kind == "kl":
         frozen += 4 * VAE_CHANNELS * image[0] * image[1] * min(rows, 32)
     return Memory(STATE * trained, int(share * rows * saved_bytes(recipe.model)), frozen, SAVED * trained)

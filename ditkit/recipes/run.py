@@ -29,7 +29,9 @@ from ditkit.training.start import Resume
 from ditkit.training.state import State
 
 RECIPE = "recipe.json"
-MAY_CHANGE = {"name", "title", "source", "training", "sampling", "unpublished", "notes", "published"}
+ENVIRONMENT = "environment.json"
+MAY_CHANGE = {"name", "title", "source", "data", "training", "sampling", "unpublished", "notes", "published"}
+FIXED = {"training.batch", "training.seed", "data.flip"}  # but these: the position in the data and all draws follow
 PREVIEW = 64  # images of the sheet that ends a run
 
 
@@ -47,7 +49,7 @@ def train(
     check_folder(folder)
     parts = prepare(recipe, device, keep)
     prepare_folder(folder)
-    check_same(parts.recipe, folder)
+    check_same(parts.recipe, folder, parts.source.fingerprint)
     write_run_files(parts, folder)
     log = Log(folder, on_message=say)
     for line in (*parts.source.notes, *explain(recipe, parts.recipe), *concerns(parts.recipe)):
@@ -66,16 +68,24 @@ def check_folder(folder: Path) -> None:
         raise ValueError(f"{folder} holds something that is no run ({visible[0]}, ...); name another folder with --out")
 
 
-def check_same(recipe: Recipe, folder: Path) -> None:
-    """ValueError if `folder` holds checkpoints of something else; steps, rates and samplers may change."""
-    stored = folder / RECIPE
-    if not stored.is_file() or not list_steps(folder):
+def check_same(recipe: Recipe, folder: Path, fingerprint: str) -> None:
+    """ValueError if `folder` holds checkpoints of something else; steps, rates and samplers may change.
+
+    fingerprint: of the images, which may have moved but not changed.
+    """
+    if not (folder / RECIPE).is_file() or not list_steps(folder):
         return
-    found = diff(from_file(stored), recipe, MAY_CHANGE | {"data"})
+    found = [
+        f"{d.key} was {d.a!r}, is {d.b!r}"
+        for d in diff(from_file(folder / RECIPE), recipe)
+        if d.key in FIXED or d.key.partition(".")[0] not in MAY_CHANGE
+    ]
+    facts = json.loads((folder / ENVIRONMENT).read_text(encoding="utf-8")) if (folder / ENVIRONMENT).is_file() else {}
+    if facts.get("data", {}).get("fingerprint", fingerprint) != fingerprint:
+        found.append("the images are not those it was trained on")
     if found:
-        listed = "; ".join(f"{d.key} was {d.a!r}, is {d.b!r}" for d in found[:5])
         more = f" and {len(found) - 5} more" if found[5:] else ""
-        raise ValueError(f"{folder} holds another run: {listed}{more}; name another folder with --out")
+        raise ValueError(f"{folder} holds another run: {'; '.join(found[:5])}{more}; name another folder with --out")
 
 
 @contextmanager
@@ -105,7 +115,7 @@ def write_run_files(parts: Parts, folder: Path) -> None:
         teachers=[teacher.id for teacher in parts.teachers],
     )
     write_text(folder / RECIPE, dump(parts.recipe, "json"))
-    write_text(folder / "environment.json", json.dumps(facts, indent=2) + "\n")
+    write_text(folder / ENVIRONMENT, json.dumps(facts, indent=2) + "\n")
 
 
 def preview(folder: Path, parts: Parts, step: int) -> Path:
