@@ -7,6 +7,7 @@ import signal
 import threading
 from dataclasses import dataclass
 from types import FrameType
+from typing import Any
 
 
 class NonFinite(RuntimeError):
@@ -63,7 +64,7 @@ class Stop:
 
     def __init__(self) -> None:
         self.signal = 0
-        self._before: dict[signal.Signals, object] = {}
+        self._before: dict[signal.Signals, Any] = {}
 
     def __enter__(self) -> Stop:
         if threading.current_thread() is threading.main_thread():
@@ -72,7 +73,7 @@ class Stop:
 
     def __exit__(self, *_) -> None:
         for number, handler in self._before.items():
-            signal.signal(number, handler)  # type: ignore[arg-type]
+            signal.signal(number, handler or signal.SIG_DFL)  # None: a handler that Python did not set
 
     def _note(self, number: int, frame: FrameType | None) -> None:
         if self.signal:

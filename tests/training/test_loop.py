@@ -183,14 +183,18 @@ def test_teachers_are_not_run_after_the_stop_step(make_job, toy, tmp_path):
     assert frozen == 5 and state.optimizer.state[job.model.leave.bias]["step"] == 12
 
 
-def test_targets_see_no_gradient_and_uint8(make_job, toy, tmp_path):
+def test_teachers_and_codec_run_without_gradients_on_uint8(make_job, toy, tmp_path):
     job = make_job(tmp_path, steps=1)
+
+    def encode(images, noise):
+        assert images.dtype == torch.uint8 and not torch.is_grad_enabled()
+        return toy.to_latents(images, noise)
 
     def targets(images):
         assert images.dtype == torch.uint8 and not torch.is_grad_enabled()
         return toy.teach(images)
 
-    job.targets = targets
+    job.targets, job.encode = targets, encode
     fit(job)
 
 

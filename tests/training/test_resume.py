@@ -13,7 +13,7 @@ from pathlib import Path
 
 import pytest
 
-from ditkit.training import CheckpointError, Interrupted, fit, list_steps, read, read_metrics
+from ditkit.training import CheckpointError, Interrupted, NonFinite, fit, list_steps, read, read_metrics
 from ditkit.training.checkpoint import latest, path_of, read_tensors
 
 TOY = Path(__file__).parent / "toy.py"
@@ -199,13 +199,26 @@ def test_a_finished_run_is_left_alone(make_job, tmp_path, same):
     same(state.ema.state_dict(), weights)
 
 
-def test_counters_survive(make_job, tmp_path, toy):
-    """Skipped steps in a row are counted over a resume, so that the run stops where the unbroken one does."""
+def test_skipped_steps_in_a_row_are_counted_over_a_resume(make_job, tmp_path, toy):
+    """So that the run stops where the unbroken one would."""
     bad = dict(encode=lambda images, noise: toy.to_latents(images, noise) * float("nan"))
     with pytest.raises(Interrupted):
         fit(make_job(tmp_path, max_nonfinite=5, job=bad), on_step=_interrupt_at(3))
-    state = fit(make_job(tmp_path, max_nonfinite=5))
+    shutil.copytree(tmp_path, other := tmp_path.with_name("other"))
+    with pytest.raises(NonFinite, match=r"step 5: .* 5 steps in a row"):
+        fit(make_job(tmp_path, max_nonfinite=5, job=bad))
+    state = fit(make_job(other, max_nonfinite=5))
     assert state.guard.skipped == 3 and state.guard.in_row == 0
+
+
+def test_seconds_go_on_and_the_network_trains(make_job, tmp_path):
+    job = make_job(tmp_path)
+    job.model.eval()
+    first = fit(job)
+    assert first.model.training
+    second = fit(make_job(tmp_path, steps=16))
+    assert [row["step"] for row in read_metrics(tmp_path)] == [4, 8, 12, 16]
+    assert second.seconds > first.seconds > 0 and read_metrics(tmp_path)[-1]["seconds"] == second.seconds
 
 
 def _interrupt_at(at: int):
