@@ -53,3 +53,21 @@ def reference():
         return Reference(meta, *({k: _tensor(v) for k, v in part.items()} for part in (state, inputs, outputs)))
 
     return load
+
+
+@pytest.fixture(scope="session")
+def tiny_run(tmp_path_factory) -> Path:
+    """A run of three steps of SiT + REPA (a toy teacher) on digits, as `ditkit train` leaves it; not to be changed."""
+    from ditkit.pretrained import TeacherSettings
+    from ditkit.recipes.digits import repa
+    from ditkit.recipes.run import train
+
+    changes = {
+        "name": "tiny", "model.depth": 2, "model.width": 32, "model.heads": 2, "align.depth": 1,
+        "align.projector_width": 16, "teachers": (TeacherSettings(kind="toy"),), "sampling.steps": 4,
+        "training.steps": 3, "training.batch": 16, "training.save_every": 2, "training.keep_last": 5,
+        "training.ema": 0.5, "training.validate_every": 3,
+    }  # fmt: skip
+    folder = tmp_path_factory.mktemp("runs") / "tiny"
+    train(repa().with_(changes), folder, torch.device("cpu"))
+    return folder

@@ -12,6 +12,7 @@ from ditkit.cli.sample import Device, Source
 from ditkit.cli.show import print_table
 
 if TYPE_CHECKING:
+    from ditkit.recipes.recipe import Recipe
     from ditkit.recipes.scoring import Scores
 
 Command = Keyed
@@ -19,27 +20,35 @@ DEFAULT_N = 1000
 JUDGING = ("data", "classifier", "real", "protocol")  # keys of the real side; the others are those of `ditkit sample`
 
 
+What = Annotated[
+    Path,
+    typer.Argument(
+        help="A run, model folder or published file (is sampled first); or a folder of PNG files or an .npz.",
+        metavar="RUN|FOLDER|FILE",
+    ),
+]
+Keys = Annotated[
+    list[str] | None, typer.Argument(help="seed=1 classifier.steps=1000 ...; see below.", metavar="[KEY=VALUE]...")
+]
+Data = Annotated[
+    str | None, typer.Option("--data", help="Real images: digits, a folder, a .parquet file. Default: the run's.")
+]
+Count = Annotated[int | None, typer.Option("--n", help=f"Samples of a model. Default: {DEFAULT_N:,}.")]
+Extractors = Annotated[
+    list[str] | None,
+    typer.Option("--extractor", help="A `ditkit teacher` folder, dinov2-vit-b, a hub id. May be repeated."),
+]
+Against = Annotated[Path | None, typer.Option("--against", help="Another scores.json: compare with it.")]
+
+
 def evaluate(
-    what: Annotated[
-        Path,
-        typer.Argument(
-            help="A run, model folder or published file (is sampled first); or a folder of PNG files or an .npz.",
-            metavar="RUN|FOLDER|FILE",
-        ),
-    ],
-    keys: Annotated[
-        list[str] | None, typer.Argument(help="seed=1 classifier.steps=1000 ...; see below.", metavar="[KEY=VALUE]...")
-    ] = None,
-    data: Annotated[
-        str | None, typer.Option("--data", help="Real images: digits, a folder, a .parquet file. Default: the run's.")
-    ] = None,
+    what: What,
+    keys: Keys = None,
+    data: Data = None,
     source: Source = None,
-    n: Annotated[int | None, typer.Option("--n", help=f"Samples of a model. Default: {DEFAULT_N:,}.")] = None,
-    extractor: Annotated[
-        list[str] | None,
-        typer.Option("--extractor", help="A `ditkit teacher` folder, dinov2-vit-b, a hub id. May be repeated."),
-    ] = None,
-    against: Annotated[Path | None, typer.Option("--against", help="Another scores.json: compare with it.")] = None,
+    n: Count = None,
+    extractor: Extractors = None,
+    against: Against = None,
     force: Annotated[bool, typer.Option("--force", help="Compare although the protocols differ.")] = False,
     device: Device = "auto",
 ) -> None:
@@ -58,47 +67,37 @@ def evaluate(
     from ditkit.recipes.build import pick_device
     from ditkit.recipes.scoring import (
         choose_judging,
-        compare_scores,
         is_images,
         judge,
+        load_extractors,
         open_real,
         open_samples,
-        published_lines,
         read_scores,
         save_scores,
     )
 
-    ours = [k for k in keys or [] if k.partition("=")[0].partition(".")[0] in JUDGING]
-    theirs = [k for k in keys or [] if k not in ours] + ([] if n is None else [f"n={n}"])
-    other = None if against is None else read_scores(against)
-    where, recipe = pick_device(device), None
+    real_keys = [k for k in keys or [] if k.partition("=")[0].partition(".")[0] in JUDGING]
+    model_keys = [k for k in keys or [] if k not in real_keys] + ([] if n is None else [f"n={n}"])
+    other, where, recipe = against and read_scores(against), pick_device(device), None
+    spaces = load_extractors(extractor or (), where)
     with bars() as bar:
-        if is_images(what):
-            if theirs or source:
-                raise ValueError(
-                    f"{what} holds images, there is nothing to sample: leave {(theirs or ['--source'])[0]} out"
-                )
-            judging, samples = choose_judging(ours, data), open_samples(what)
+        if not is_images(what):
+            samples, recipe, judging = _sample(what, source, model_keys, (real_keys, data), where, bar)
+        elif model_keys or source:
+            raise ValueError(f"{what} holds images, nothing is sampled: leave {(model_keys or ['--source'])[0]} out")
         else:
-            samples, recipe = _sampled(what, source, theirs, where, bar)
-            judging = choose_judging(ours, data, recipe)
+            judging, samples = choose_judging(real_keys, data), open_samples(what)
         real = open_real(judging, samples.images)
-        scores = judge(samples, real, judging, extractor or (), where, what=str(what), bar=bar, say=bar.say)
+        scores = judge(samples, real, judging, spaces, where, what=str(what), bar=bar, say=bar.say)
         save_scores(scores, samples.scores)
-    protocol = next(iter(scores.spaces.values())).scores[0].protocol
-    _print_scores(scores)
-    typer.echo(f"protocol   {protocol.sentence()}")
-    for line in published_lines(recipe, protocol) if recipe else ():
-        typer.echo(f"published  {line}")
+    _print_scores(scores, recipe)
     typer.echo(f"scores     {samples.scores}")
-    if other is not None:
-        lines = compare_scores(scores, other, force)
-        names = ("space", "score", other.what, str(what), "this is")
-        print_table(names, [_cells(x) for x in lines], right=(2, 3))
+    if other:
+        _print_comparison(scores, other, force)
 
 
-def _sampled(what: Path, source: str | None, keys: list[str], device, bar):
-    """Sample the model (what is there already is kept): (samples, recipe)."""
+def _sample(what: Path, source: str | None, keys: list[str], real: tuple[list[str], str | None], device, bar):
+    """Sample the model (what is there already is kept): (samples, recipe, judging). All is checked before it begins."""
     from ditkit.config import override
     from ditkit.recipes.sampling import (
         Choices,
@@ -110,23 +109,26 @@ def _sampled(what: Path, source: str | None, keys: list[str], device, bar):
         open_model,
         split,
     )
-    from ditkit.recipes.scoring import of_generated
+    from ditkit.recipes.scoring import choose_judging, of_generated
 
     own, sampler_keys = split(keys)
     choices = override(Choices(), own)
     loaded = open_model(what, source, choices, device)
     sampling, notes = choose_sampler(loaded, choices, sampler_keys)
     request = choose_request(loaded, choices, DEFAULT_N)
+    judging = choose_judging(*real, loaded.recipe)
     check_codec(loaded)
     for note in notes:
         bar.say(note)
     folder = folder_for(what, loaded, sampling, request)
     made, _ = draw(loaded, sampling, request, folder, lambda done, total: bar("samples", done, total))
-    return of_generated(made), loaded.recipe
+    return of_generated(made), loaded.recipe, judging
 
 
-def _print_scores(scores: Scores) -> None:
-    """Space, score, value, limits, and what real images reach."""
+def _print_scores(scores: Scores, recipe: Recipe | None) -> None:
+    """Space, score, value, limits, and what real images reach; the protocol; what was published."""
+    from ditkit.recipes.scoring import published_lines
+
     lines: list[tuple] = []
     for name, space in scores.spaces.items():
         for score in space.scores:
@@ -137,7 +139,16 @@ def _print_scores(scores: Scores) -> None:
     print_table(("space", "score", "value", "95 %", "real half/half", "better"), lines, right=(2, 3, 4))
     if scores.classifier_accuracy is not None:
         typer.echo(f"classifier {scores.classifier_accuracy:.1%} of held-out real images named correctly")
+    protocol = next(iter(scores.spaces.values())).scores[0].protocol
+    typer.echo(f"protocol   {protocol.sentence()}")
+    for line in published_lines(recipe, protocol) if recipe else ():
+        typer.echo(f"published  {line}")
 
 
-def _cells(line: tuple) -> tuple[str, ...]:
-    return tuple(f"{cell:.4g}" if isinstance(cell, float) else cell for cell in line)
+def _print_comparison(scores: Scores, other: Scores, force: bool) -> None:
+    """Every score of both, and which is better; ValueError where the protocols differ."""
+    from ditkit.recipes.scoring import compare_scores
+
+    lines = compare_scores(scores, other, force)
+    cells = [(space, metric, f"{there:.4g}", f"{here:.4g}", verdict) for space, metric, there, here, verdict in lines]
+    print_table(("space", "score", other.what, scores.what, f"{scores.what} is"), cells, right=(2, 3))

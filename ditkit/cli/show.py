@@ -66,7 +66,8 @@ def listing(find: str, *, as_json: bool, cost: bool) -> None:
         _print_json([{"name": r.name, "title": r.title, "source": r.source, "fid": _scores(r)} for r in found])
     else:
         lines = [(r.name, r.title, _parameters(r.model), f"{r.training.steps:,}", *_scores(r), r.source) for r in found]
-        print_table(("recipe", "title", "parameters", "steps", "FID", "FID guided", "source"), lines, right=(2, 3, 4, 5))
+        names = ("recipe", "title", "parameters", "steps", "FID", "FID guided", "source")
+        print_table(names, lines, right=(2, 3, 4, 5))
 
 
 def print_recipe(recipe: Recipe) -> None:
@@ -112,7 +113,8 @@ def print_costs(recipes: list[Recipe], *, as_json: bool) -> None:
     if as_json:
         _print_json([dict(zip(names, line, strict=True)) for line in lines])
     else:
-        print_table(names, [(n, f"{p:,}", f"{g:.2f}", f"{s:,}", f"{t:.3g}") for n, p, g, s, t in lines], right=(1, 2, 3, 4))
+        cells = [(n, f"{p:,}", f"{g:.2f}", f"{s:,}", f"{t:.3g}") for n, p, g, s, t in lines]
+        print_table(names, cells, right=(1, 2, 3, 4))
         typer.echo(
             "GMACs: multiply-accumulates of one forward pass of one image (papers write Gflops); codec not counted"
         )

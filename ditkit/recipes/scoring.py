@@ -140,7 +140,14 @@ def choose_judging(overrides: Sequence[str], data: str | None, recipe: Recipe | 
         settings = DataSettings(source=data)
     else:
         raise ValueError("which real images? give --data digits, a folder of images or a .parquet file")
-    return override(Judging(data=settings), overrides)
+    judging = override(Judging(data=settings), overrides)
+    open_source(judging.data)  # what cannot be read is refused before anything is sampled
+    return judging
+
+
+def load_extractors(names: Sequence[str], device: torch.device) -> dict[str, Extractor]:
+    """The feature spaces that a user names, by name. PretrainedMissing, one line."""
+    return {name: load_teacher(name, device) for name in names}
 
 
 def open_real(judging: Judging, images: Images) -> ImageSource:
@@ -150,13 +157,12 @@ def open_real(judging: Judging, images: Images) -> ImageSource:
 
 
 def judge(
-    samples: Samples, source: ImageSource, judging: Judging, extractors: Sequence[str], device: torch.device, *,
+    samples: Samples, source: ImageSource, judging: Judging, extractors: dict[str, Extractor], device: torch.device, *,
     what: str, bar: Bar, say: Say,
 ) -> Scores:  # fmt: skip
     """Score the samples in pixels, in a classifier's features (labelled data), and in each extractor's features."""
     real, real_labels = read_images(source, judging.real)
-    found: dict[str, Extractor] = {"pixels": Pixels(source.channels, source.size)}
-    found |= {name: load_teacher(name, device) for name in extractors}
+    found: dict[str, Extractor] = {"pixels": Pixels(source.channels, source.size), **extractors}
     labels, accuracy = samples.labels, None
     if len(source.classes) > 1:
         found["classifier"], accuracy = classify(real, real_labels, source, judging.classifier, device, bar)
@@ -175,8 +181,10 @@ def judge(
             scores = score_images(samples.images, labels, extractor, reference, protocol)
             spaces[name] = SpaceScores(extractor=extractor.id, floor=reference.floor(), scores=tuple(scores))
         if any(issubclass(w.category, FewSamples) for w in caught):
-            say(f"{name}: {extractor.width} features, {len(samples.images)} samples, {len(real)} real images (the floor "
-                "takes halves): the Frechet distance is biased upwards, use more images than features")  # fmt: skip
+            few = (
+                f"{extractor.width} features, {len(samples.images)} samples, {len(real)} real images (halved for floor)"
+            )
+            say(f"{name}: {few}: the Frechet distance is biased upwards; take more images than features")
     bar("scores", len(found), len(found))
     return Scores(what=what, data=judging.data.source, classifier_accuracy=accuracy, spaces=spaces)
 
