@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import importlib
+import os
+import sys
 
 import typer
 
@@ -40,4 +42,11 @@ def _version(
 
 def main() -> None:
     """Entry point of the `ditkit` command."""
-    app()
+    try:
+        app()
+    except SystemExit as stop:
+        if stop.code == 130:  # once Ctrl-C has passed through an exec() of some library, Python's own exit would
+            sys.stdout.flush()  # end by the signal instead of with this code
+            sys.stderr.flush()
+            os._exit(130)
+        raise

@@ -41,9 +41,11 @@ def teacher(
     """
     from ditkit.cli.progress import bars
     from ditkit.recipes.build import pick_device
+    from ditkit.recipes.place import check_new
     from ditkit.recipes.teach import no_probe, probe, teach
     from ditkit.training.teacher import TeacherTraining
 
+    check_new(out)
     source, where = open_images(data, size), pick_device(device)
     training = with_overrides(TeacherTraining(), overrides or [], steps, source)
     with bars() as bar:

@@ -22,3 +22,10 @@ def check_writable(folder: Path) -> None:
         raise Unwritable(f"cannot write to {folder}: {place} is a file; name another folder with --out")
     if not os.access(place, os.W_OK | os.X_OK):
         raise Unwritable(f"cannot write to {folder}: no permission in {place}; name another folder with --out")
+
+
+def check_new(folder: Path) -> None:
+    """`check_writable`, and FileExistsError if something is there already."""
+    check_writable(folder)
+    if folder.exists() and any(folder.iterdir()):
+        raise FileExistsError(f"{folder}: exists already and is not an empty folder; choose another or remove it")

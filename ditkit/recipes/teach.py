@@ -14,7 +14,7 @@ from ditkit.analysis.probe import probe_report
 from ditkit.data import ImageSource, Subset, stratified_split
 from ditkit.files import write_text
 from ditkit.pretrained import SelfTaught
-from ditkit.recipes.place import check_writable
+from ditkit.recipes.place import check_new
 from ditkit.training.log import Row
 from ditkit.training.teacher import TeacherTraining, train_teacher
 
@@ -31,9 +31,9 @@ def teach(
     """Train a teacher on `source` and write it to the new `folder`, all or nothing.
 
     hold_out: train on the fixed four fifths only, so that a probe tests on images that were never seen. Images that
-    cannot be read are listed under facts["rejects"]. Raises what `train_teacher` raises, and Unwritable at once.
+    cannot be read are listed under facts["rejects"]. Raises what `check_new` (at once) and `train_teacher` raise.
     """
-    check_writable(folder)
+    check_new(folder)
     part = Subset(source, stratified_split(source.labels, "train")) if hold_out else source
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", UserWarning)  # the list says more than the warning

@@ -1,0 +1,113 @@
+"""`ditkit doctor`: every problem named before a run, and nothing written."""
+
+from __future__ import annotations
+
+import re
+
+import pytest
+
+PLAIN = ("--codec", "pixels", "--teacher", "none", "--device", "cpu")
+SMALL = ("model.depth=2", "model.width=64", "model.heads=2", "training.batch=8")
+
+
+@pytest.fixture
+def home(tmp_path, monkeypatch, pictures):
+    monkeypatch.chdir(tmp_path)
+    pictures(tmp_path / "data", n=5)
+    return tmp_path
+
+
+def lines(result, level: str) -> str:
+    return "\n".join(line for line in result.stdout.splitlines() if line.startswith(level))
+
+
+def test_a_good_set_up_passes_and_writes_nothing(home, ditkit):
+    result = ditkit("doctor", "repa.sit_s_2", "--data", "data", *PLAIN, *SMALL)
+    assert result.exit_code == 0, result.output
+    good = lines(result, "ok")
+    for said in (
+        "10 images, 10 usable", "size 24x40", "model.num_classes: 1000 in the recipe, 2 here", "12x20 = 240 tokens",
+        "2x2x3 = 12 numbers, width 64", "parameters", "GMACs a forward pass", "an estimate", "checkpoints of",
+        "runs/repa.sit_s_2: can be written", "latents",
+    ):  # fmt: skip
+        assert said in good, said
+    assert not lines(result, "fail") and not lines(result, "warn")
+    assert [p.name for p in home.iterdir()] == ["data"]
+
+
+def test_bad_images_are_warnings_until_none_is_left(home, ditkit):
+    files = sorted((home / "data").rglob("*.png"))
+    files[0].write_bytes(files[0].read_bytes()[:200])
+    result = ditkit("doctor", "repa.sit_s_2", "--data", "data", *PLAIN, *SMALL)
+    assert result.exit_code == 0 and "10 images, 9 usable" in result.stdout
+    assert "cat/000.png: cannot be decoded" in lines(result, "warn")
+    for file in files:
+        file.write_bytes(file.read_bytes()[:200])
+    result = ditkit("doctor", "repa.sit_s_2", "--data", "data", "--size", 24, *PLAIN, *SMALL)
+    assert result.exit_code == 1 and "no image can be used" in lines(result, "fail")
+    assert result.stderr.splitlines()[-1].startswith("ditkit: 1 of")
+
+
+def test_a_class_without_usable_images(home, ditkit):
+    for file in (home / "data" / "dog").iterdir():
+        file.write_bytes(b"")
+    result = ditkit("doctor", "repa.sit_s_2", "--data", "data", *PLAIN, *SMALL)
+    assert "class 'dog' has no usable image" in lines(result, "warn")
+
+
+def test_networks_that_cannot_be_had(home, ditkit):
+    result = ditkit("doctor", "repa.sit_s_2", "--data", "data", "--teacher", "selftaught-that-is-not/there")
+    assert result.exit_code != 0
+    result = ditkit("doctor", "repa.sit_s_2", "--data", "data", "--codec", "./no-vae")
+    assert result.exit_code == 1
+    failed = lines(result, "fail")
+    assert "no folder './no-vae'" in failed and "dinov2" in failed
+    assert "10 images, 10 usable" in lines(result, "ok"), "the data are looked at all the same"
+
+
+def test_patches_that_hold_more_numbers_than_the_width(home, ditkit):
+    result = ditkit("doctor", "repa.sit_s_2", "--data", "data", *PLAIN, *SMALL, "model.patch=8")
+    assert result.exit_code == 0
+    assert "a patch holds 192 numbers and the model is 64 wide" in lines(result, "warn")
+
+
+def test_memory_that_cannot_suffice(home, ditkit):
+    result = ditkit("doctor", "repa.sit_s_2", "--data", "data", *PLAIN, "training.batch=1000000")
+    assert "set training.micro_batch" in lines(result, "warn")
+    result = ditkit(
+        "doctor", "repa.sit_s_2", "--data", "data", *PLAIN, "training.batch=1000000", "training.micro_batch=1"
+    )
+    assert "memory" in lines(result, "ok")
+
+
+def test_a_disk_that_is_too_small(home, ditkit, monkeypatch):
+    monkeypatch.setattr("shutil.disk_usage", lambda place: type("Usage", (), {"free": 2**20})())
+    result = ditkit("doctor", "repa.sit_s_2", "--data", "data", *PLAIN, *SMALL)
+    assert result.exit_code == 1 and re.search(r"4 checkpoints of \d+ MiB, 1 MiB free", lines(result, "fail"))
+
+
+def test_out_that_cannot_be_used(home, ditkit):
+    (home / "file").write_text("x")
+    result = ditkit("doctor", "repa.sit_s_2", "--data", "data", *PLAIN, *SMALL, "--out", "file")
+    assert result.exit_code == 1 and "file is a file" in lines(result, "fail")
+
+
+def test_a_run_that_is_there(home, ditkit):
+    words = ("repa.sit_s_2", "--data", "data", *PLAIN, *SMALL, "sampling.steps=1", "--steps", 1, "--out", "run")
+    assert ditkit("train", *words).exit_code == 0
+    assert "run: continues at step 1" in lines(ditkit("doctor", *words), "ok")
+    result = ditkit("doctor", *words, "model.depth=1")
+    assert result.exit_code == 1 and "model.depth was 2, is 1" in lines(result, "fail")
+    (home / "data" / "dog" / "000.png").unlink()
+    assert "not those it was trained on" in lines(ditkit("doctor", *words), "fail")
+
+
+def test_a_grey_teacher_and_a_damaged_one(home, ditkit):
+    tiny = ("--steps", 1, "batch=4", "network.width=16", "network.depth=1")
+    assert ditkit("teacher", "data", "--out", "teacher", *tiny).exit_code == 0
+    words = ("doctor", "repa.sit_s_2", "--data", "data", "--codec", "pixels", "--teacher", "teacher", *SMALL)
+    words += ("align.depth=1",)
+    assert "width 16" in lines(ditkit(*words), "ok")
+    (home / "teacher" / "model.safetensors").write_bytes(b"x")
+    result = ditkit(*words)
+    assert result.exit_code == 1 and "damaged" in lines(result, "fail")
