@@ -39,7 +39,16 @@ def choose(
         changes["teachers"] = tuple(TeacherSettings.parse(text) for text in teachers)
     if steps is not None:
         changes["training.steps"] = steps
+    if data is not None:
+        changes |= room_for_patch(overrides)
     return override(recipe.with_(changes) if changes else recipe, overrides)
+
+
+def room_for_patch(overrides: Sequence[str]) -> dict[str, Any]:
+    """A size that a patch of the user's own divides, until the data's is known."""
+    keys = dict(text.replace(" ", "").split("=", 1) for text in overrides if "=" in text)
+    patch = keys.get("model.patch", "")
+    return {"model.size": (16 * int(patch),) * 2, "model.patch": int(patch)} if patch.isdecimal() and int(patch) else {}
 
 
 def parse_size(text: str) -> int | tuple[int, int]:
