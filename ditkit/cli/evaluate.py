@@ -151,4 +151,5 @@ def _print_comparison(scores: Scores, other: Scores, force: bool) -> None:
 
     lines = compare_scores(scores, other, force)
     cells = [(space, metric, f"{there:.4g}", f"{here:.4g}", verdict) for space, metric, there, here, verdict in lines]
-    print_table(("space", "score", other.what, scores.what, f"{scores.what} is"), cells, right=(2, 3))
+    typer.echo(f"\nthere: {other.what}, here: {scores.what}")
+    print_table(("space", "score", "there", "here", "here is"), cells, right=(2, 3))

@@ -1,0 +1,138 @@
+"""`ditkit convert`: published file -> model folder -> published file, the same tensors; refusals say why."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from safetensors.torch import load_file, save_file
+
+import ditkit as package
+from ditkit.diffusion import Flow, Linear, Uniform
+from ditkit.models import build_model
+from ditkit.recipes import recipe
+from ditkit.recipes.load import Loaded, save_exported
+
+ROWS = [
+    ("dit_forward_learnsigma", "dit", []),
+    ("sit_forward", "sit", []),
+    ("repa_forward_1enc", "repa", ["--align-depth", "2"]),
+    ("repa_forward_2enc", "repa", ["shape.align_depth=1"]),
+]
+
+
+@pytest.fixture
+def published(reference, tmp_path):
+    """published(recording, source) -> (the words that name its file, its official state dict)."""
+
+    def make(name: str, source: str):
+        found, file = reference(name), tmp_path / f"{name}.safetensors"
+        save_file(found.state, file)
+        return [file, "--source", source, "--heads", found.meta["constructor"]["num_heads"]], found.state
+
+    return make
+
+
+def read(file):
+    return load_file(file) if file.suffix == ".safetensors" else torch.load(file, weights_only=True)
+
+
+def equal(a, b) -> bool:
+    return a.keys() == b.keys() and all(torch.equal(a[k], b[k]) for k in a)
+
+
+def ok(result) -> str:
+    assert result.exit_code == 0, result.output
+    return result.stdout
+
+
+@pytest.mark.parametrize(("name", "source", "words"), ROWS)
+@pytest.mark.parametrize("suffix", ["pt", "safetensors"])
+def test_there_and_back(ditkit, published, tmp_path, name, source, words, suffix):
+    (file, *named), state = published(name, source)
+    folder, back = tmp_path / "folder", tmp_path / f"back.{suffix}"
+    told = ok(ditkit("convert", file, folder, *named, *words))
+    assert f"ditkit sample {folder}" in told
+    loaded = package.load(folder)
+    assert (loaded.projectors is not None) == (source == "repa")
+    assert f"{source} file {back}" in ok(ditkit("convert", folder, back, "--to", source))
+    assert equal(read(back), state)
+
+
+def test_dit_to_diffusers_and_back(ditkit, published, tmp_path):
+    (file, *named), state = published("dit_forward_learnsigma", "dit")
+    middle, back = tmp_path / "diffusers.safetensors", tmp_path / "back.pt"
+    ok(ditkit("convert", file, middle, *named, "--to", "diffusers-dit"))
+    assert any(key.startswith("transformer_blocks.") for key in load_file(middle))
+    side = state["x_embedder.proj.weight"].shape[2] * int(state["pos_embed"].shape[1] ** 0.5)
+    words = ["--source", "diffusers-dit", *named[2:], f"shape.size=[{side},{side}]", "--to", "dit"]
+    ok(ditkit("convert", middle, back, *words))
+    other = read(back)
+    assert other.keys() == state.keys()
+    assert all(torch.equal(other[k], state[k]) for k in state if k != "pos_embed")  # diffusers makes its table anew
+
+
+def test_a_run_becomes_a_folder_and_a_repa_file(ditkit, tiny_run, tmp_path):
+    assert "raw, step 2" in ok(ditkit("convert", tiny_run, tmp_path / "raw", "--weights", "raw", "--step", 2))
+    loaded, run = package.load(tmp_path / "raw"), package.load(tiny_run, "raw", step=2)
+    assert equal(loaded.model.state_dict(), run.model.state_dict()) and (loaded.weights, loaded.step) == ("raw", 2)
+    told = ok(ditkit("convert", tiny_run, tmp_path / "mine.pt", "--to", "repa"))
+    assert "not in the file: path linear, prediction velocity, codec" in told
+    state = read(tmp_path / "mine.pt")
+    assert "projectors.0.0.weight" in state
+    again = package.load(tmp_path / "mine.pt", source="repa", heads=2, align_depth=1)
+    x, y = torch.randn(2, 1, 8, 8), package.Condition(label=torch.tensor([1, 10]))
+    ema = package.load(tiny_run)
+    assert torch.equal(
+        again.model(x, torch.rand(2).fill_(0.3), y).sample, ema.model(x, torch.full((2,), 0.3), y).sample
+    )
+
+
+def test_refusals_name_the_reason_and_write_nothing(refused, published, tiny_run, tmp_path):
+    out = tmp_path / "out.safetensors"
+    assert "time embedding cannot be remapped" in refused("convert", tiny_run, out, "--to", "sit")
+    assert "predicts noise or data, not velocity" in refused("convert", published_dit(tmp_path), out, "--to", "dit")
+    assert "samples on ddpm" in refused("convert", published_dit(tmp_path, "noise"), out, "--to", "dit")
+    assert "choose from dit, sit, repa, diffusers-dit" in refused("convert", tiny_run, out, "--to", "ddt")
+    assert "end the name in .safetensors or .pt" in refused("convert", tiny_run, tmp_path / "x.bin", "--to", "repa")
+    assert "no such run" in refused("convert", tmp_path / "gone", out)
+    words, _ = published("sit_forward", "sit")
+    assert "say --source dit, sit" in refused("convert", words[0], tmp_path / "x")
+    assert "looks like 'dit' or 'sit'" in refused("convert", words[0], tmp_path / "x", "--source", "diffusers-dit")
+    assert "give heads=" in refused("convert", words[0], tmp_path / "x", "--source", "sit")
+    cut = tmp_path / "cut.safetensors"
+    cut.write_bytes(words[0].read_bytes()[:-50])
+    assert "damaged or incomplete" in refused("convert", cut, tmp_path / "x", *words[1:])
+    assert not out.exists() and not (tmp_path / "x").exists() and not list(tmp_path.glob(".*"))
+
+
+def published_dit(folder, prediction="velocity"):
+    """A model folder with DiT's time map that was trained on the linear path."""
+    place = folder / prediction
+    if not place.exists():
+        base = recipe("digits.sit").with_({"model.depth": 1, "model.width": 16, "model.heads": 2})
+        density = Uniform(low=1e-3, high=0.999)
+        flow = Flow(path=Linear(), prediction=prediction, density=density)
+        made = base.with_({"model.time_scale": 999.0, "objective": flow})
+        model = build_model(made.model, generator=torch.Generator().manual_seed(0))
+        loaded = Loaded(model, Linear(), prediction, None, None, made.model, "ditkit", "ema", made, 1)
+        save_exported(loaded, place)
+    return place
+
+
+def test_nothing_is_overwritten(ditkit, refused, tiny_run, tmp_path):
+    file, folder = tmp_path / "mine.safetensors", tmp_path / "folder"
+    for words in ((file, "--to", "repa"), (folder,)):
+        ok(ditkit("convert", tiny_run, *words))
+        before = {p: p.stat().st_mtime_ns for p in tmp_path.rglob("*")}
+        assert "exists already" in refused("convert", tiny_run, *words)
+        assert {p: p.stat().st_mtime_ns for p in tmp_path.rglob("*")} == before
+
+
+def test_a_failed_write_leaves_nothing(ditkit, tiny_run, tmp_path, monkeypatch):
+    def full(state):
+        raise OSError(28, "No space left on device", str(tmp_path / "mine.safetensors"))
+
+    monkeypatch.setattr("ditkit.recipes.converting.save", full)
+    result = ditkit("convert", tiny_run, tmp_path / "mine.safetensors", "--to", "repa")
+    assert result.exit_code == 2 and "No space left on device" in result.stderr
+    assert list(tmp_path.iterdir()) == []

@@ -1,0 +1,165 @@
+"""`ditkit evaluate`: scores with floor and protocol; different protocols are not compared."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+from ditkit.data import open_source
+from ditkit.evaluation import read_images
+from ditkit.recipes.scoring import Scores, read_scores
+
+QUICK = ["--real", 120, "classifier.steps=8"]
+
+
+def ok(result) -> str:
+    assert result.exit_code == 0, result.output
+    return result.stdout
+
+
+def one_line(result) -> str:
+    """A refusal after work was done: exit code 2, and the last line of stderr is the only one of ditkit's."""
+    assert result.exit_code == 2 and "Traceback" not in result.output
+    told = [line for line in result.stderr.splitlines() if line.startswith("ditkit: ")]
+    assert len(told) == 1
+    return told[0]
+
+
+@pytest.fixture(scope="module")
+def run(tiny_run, tmp_path_factory):
+    """A copy of the tiny run, which may grow samples."""
+    return shutil.copytree(tiny_run, tmp_path_factory.mktemp("evaluated") / "tiny")
+
+
+@pytest.fixture(scope="module")
+def evaluated(ditkit, run):
+    """(what was printed, scores) of 30 balanced samples of the run."""
+    result = ditkit("evaluate", run, "--n", 30, "--classes", "balanced", "--extractor", "toy", *QUICK)
+    out = ok(result)
+    file = out.rsplit("scores ", 1)[1].strip()
+    return out, file, read_scores(Path(file))
+
+
+def test_a_run_is_sampled_and_scored_in_every_space(evaluated, run):
+    out, file, scores = evaluated
+    assert str(run / "samples") in file and file.endswith("/scores.json")
+    assert list(scores.spaces) == ["pixels", "toy", "classifier"]
+    for name, space in scores.spaces.items():
+        found = {score.metric: score for score in space.scores}
+        assert {"frechet", "kernel", "precision", "recall"} <= set(found) and set(space.floor) <= set(found)
+        assert ("agreement" in found) == (name == "classifier")
+        assert found["frechet"].value > space.floor["frechet"] >= 0, (
+            "three steps of training are worse than real images"
+        )
+        protocol = found["frechet"].protocol
+        assert (protocol.n, protocol.labels, protocol.reference_n, protocol.seed) == (30, "balanced", 120, 0)
+        assert protocol.sampler["solver"] == "euler" and protocol.evaluations == 4 and protocol.guidance is None
+        assert protocol.extractor == space.extractor
+    assert 0 < scores.classifier_accuracy <= 1 and "of held-out real images named correctly" in out
+    assert "real half/half" in out and "protocol   custom: 30 images, balanced labels" in out
+
+
+def test_the_folder_of_its_samples_scores_the_same(ditkit, evaluated, tmp_path):
+    _, file, scores = evaluated
+    folder = shutil.copytree(file.rsplit("/", 1)[0], tmp_path / "samples")
+    ok(ditkit("evaluate", folder, "--data", "digits", "--extractor", "toy", *QUICK))
+    assert read_scores(folder).spaces == scores.spaces
+    ok(ditkit("evaluate", folder / "samples.npz", "--data", "digits", "--extractor", "toy", *QUICK))
+    given = read_scores(folder / "samples.scores.json")
+    for name, space in given.spaces.items():
+        values = {s.metric: pytest.approx(s.value, rel=1e-6) for s in space.scores}  # sums in another memory order
+        assert {s.metric: s.value for s in scores.spaces[name].scores} == values
+        assert space.scores[0].protocol.labels == "given", "how an .npz was made is not known"
+
+
+def test_real_images_as_plain_png_reach_the_floor(ditkit, tmp_path):
+    images, _ = read_images(open_source("digits"), 120)
+    for i, image in enumerate(images):
+        Image.fromarray(image[0].numpy()).save(tmp_path / f"{i:03d}.png")
+    ok(ditkit("evaluate", tmp_path, "--data", "digits", "--real", 120, "classifier.steps=8"))
+    scores = {s.metric: s.value for s in read_scores(tmp_path).spaces["pixels"].scores}
+    assert scores["frechet"] == pytest.approx(0, abs=1e-3) and scores["precision"] == scores["recall"] == 1
+    metrics = {s.metric for s in read_scores(tmp_path).spaces["classifier"].scores}
+    assert "agreement" not in metrics and "inception_score" in metrics, "plain files have no labels"
+
+
+def test_larger_colour_images_and_unlabelled_data(ditkit, pictures, tmp_path):
+    real, fake = pictures(tmp_path / "real", n=12, size=(40, 48)), tmp_path / "fake.npz"
+    rng = np.random.default_rng(0)
+    np.savez(fake, arr_0=rng.integers(0, 255, (10, 40, 48, 3), dtype=np.uint8), label=np.arange(10) % 2)
+    out = ok(ditkit("evaluate", fake, "--data", real, "classifier.steps=4"))
+    assert "agreement" in out
+    assert read_scores(tmp_path / "fake.scores.json").spaces["classifier"].extractor.endswith("-32x32")
+    result = ditkit("evaluate", fake, "--data", pictures(tmp_path / "flat", classes=("",), n=12, size=(40, 48)))
+    assert "classifier" not in ok(result) and "no classes: no classifier" in result.stderr
+
+
+def test_labels_beyond_the_data_give_no_agreement(ditkit, pictures, tmp_path):
+    shades = np.arange(6, dtype=np.uint8)[:, None, None, None].repeat(24, 1).repeat(24, 2).repeat(3, 3)
+    np.savez(tmp_path / "x.npz", arr_0=shades, label=np.arange(6))
+    result = ditkit("evaluate", tmp_path / "x.npz", "--data", pictures(tmp_path / "real"), "classifier.steps=4")
+    assert "agreement" not in ok(result) and "classes go up to 5, the data have 2" in result.stderr
+
+
+def test_comparison_names_every_difference(ditkit, evaluated, run):
+    _, file, _ = evaluated
+    same = ["evaluate", run, "--n", 30, "--classes", "balanced", *QUICK]
+    out = ok(ditkit(*same, "--weights", "raw", "--against", file))
+    lines = [line.split() for line in out.splitlines()]
+    compared = lines[lines.index(["space", "score", "there", "here", "here", "is"]) + 1 :]
+    assert len(compared) == 10 and {line[-1] for line in compared} <= {"better", "worse", "unclear"}
+    line = one_line(ditkit(*same, "--seed", 1, "--steps", 3, "--against", file))
+    for difference in ("sampler.steps 4 there, 3 here", "seed 0 there, 1 here", "evaluations 4.0 there, 3.0 here"):
+        assert f"pixels: {difference}" in line and f"classifier: {difference}" in line
+    assert "--force compares" in line
+    forced = ditkit(*same, "--seed", 1, "--steps", 3, "--against", file, "--force")
+    assert "(protocols differ)" in ok(forced)
+
+
+def test_published_scores_are_told_with_what_differs(evaluated):
+    from ditkit.recipes import recipe
+    from ditkit.recipes.scoring import published_lines
+
+    protocol = evaluated[2].spaces["pixels"].scores[0].protocol
+    row = recipe("sit.xl_2_256")
+    everything = published_lines(row, protocol)
+    assert len(everything) == len(row.published)
+    assert any("IS 270.27" in line and "images 50,000, here 30" in line for line in everything)
+    matching = protocol.model_copy(update={"sampler": row.sampling.model_dump(mode="json", exclude={"guidance"})})
+    assert 0 < len(published_lines(row, matching)) < len(everything)
+
+
+def test_bad_input(refused, run, evaluated, tmp_path):
+    npz = tmp_path / "x.npz"
+    np.savez(npz, arr_0=np.zeros((6, 8, 8, 1), np.uint8))
+    for says, words in {
+        "no such run, model folder or checkpoint file": [tmp_path / "gone"],
+        "which real images? give --data": [npz],
+        "data 'nowhere': no such file or folder": [npz, "--data", "nowhere"],
+        "no such file or folder; give 'digits'": [run, "--data", "nowhere", "--n", 9],
+        "nothing is sampled: leave n=3 out": [npz, "--data", "digits", "--n", 3],
+        "cannot load teacher 'nowhere'": [npz, "--data", "digits", "--extractor", "nowhere"],
+        "no scores.json there": [run, "--against", tmp_path],
+        "did you mean 'classifier.steps'": [run, "classifier.stesp=3"],
+        "n: input should be greater": [run, "--n", 0],
+    }.items():
+        assert says in refused("evaluate", *words)
+    (tmp_path / "scores.json").write_text("[]")
+    assert "not a scores.json" in refused("evaluate", run, "--against", tmp_path)
+    (tmp_path / "bad.npz").write_bytes(npz.read_bytes()[:100])
+    assert "not an .npz with arr_0" in refused("evaluate", tmp_path / "bad.npz", "--data", "digits")
+    (tmp_path / "empty").mkdir()
+    assert "holds no PNG files" in refused("evaluate", tmp_path / "empty", "--data", "digits")
+    assert not list((run / "samples").glob("*n9-*"))
+
+
+def test_scores_read_back(evaluated):
+    _, file, scores = evaluated
+    assert Scores.model_validate(json.loads(Path(file).read_text())) == scores
+    assert torch.isfinite(torch.tensor([s.value for space in scores.spaces.values() for s in space.scores])).all()
