@@ -10,16 +10,9 @@ COLOURS = {"ok": "green", "warn": "yellow", "fail": "bold red"}
 
 
 def doctor(
-    recipe: Spec,
-    overrides: Overrides = None,
-    data: Data = None,
-    out: Out = None,
-    size: Size = None,
-    codec: Codec = None,
-    teacher: Teacher = None,
-    steps: Steps = None,
-    device: Device = "auto",
-) -> None:
+    recipe: Spec, overrides: Overrides = None, data: Data = None, out: Out = None, size: Size = None,
+    codec: Codec = None, teacher: Teacher = None, steps: Steps = None, device: Device = "auto",
+) -> None:  # fmt: skip
     """Check what `ditkit train` with the same words would do: every image, codec, teachers, sizes, memory, disk.
 
     Nothing is written. Exit code 0 if nothing fails, 1 if something does; warnings do not count.
