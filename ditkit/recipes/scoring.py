@@ -227,7 +227,7 @@ def compare_scores(mine: Scores, other: Scores, force: bool) -> list[tuple[str, 
     ValueError, one line, naming every difference between the protocols, unless forced; and where nothing is shared.
     """
     lines: list[tuple[str, str, float, float, str]] = []
-    wrong: dict[str, None] = {}  # ordered, each once
+    wrong: dict[str, dict[str, None]] = {}  # difference -> the spaces that have it; ordered, each once
     for name, theirs in other.spaces.items():
         scores = {score.metric: score for score in (mine.spaces[name].scores if name in mine.spaces else ())}
         for score in theirs.scores:
@@ -236,12 +236,15 @@ def compare_scores(mine: Scores, other: Scores, force: bool) -> list[tuple[str, 
             try:
                 found = compare(score, scores[score.metric], force)
             except ProtocolMismatch as error:
-                wrong |= {f"{name}: {d.key} {d.a!r} there, {d.b!r} here": None for d in error.differences}
+                for d in error.differences:
+                    wrong.setdefault(f"{d.key} {d.a!r} there, {d.b!r} here", {})[name] = None
                 continue
             verdict = found.verdict + (" (protocols differ)" if found.forced else "")
             lines.append((name, score.metric, score.value, scores[score.metric].value, verdict))
     if wrong:
-        raise ValueError(f"not compared with {other.what}, the protocols differ: {'; '.join(wrong)} (--force compares)")
+        shared = len({name for names in wrong.values() for name in names})
+        told = (text if len(names) == shared else f"{', '.join(names)}: {text}" for text, names in wrong.items())
+        raise ValueError(f"not compared with {other.what}, the protocols differ: {'; '.join(told)} (--force compares)")
     if not lines:
         raise ValueError(f"not compared with {other.what}: it has no feature space in common with this evaluation")
     return lines
