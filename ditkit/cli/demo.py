@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import time
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Annotated
 
@@ -10,9 +12,7 @@ import typer
 
 def demo(
     out: Annotated[Path, typer.Option("--out", help="Folder for the runs and report.html.")] = Path("runs/demo"),
-    smoke: Annotated[
-        bool, typer.Option("--smoke", help="A few steps of everything: proves that it runs.")
-    ] = False,
+    smoke: Annotated[bool, typer.Option("--smoke", help="A few steps of everything: proves that it runs.")] = False,
     seed: Annotated[int, typer.Option("--seed", min=0, help="Of teacher, models and samples.")] = 0,
     device: Annotated[str, typer.Option("--device", help="auto, cpu, cuda, ...")] = "auto",
 ) -> None:
@@ -24,10 +24,28 @@ def demo(
     """
     from ditkit.cli.progress import bars
     from ditkit.recipes.build import pick_device
-    from ditkit.recipes.demo import SMOKE, Budget, run_demo
+    from ditkit.recipes.demo import SMOKE, Budget, expected_seconds, run_demo
 
     if smoke and out == Path("runs/demo"):
         out = Path("runs/demo-smoke")
+    budget = SMOKE if smoke else Budget()
     with bars() as bar:
-        report = run_demo(out, SMOKE if smoke else Budget(), pick_device(device), bar, seed)
+        report = run_demo(out, budget, pick_device(device), Whole(bar, expected_seconds(budget)), seed)
     typer.echo(str(report.resolve()))
+
+
+class Whole:
+    """Progress of a stage, and of all stages together: each weighs what it took on an idle machine."""
+
+    def __init__(self, show: Callable[..., None], weights: Mapping[str, float]):
+        self.show, self.weights = show, weights
+        self.done = dict.fromkeys(weights, 0.0)
+        self.began = time.monotonic()
+
+    def __call__(self, stage: str, done: int, total: int, note: str = "") -> None:
+        """Stage `stage` has finished `done` of `total`; the note gains the share and remaining time of everything."""
+        self.done[stage] = done / max(total, 1)
+        share = sum(w * self.done[name] for name, w in self.weights.items()) / sum(self.weights.values())
+        left = (time.monotonic() - self.began) * (1 / share - 1) if share > 0 else sum(self.weights.values())
+        everything = f"demo {share:.0%}, about {left:.0f} s left"
+        self.show(stage, done, total, f"{note}  {everything}" if note else everything)
