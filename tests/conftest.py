@@ -44,6 +44,14 @@ def _tensor(array):
     return torch.from_numpy(np.array(array)) if isinstance(array, np.ndarray) else torch.as_tensor(array)
 
 
+def pytest_collection_modifyitems(items):
+    """Tests marked gpu are skipped where there is no CUDA device."""
+    if not torch.cuda.is_available():
+        for item in items:
+            if item.get_closest_marker("gpu"):
+                item.add_marker(pytest.mark.skip(reason="needs a CUDA device"))
+
+
 @pytest.fixture(scope="session")
 def reference():
     """reference("dit_forward_learnsigma") -> Reference (fresh copies on every call)."""

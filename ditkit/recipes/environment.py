@@ -15,7 +15,7 @@ PACKAGES = ("ditkit", "torch", "numpy", "safetensors", "pydantic", "transformers
 
 
 def environment(device: torch.device, **facts: object) -> dict:
-    """Versions of Python and packages, the device, threads, TF32 state and git state, plus `facts` (JSON values).
+    """Versions of Python and packages, the device, threads and git state, plus `facts` (JSON values).
 
     Nothing personal: no host name, no user name, no absolute path.
     """
@@ -26,7 +26,6 @@ def environment(device: torch.device, **facts: object) -> dict:
         "device": torch.cuda.get_device_name(device) if device.type == "cuda" else device.type,
         "cpu_count": os.cpu_count(),
         "threads": torch.get_num_threads(),
-        "tf32": torch.backends.cuda.matmul.allow_tf32,
         "git": git_state(Path.cwd()),
         **facts,
     }

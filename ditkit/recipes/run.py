@@ -106,6 +106,7 @@ def write_run_files(parts: Parts, folder: Path) -> None:
     facts = environment(
         parts.device,
         seed=parts.recipe.training.seed,
+        tf32=parts.recipe.training.tf32,
         data={
             "fingerprint": parts.source.fingerprint,
             "images": len(parts.source),

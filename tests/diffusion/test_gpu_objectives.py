@@ -32,7 +32,6 @@ class Model:
 
 
 @pytest.mark.gpu
-@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
 @pytest.mark.parametrize("objective", OBJECTIVES, ids=str)
 def test_losses_on_cuda_are_those_of_the_cpu(objective):
     generator = torch.Generator().manual_seed(0)

@@ -263,7 +263,6 @@ def test_solvers_never_wait_for_the_device(path, prediction):
 
 
 @pytest.mark.gpu
-@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
 @pytest.mark.parametrize("solver", ["heun", "dopri5", "heun_sde", "dpmpp_2m", "ddim"])
 def test_gpu_equals_cpu(reference, solver):
     ref = reference("repa_samplers")

@@ -7,7 +7,7 @@ import torch
 
 from ditkit.training import fit, read_metrics
 
-pytestmark = [pytest.mark.gpu, pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA device")]
+pytestmark = pytest.mark.gpu
 
 
 def on_gpu(toy, folder, **settings):
