@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterable
 from typing import Any, Literal
 
@@ -93,7 +94,8 @@ class Comparison(Settings):
 
     difference: float
     relative: float | None
-    verdict: Literal["better", "worse", "unclear"] = Field(description="of b against a; unclear: intervals overlap")
+    interval: tuple[float, float] | None = Field(None, description="95 % limits of the difference, where both have some")
+    verdict: Literal["better", "worse", "unclear"] = Field(description="of b against a; unclear: the limits hold 0")
     forced: bool = Field(False, description="the protocols differed and this was forced")
 
 
@@ -112,18 +114,35 @@ def compare(a: Score, b: Score, force: bool = False, ignore: Iterable[str] = ())
     found = differences(a, b, ignore)
     if found and (not force or found[0].key == "metric"):
         raise ProtocolMismatch(f"{a.metric} {a.value:g} and {b.metric} {b.value:g}", found)
-    low, high = b.interval or (b.value, b.value)
-    other_low, other_high = a.interval or (a.value, a.value)
-    lower, higher = high < other_low, low > other_high
-    verdict = "unclear" if not (lower or higher) else "better" if lower == (a.better == "lower") else "worse"
-    relative = (b.value - a.value) / abs(a.value) if a.value else None
-    return Comparison(difference=b.value - a.value, relative=relative, verdict=verdict, forced=bool(found))
+    difference = b.value - a.value
+    low, high = difference_limits(a, b)
+    verdict = "unclear" if low <= 0 <= high else "better" if (high < 0) == (a.better == "lower") else "worse"
+    return Comparison(
+        difference=difference,
+        relative=difference / abs(a.value) if a.value else None,
+        interval=(low, high) if a.interval and b.interval else None,
+        verdict=verdict,
+        forced=bool(found),
+    )
+
+
+def difference_limits(a: Score, b: Score) -> tuple[float, float]:
+    """95 % limits of b - a from the limits of each (MOVER: Zou and Donner 2008, eq. 3), as if drawn independently.
+
+    Two intervals may overlap and their difference still be clear. Samples of two models from the same noise vary
+    together, which makes these limits cautious.
+    """
+    (a_low, a_high), (b_low, b_high) = (s.interval or (s.value, s.value) for s in (a, b))
+    difference = b.value - a.value
+    below = math.hypot(b.value - b_low, a_high - a.value)
+    above = math.hypot(b_high - b.value, a.value - a_low)
+    return difference - below, difference + above
 
 
 def in_words(a: Score, b: Score, names: tuple[str, str], title: str, force: bool = False) -> str:
     """A sentence for a headline: "REPA's Frechet distance is 14 % lower than SiT's (16.2 against 18.9)."
 
-    It does not call a difference real where the confidence intervals overlap.
+    It does not call a difference real where the confidence limits of the difference hold 0.
     """
     found = compare(a, b, force)
     numbers = f"({b.value:.4g} against {a.value:.4g})"
@@ -132,5 +151,5 @@ def in_words(a: Score, b: Score, names: tuple[str, str], title: str, force: bool
     size = f"{abs(found.relative):.0%}" if found.relative is not None else f"{abs(found.difference):.3g}"
     way = "lower" if found.difference < 0 else "higher"
     if found.verdict == "unclear":
-        return f"{title}: no measurable difference between {names[1]} and {names[0]} {numbers}; the intervals overlap."
+        return f"{title}: no clear difference between {names[1]} and {names[0]} {numbers}."
     return f"{title}: {names[1]} is {size} {way} than {names[0]} {numbers}, which is {found.verdict}."

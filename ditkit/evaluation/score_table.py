@@ -38,7 +38,7 @@ def _comparable(scores: Sequence[Score], ignore: Sequence[str]) -> bool:
 
 
 def _best(scores: Sequence[Score | None], ignore: Sequence[str]) -> Score | None:
-    """The score better than every other beyond their intervals; None where there is none, or protocols differ."""
+    """The score clearly better than every other; None where there is none, or protocols differ."""
     present = [s for s in scores if s is not None]
     if len(present) < 2 or not _comparable(present, ignore):
         return None
@@ -86,7 +86,7 @@ def score_table(
 ) -> Section:
     """Metrics as rows, runs as columns, the real images' own score last.
 
-    A value is marked where it is better than the others beyond their intervals, and only where all protocols agree
+    A value is marked where it is clearly better than all others (`compare`), and only where all protocols agree
     (but for the keys in `ignore`); where they do not, the table says so.
     """
     runs = list(dict.fromkeys(run for space in spaces for run in space.runs))
@@ -100,7 +100,7 @@ def score_table(
         warning = f"<p><strong>Not comparable:</strong> the runs were scored by different protocols in {listed}.</p>"
     small = (
         "Below a value: its 95 % confidence limits over the sampled images (not over training runs). Marked: better "
-        "than every other run beyond these limits. "
+        "than every other run, the 95 % limits of the difference excluding 0. "
     )
     return Section(title, warning + scrolling(title, body) + _protocols(spaces), small + note)
 

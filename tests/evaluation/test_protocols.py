@@ -81,6 +81,10 @@ def test_equal_protocols_compare():
     higher = [score(v, (v - 0.01, v + 0.01), "agreement", "higher") for v in (0.9, 0.95)]
     assert compare(*higher).verdict == "better" and compare(*higher[::-1]).verdict == "worse"
     assert compare(score(0.0), score(1.0)).relative is None
+    apart = compare(score(10.0, (9.0, 11.0)), score(8.3, (7.3, 9.3)))  # limits overlap, their difference is clear
+    assert apart.verdict == "better" and apart.interval == pytest.approx((-1.7 - 2**0.5, -1.7 + 2**0.5))
+    lopsided = compare(score(10.0, (9.0, 13.0)), score(12.0, (11.0, 12.5)))  # MOVER uses the limits that face each other
+    assert lopsided.interval == pytest.approx((2 - 10**0.5, 2 + 1.25**0.5)) and lopsided.verdict == "unclear"
     assert compare(score(1.0), score(1.0)).verdict == "unclear"
 
 
@@ -89,7 +93,7 @@ def test_words_do_not_claim_more_than_was_measured():
     clear = in_words(score(20.0, (19.0, 21.0)), score(15.0, (14.0, 16.0)), names, "Distance")
     assert clear == "Distance: REPA is 25% lower than SiT (15 against 20), which is better."
     unclear = in_words(score(20.0, (18.0, 22.0)), score(19.0, (17.0, 21.0)), names, "Distance")
-    assert "no measurable difference" in unclear and "better" not in unclear
+    assert "no clear difference" in unclear and "better" not in unclear
     assert "equals" in in_words(score(1.0), score(1.0), names, "Distance")
     with pytest.raises(ProtocolMismatch):
         in_words(score(1.0), score(1.0, seed=2), names, "Distance")
