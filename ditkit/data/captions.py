@@ -40,8 +40,10 @@ def read_table(path: Path, label_column: str | None = None, text_column: str | N
     label = find_column(columns, label_column, ("label",), path)
     text = find_column(columns, text_column, ("text", "caption"), path)
     if label is None and text is None:
-        raise DataError(f"{path}: neither a 'label' nor a 'text' column (found: {', '.join(columns)}); "
-                        "name one by label_column or text_column")
+        raise DataError(
+            f"{path}: neither a 'label' nor a 'text' column (found: {', '.join(columns)}); "
+            "name one by label_column or text_column"
+        )
     found = []
     for line, row in rows:
         if not (file := _text(row.get(FILE_COLUMN))):
@@ -71,8 +73,10 @@ def class_ids(values: Sequence[str], where: object, names: Sequence[str]) -> tup
     if len(blank) == len(values):
         return (), np.full(len(values), -1, dtype=np.int64)
     if blank:
-        raise DataError(f"{where}: {len(blank)} of {len(values)} rows have no label, the first is "
-                        f"{names[blank[0]]}; label all of them or none")
+        raise DataError(
+            f"{where}: {len(blank)} of {len(values)} rows have no label, the first is "
+            f"{names[blank[0]]}; label all of them or none"
+        )
     unique = set(values)
     numeric = all(value.removeprefix("-").isdecimal() for value in unique)
     classes = tuple(sorted(unique, key=lambda value: (int(value), value)) if numeric else sorted(unique))
@@ -107,8 +111,10 @@ def _csv_rows(path: Path) -> list[tuple[int, dict]]:
             rows = []
             for row in reader:
                 if None in row.values() or reader.restkey in row:
-                    raise DataError(f"{path}, line {reader.line_num}: {len(reader.fieldnames or ())} columns expected; "
-                                    "quote texts that hold commas")
+                    raise DataError(
+                        f"{path}, line {reader.line_num}: {len(reader.fieldnames or ())} columns expected; "
+                        "quote texts that hold commas"
+                    )
                 rows.append((reader.line_num, row))
             return rows
     except (csv.Error, UnicodeDecodeError) as error:

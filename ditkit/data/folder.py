@@ -28,9 +28,17 @@ class Folder(ImageSource):
     data). channels: 3, or 1 for greyscale. DataError, one line, if the folder has none of these forms.
     """
 
-    def __init__(self, path: str | os.PathLike, size: int | tuple[int, int] | None = None, channels: int = 3, *,
-                 table: str | None = None, label_column: str | None = None, text_column: str | None = None,
-                 multiple: int | None = None):
+    def __init__(
+        self,
+        path: str | os.PathLike,
+        size: int | tuple[int, int] | None = None,
+        channels: int = 3,
+        *,
+        table: str | None = None,
+        label_column: str | None = None,
+        text_column: str | None = None,
+        multiple: int | None = None,
+    ):
         self.root = Path(path)
         listing = Listing(self.root)
         rows, notes = _table_rows(listing, table, label_column, text_column)
@@ -43,8 +51,10 @@ class Folder(ImageSource):
             classes, labels = class_ids([row.label or "" for row in rows], self.root, self.files)
             texts = [row.text for row in rows]
         sides = [str(PurePosixPath(file).with_suffix(".txt")) for file in self.files]
-        self._texts = [text if text is not None else (Path(side) if side in listing.texts else None)
-                       for text, side in zip(texts, sides, strict=True)]  # a Path is read when asked for
+        self._texts = [
+            text if text is not None else (Path(side) if side in listing.texts else None)
+            for text, side in zip(texts, sides, strict=True)
+        ]  # a Path is read when asked for
         super().__init__(labels, classes, channels, notes + _leftovers(listing, self._texts, rows is None))
         self.choose_size((size, size) if isinstance(size, int) else size, multiple)
 
@@ -130,18 +140,23 @@ def _visible_folders(root: Path) -> list[str]:
 def _folder_classes(listing: Listing) -> tuple[tuple[str, ...], np.ndarray]:
     """(classes, labels) from the first folder of each path; unlabelled if there are none."""
     if listing.folders and listing.loose:
-        raise DataError(f"{listing.root}: {len(listing.folders)} class folders mixed with {len(listing.loose)} loose "
-                        f"images (such as {listing.loose[0]}); move them into a class folder or out of it")
+        raise DataError(
+            f"{listing.root}: {len(listing.folders)} class folders mixed with {len(listing.loose)} loose "
+            f"images (such as {listing.loose[0]}); move them into a class folder or out of it"
+        )
     if listing.folders and {name.lower() for name in listing.folders} <= SPLITS:
-        raise DataError(f"{listing.root}: its folders are splits ({', '.join(listing.folders)}), not classes; "
-                        f"give one of them, such as {listing.root / listing.folders[0]}")
+        raise DataError(
+            f"{listing.root}: its folders are splits ({', '.join(listing.folders)}), not classes; "
+            f"give one of them, such as {listing.root / listing.folders[0]}"
+        )
     ids = {name: i for i, name in enumerate(listing.folders)}
     labels = [ids[file.split("/")[0]] if ids else -1 for file in listing.images]
     return tuple(listing.folders), np.array(labels, dtype=np.int64)
 
 
-def _table_rows(listing: Listing, table: str | None, label_column: str | None,
-                text_column: str | None) -> tuple[list[Row] | None, tuple[str, ...]]:
+def _table_rows(
+    listing: Listing, table: str | None, label_column: str | None, text_column: str | None
+) -> tuple[list[Row] | None, tuple[str, ...]]:
     """The rows of the folder's table, by file, and notes; None if it has none."""
     name = _find_table(listing, table)
     if name is None:

@@ -56,8 +56,10 @@ class Loader:
 
     def __post_init__(self):
         if self.batch < 1 or self.batch % self.world or not 0 <= self.rank < self.world:
-            raise DataError(f"batch {self.batch} cannot be cut for rank {self.rank} of {self.world}: "
-                            "the global batch must be a multiple of the number of processes")
+            raise DataError(
+                f"batch {self.batch} cannot be cut for rank {self.rank} of {self.world}: "
+                "the global batch must be a multiple of the number of processes"
+            )
         if not len(self.source):
             raise DataError("the source holds no images")
         self._rejects = Rejects(self.rejects)
@@ -76,16 +78,24 @@ class Loader:
             if error:
                 raise DataError(error)
             images, labels, captions, indices, positions = shares
-            yield Batch(torch.from_numpy(images), torch.from_numpy(labels), captions, torch.from_numpy(indices),
-                        positions)
+            yield Batch(
+                torch.from_numpy(images), torch.from_numpy(labels), captions, torch.from_numpy(indices), positions
+            )
 
     def _shares(self, reader: _Reader) -> Iterator:
         steps = itertools.count(self.start_step)
         if not self.workers:
             yield from map(reader.__getitem__, steps)
         else:  # own generator: DataLoader otherwise draws from torch's global state
-            yield from DataLoader(reader, batch_size=None, sampler=steps, num_workers=self.workers, collate_fn=_same,
-                                  worker_init_fn=_quiet_worker, generator=torch.Generator())
+            yield from DataLoader(
+                reader,
+                batch_size=None,
+                sampler=steps,
+                num_workers=self.workers,
+                collate_fn=_same,
+                worker_init_fn=_quiet_worker,
+                generator=torch.Generator(),
+            )
 
 
 class _Reader(Dataset):

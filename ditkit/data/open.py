@@ -41,12 +41,24 @@ def _open(settings: DataSettings, multiple: int | None) -> ImageSource:
         raise DataError(f"data {settings.source!r}: no such file or folder; {hint}")
     if path.suffix.lower() == ".parquet" or (path.is_dir() and any(path.glob("*.parquet"))):
         source: ImageSource = Parquet(
-            path, settings.shape(), settings.channels or 3, image_column=settings.image_column,
-            label_column=settings.label_column, text_column=settings.text_column, multiple=multiple)
+            path,
+            settings.shape(),
+            settings.channels or 3,
+            image_column=settings.image_column,
+            label_column=settings.label_column,
+            text_column=settings.text_column,
+            multiple=multiple,
+        )
     elif path.is_dir():
         source = Folder(
-            path, settings.shape(), settings.channels or 3, table=settings.table,
-            label_column=settings.label_column, text_column=settings.text_column, multiple=multiple)
+            path,
+            settings.shape(),
+            settings.channels or 3,
+            table=settings.table,
+            label_column=settings.label_column,
+            text_column=settings.text_column,
+            multiple=multiple,
+        )
     else:
         raise DataError(f"data {settings.source!r}: {_about(path)}; {GIVE}")
     return source if settings.split == "all" else Subset(source, stratified_split(source.labels, settings.split))

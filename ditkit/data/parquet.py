@@ -33,9 +33,17 @@ class Parquet(ImageSource):
     Needs pyarrow (`pip install 'ditkit[data]'`).
     """
 
-    def __init__(self, path: str | os.PathLike, size: int | tuple[int, int] | None = None, channels: int = 3, *,
-                 image_column: str | None = None, label_column: str | None = None, text_column: str | None = None,
-                 multiple: int | None = None):
+    def __init__(
+        self,
+        path: str | os.PathLike,
+        size: int | tuple[int, int] | None = None,
+        channels: int = 3,
+        *,
+        image_column: str | None = None,
+        label_column: str | None = None,
+        text_column: str | None = None,
+        multiple: int | None = None,
+    ):
         self.paths = _parquet_files(Path(path))
         self._lock, self._pid = threading.Lock(), 0
         self._files: list = []
@@ -44,8 +52,10 @@ class Parquet(ImageSource):
         schema = files[0].schema_arrow
         for file, name in zip(files[1:], self.paths[1:], strict=True):
             if file.schema_arrow.names != schema.names:
-                raise DataError(f"{name}: its columns ({', '.join(file.schema_arrow.names)}) are not those of "
-                                f"{self.paths[0]} ({', '.join(schema.names)})")
+                raise DataError(
+                    f"{name}: its columns ({', '.join(file.schema_arrow.names)}) are not those of "
+                    f"{self.paths[0]} ({', '.join(schema.names)})"
+                )
         self.image_column = _image_column(schema, image_column, self.paths[0])
         label = find_column(schema.names, label_column, ("label", "labels"), self.paths[0])
         text = find_column(schema.names, text_column, ("text", "caption"), self.paths[0])
@@ -57,8 +67,14 @@ class Parquet(ImageSource):
         self._captions = [] if text is None else [str(value or "") for value in self._column(text)]
         values = [] if label is None else self._column(label)
         classes, labels = _labels(values, count, class_names(schema, label), f"{path}, column {label!r}")
-        unlabelled = () if label else (f"unlabelled: no column 'label' in {self.paths[0]} (found: "
-                                       f"{', '.join(schema.names)}); name one by data.label_column",)
+        unlabelled = (
+            ()
+            if label
+            else (
+                f"unlabelled: no column 'label' in {self.paths[0]} (found: "
+                f"{', '.join(schema.names)}); name one by data.label_column",
+            )
+        )
         super().__init__(labels, classes, channels, _memory_note(files) + unlabelled + _unread(Path(path)))
         self.choose_size((size, size) if isinstance(size, int) else size, multiple)
 
@@ -174,8 +190,10 @@ def _image_column(schema, asked: str | None, where: Path) -> str:
     if usual:
         return usual[0]
     columns = ", ".join(f"{field.name}: {field.type}" for field in schema)
-    raise DataError(f"{where}: {'several columns' if found else 'no column'} of image bytes ({columns}); "
-                    "name one by data.image_column")
+    raise DataError(
+        f"{where}: {'several columns' if found else 'no column'} of image bytes ({columns}); "
+        "name one by data.image_column"
+    )
 
 
 def _holds_bytes(kind) -> bool:
@@ -198,8 +216,10 @@ def _memory_note(files: Sequence) -> tuple[str, ...]:
     total = sum(file.metadata.row_group(g).total_byte_size for file in files for g in range(file.num_row_groups))
     if total <= GROUPS_LIMIT:
         return ()
-    return (f"{total / 2**30:.1f} GiB of parquet in random order: each process keeps {GROUPS_LIMIT / 2**30:.1f} GiB of "
-            "row groups and reads the others again and again; a folder of image files is faster",)
+    return (
+        f"{total / 2**30:.1f} GiB of parquet in random order: each process keeps {GROUPS_LIMIT / 2**30:.1f} GiB of "
+        "row groups and reads the others again and again; a folder of image files is faster",
+    )
 
 
 def _open(parquet, path: Path):

@@ -142,8 +142,9 @@ class Subset(ImageSource):
         return (self.source.fingerprint, *(str(row) for row in self.rows))
 
 
-def suggest_size(shapes: Counter[tuple[int, int]], multiple: int | None = None,
-                 largest: int = 256) -> tuple[tuple[int, int], str]:
+def suggest_size(
+    shapes: Counter[tuple[int, int]], multiple: int | None = None, largest: int = 256
+) -> tuple[tuple[int, int], str]:
     """((H, W), note): a training size for pictures with these (H, W) counts.
 
     The common size if all share it, else a square of the most common short side; a square of `largest` where that is

@@ -94,7 +94,7 @@ class Comparison(Settings):
 
     difference: float
     relative: float | None
-    interval: tuple[float, float] | None = Field(None, description="95 % limits of the difference, where both have some")
+    interval: tuple[float, float] | None = Field(None, description="95 % limits of the difference, if both have any")
     verdict: Literal["better", "worse", "unclear"] = Field(description="of b against a; unclear: the limits hold 0")
     forced: bool = Field(False, description="the protocols differed and this was forced")
 

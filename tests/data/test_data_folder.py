@@ -55,16 +55,24 @@ def test_linked_folders_are_followed_and_loops_are_not(tmp_path, save):
     assert Folder(tmp_path / "data", 8).files == ["again/b.png", "linked/a.png", "own/b.png"]
 
 
-@pytest.mark.parametrize("make,message", [
-    (lambda p, save: None, "no such folder"),
-    (lambda p, save: p.write_text("x"), "a file, where a folder"),
-    (lambda p, save: p.mkdir(), "it is empty"),
-    (lambda p, save: ((p / "sub").mkdir(parents=True), (p / "sub/a.npy").touch(), (p / "b.TXT").touch()),
-     r"no images.*found 1 \.npy, 1 \.txt|found 1 \.txt, 1 \.npy"),
-    (lambda p, save: (save(p / "cat/a.png"), save(p / "dog/b.png"), save(p / "loose.png")),
-     r"2 class folders mixed with 1 loose images \(such as loose\.png\)"),
-    (lambda p, save: (save(p / "train/a.png"), save(p / "Test/b.png")), "splits"),
-], ids=["missing", "file", "empty", "kinds", "mixed", "splits"])
+@pytest.mark.parametrize(
+    "make,message",
+    [
+        (lambda p, save: None, "no such folder"),
+        (lambda p, save: p.write_text("x"), "a file, where a folder"),
+        (lambda p, save: p.mkdir(), "it is empty"),
+        (
+            lambda p, save: ((p / "sub").mkdir(parents=True), (p / "sub/a.npy").touch(), (p / "b.TXT").touch()),
+            r"no images.*found 1 \.npy, 1 \.txt|found 1 \.txt, 1 \.npy",
+        ),
+        (
+            lambda p, save: (save(p / "cat/a.png"), save(p / "dog/b.png"), save(p / "loose.png")),
+            r"2 class folders mixed with 1 loose images \(such as loose\.png\)",
+        ),
+        (lambda p, save: (save(p / "train/a.png"), save(p / "Test/b.png")), "splits"),
+    ],
+    ids=["missing", "file", "empty", "kinds", "mixed", "splits"],
+)
 def test_wrong_forms_get_one_clear_line(make, message, tmp_path, save):
     path = tmp_path / "data"
     make(path, save)
@@ -105,7 +113,8 @@ def test_table_with_labels_and_texts(tmp_path, save):
     for name in ("x/a.png", "x/b.png", "c.png", "d.png"):
         save(tmp_path / name)
     (tmp_path / "metadata.csv").write_text(
-        "file_name,label,text\nx/b.png,10,\"b, the second\"\n./c.png,9,sea\nx\\a.png,10,a\n", encoding="utf-8")
+        'file_name,label,text\nx/b.png,10,"b, the second"\n./c.png,9,sea\nx\\a.png,10,a\n', encoding="utf-8"
+    )
     source = Folder(tmp_path, 8)
     assert source.files == ["c.png", "x/a.png", "x/b.png"]
     assert source.classes == ("9", "10")  # numbers in numeric order
@@ -116,7 +125,8 @@ def test_table_with_labels_and_texts(tmp_path, save):
 def test_jsonl_table_several_captions_of_one_image(tmp_path, save):
     save(tmp_path / "a.png")
     (tmp_path / "captions.jsonl").write_text(
-        '{"file_name": "a.png", "caption": "first"}\n\n{"file_name": "a.png", "caption": "second"}\n')
+        '{"file_name": "a.png", "caption": "first"}\n\n{"file_name": "a.png", "caption": "second"}\n'
+    )
     source = Folder(tmp_path, 8)
     assert [source[i].caption for i in range(2)] == ["first", "second"] and source.classes == ()
 
@@ -160,19 +170,26 @@ def test_which_table(pets):
         Folder(pets, 8, table="b.csv", label_column="knd")
 
 
-@pytest.mark.parametrize("name,text,message", [
-    ("metadata.csv", "", "no rows"),
-    ("metadata.csv", "file_name,label\n", "no rows"),
-    ("metadata.csv", "name,label\ncat/0.png,x\n", "no column 'file_name'.*found: label, name"),
-    ("metadata.csv", "file_name,size\ncat/0.png,x\n", "neither a 'label' nor a 'text'"),
-    ("metadata.csv", "file_name,text\ncat/0.png,one, two\n", "line 2: 2 columns expected; quote"),
-    ("metadata.csv", "file_name,label,text\ncat/0.png,x\n", "line 2: 3 columns expected"),
-    ("metadata.csv", "file_name,label\n,x\n", "line 2: no file_name"),
-    ("metadata.csv", "file_name,label\ncat/0.png,x\ncat/1.png,\n", r"1 of 2 rows have no label, the first is cat/1"),
-    ("metadata.csv", "file_name,label\nnope.png,x\n", "none of the files it lists"),
-    ("metadata.jsonl", '{"file_name": "cat/0.png", "label": 1}\n{oops\n', "line 2: not JSON"),
-    ("metadata.jsonl", '["cat/0.png"]\n', "line 1: not a JSON object"),
-])
+@pytest.mark.parametrize(
+    "name,text,message",
+    [
+        ("metadata.csv", "", "no rows"),
+        ("metadata.csv", "file_name,label\n", "no rows"),
+        ("metadata.csv", "name,label\ncat/0.png,x\n", "no column 'file_name'.*found: label, name"),
+        ("metadata.csv", "file_name,size\ncat/0.png,x\n", "neither a 'label' nor a 'text'"),
+        ("metadata.csv", "file_name,text\ncat/0.png,one, two\n", "line 2: 2 columns expected; quote"),
+        ("metadata.csv", "file_name,label,text\ncat/0.png,x\n", "line 2: 3 columns expected"),
+        ("metadata.csv", "file_name,label\n,x\n", "line 2: no file_name"),
+        (
+            "metadata.csv",
+            "file_name,label\ncat/0.png,x\ncat/1.png,\n",
+            r"1 of 2 rows have no label, the first is cat/1",
+        ),
+        ("metadata.csv", "file_name,label\nnope.png,x\n", "none of the files it lists"),
+        ("metadata.jsonl", '{"file_name": "cat/0.png", "label": 1}\n{oops\n', "line 2: not JSON"),
+        ("metadata.jsonl", '["cat/0.png"]\n', "line 1: not a JSON object"),
+    ],
+)
 def test_bad_tables_get_one_clear_line(name, text, message, pets):
     (pets / name).write_text(text)
     with pytest.raises(DataError, match=message) as caught:
@@ -204,12 +221,20 @@ def test_size_from_the_data(tmp_path, save):
     assert Folder(tmp_path, (10, 14)).size == (10, 14)
 
 
-@pytest.mark.parametrize("shapes,multiple,want", [
-    ({(500, 375): 10}, None, (256, 256)), ({(200, 300): 10}, None, (192, 288)), ({(24, 40): 1}, None, (24, 40)),
-    ({(500, 375): 10, (375, 500): 9}, None, (256, 256)),
-    ({(28, 28): 4}, None, (28, 28)), ({(29, 29): 4}, None, (28, 28)), ({(1, 1): 4}, None, (2, 2)),
-    ({(100, 70): 2, (70, 90): 2, (64, 64): 3}, None, (64, 64)), ({(70, 70): 1, (71, 90): 1}, 8, (64, 64)),
-])
+@pytest.mark.parametrize(
+    "shapes,multiple,want",
+    [
+        ({(500, 375): 10}, None, (256, 256)),
+        ({(200, 300): 10}, None, (192, 288)),
+        ({(24, 40): 1}, None, (24, 40)),
+        ({(500, 375): 10, (375, 500): 9}, None, (256, 256)),
+        ({(28, 28): 4}, None, (28, 28)),
+        ({(29, 29): 4}, None, (28, 28)),
+        ({(1, 1): 4}, None, (2, 2)),
+        ({(100, 70): 2, (70, 90): 2, (64, 64): 3}, None, (64, 64)),
+        ({(70, 70): 1, (71, 90): 1}, 8, (64, 64)),
+    ],
+)
 def test_suggested_sizes(shapes, multiple, want):
     from collections import Counter
 

@@ -19,8 +19,13 @@ def take(loader, steps):
 
 
 def equal(a, b):
-    return (torch.equal(a.images, b.images) and torch.equal(a.labels, b.labels) and a.captions == b.captions
-            and torch.equal(a.indices, b.indices) and a.positions == b.positions)
+    return (
+        torch.equal(a.images, b.images)
+        and torch.equal(a.labels, b.labels)
+        and a.captions == b.captions
+        and torch.equal(a.indices, b.indices)
+        and a.positions == b.positions
+    )
 
 
 @pytest.fixture(scope="module")

@@ -38,11 +38,16 @@ def test_home_folder_is_understood(pets, monkeypatch):
     assert len(open_source("~/pets")) == 12
 
 
-@pytest.mark.parametrize("name,message", [
-    ("digitz", "no such file or folder; did you mean 'digits'"),
-    ("/no/where", "no such file or folder; give 'digits', a folder"),
-    ("a.png", "this is a single image"), ("a.zip", "an archive: unpack it first"), ("a.bin", "this is a file"),
-])
+@pytest.mark.parametrize(
+    "name,message",
+    [
+        ("digitz", "no such file or folder; did you mean 'digits'"),
+        ("/no/where", "no such file or folder; give 'digits', a folder"),
+        ("a.png", "this is a single image"),
+        ("a.zip", "an archive: unpack it first"),
+        ("a.bin", "this is a file"),
+    ],
+)
 def test_wrong_names_get_one_clear_line(name, message, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     if name.startswith("a."):

@@ -31,8 +31,9 @@ def pixels(seed, size=(8, 6)):
 
 def write(path, images, groups=4, names=None, **columns):
     """A parquet file of structs {bytes, path}, with the hub's class names if given."""
-    images = [{"bytes": data, "path": f"{i}.png"} if isinstance(data, bytes | None) else data
-              for i, data in enumerate(images)]
+    images = [
+        {"bytes": data, "path": f"{i}.png"} if isinstance(data, bytes | None) else data for i, data in enumerate(images)
+    ]
     table = pa.table({"image": images, **columns})
     if names:
         about = {"info": {"features": {"label": {"names": names, "_type": "ClassLabel"}}}}
@@ -137,13 +138,16 @@ def test_damaged_row_group_is_not_the_end(tmp_path):
         source[5]
 
 
-@pytest.mark.parametrize("columns,message", [
-    ({"x": [1]}, "no column of image bytes"),
-    ({"a": [b"1"], "b": [b"2"]}, "several columns of image bytes.*data.image_column"),
-    ({"image": [b"1"], "label": [None]}, None),
-    ({"image": [b"1", b"2"], "label": [None, 1]}, "1 of 2 rows have no label, the first is row 0"),
-    ({"image": pa.array([], pa.binary())}, "no rows"),
-])
+@pytest.mark.parametrize(
+    "columns,message",
+    [
+        ({"x": [1]}, "no column of image bytes"),
+        ({"a": [b"1"], "b": [b"2"]}, "several columns of image bytes.*data.image_column"),
+        ({"image": [b"1"], "label": [None]}, None),
+        ({"image": [b"1", b"2"], "label": [None, 1]}, "1 of 2 rows have no label, the first is row 0"),
+        ({"image": pa.array([], pa.binary())}, "no rows"),
+    ],
+)
 def test_wrong_columns(columns, message, tmp_path):
     pq.write_table(pa.table(columns), tmp_path / "a.parquet")
     if message is None:

@@ -84,12 +84,13 @@ def test_sixteen_bits():
 
 def sixteen_bit_rgb(value):
     """A 1x1 PNG of 16 bits a channel, which Pillow cannot write."""
+
     def chunk(kind, body):
         return struct.pack(">I", len(body)) + kind + body + struct.pack(">I", zlib.crc32(kind + body))
 
     body = b"\0" + struct.pack(">HHH", *value)
     head = struct.pack(">IIBBBBB", 1, 1, 16, 2, 0, 0, 0)
-    return (b"\x89PNG\r\n\x1a\n" + chunk(b"IHDR", head) + chunk(b"IDAT", zlib.compress(body)) + chunk(b"IEND", b""))
+    return b"\x89PNG\r\n\x1a\n" + chunk(b"IHDR", head) + chunk(b"IDAT", zlib.compress(body)) + chunk(b"IEND", b"")
 
 
 def test_sixteen_bit_rgb():
@@ -138,8 +139,19 @@ def test_wrong_ending_does_not_matter(tmp_path):
     assert torch.equal(Folder(tmp_path, (12, 16))[0].image.permute(1, 2, 0), torch.from_numpy(np.array(noise())))
 
 
-@pytest.mark.parametrize("form,ending", [("JPEG", "jpeg"), ("WEBP", "webp"), ("BMP", "BMP"), ("GIF", "Gif"),
-                                         ("TIFF", "tif"), ("TIFF", "TIFF"), ("PNG", "png"), ("JPEG", "JPG")])
+@pytest.mark.parametrize(
+    "form,ending",
+    [
+        ("JPEG", "jpeg"),
+        ("WEBP", "webp"),
+        ("BMP", "BMP"),
+        ("GIF", "Gif"),
+        ("TIFF", "tif"),
+        ("TIFF", "TIFF"),
+        ("PNG", "png"),
+        ("JPEG", "JPG"),
+    ],
+)
 def test_endings(form, ending, tmp_path):
     (tmp_path / f"a.{ending}").write_bytes(encoded(noise(), form))
     assert Folder(tmp_path, 8)[0].image.shape == (3, 8, 8)
