@@ -224,11 +224,14 @@ def _descend(options: list[Any], tree: Any, key: str) -> tuple[list[Any], Any]:
 def _unknown(cls: type[Settings], parts: Sequence[str], names: list[str]) -> str:
     """The line for an unknown key: the nearest sibling, else the same name elsewhere in the tree."""
     prefix = "".join(f"{part}." for part in parts[:-1])
+    key, known = prefix + parts[-1], _all_keys(cls)
+    if key in known and "kind" in names:
+        return f"{key}: {prefix[:-1]} is of a kind that has no such key; set {prefix}kind first"
     close = difflib.get_close_matches(parts[-1], names, n=1, cutoff=0.6)
-    elsewhere = [key for key in _all_keys(cls) if key.split(".")[-1] == parts[-1]]
+    elsewhere = [other for other in known if other.split(".")[-1] == parts[-1]]
     meant = [prefix + name for name in close] or elsewhere[:1]
     hint = f"did you mean {meant[0]!r}?" if meant else f"there are: {', '.join(prefix + name for name in names)}"
-    return f"{prefix}{parts[-1]}: unknown key; {hint}"
+    return f"{key}: unknown key; {hint}"
 
 
 def _all_keys(cls: Any, prefix: str = "") -> list[str]:
@@ -253,9 +256,9 @@ def _assign(tree: Any, key: str, value: Any) -> None:
             raise SettingsError(f"{key}: unknown key; {'.'.join(parts[: depth + 1])} is a plain value")
         tree[slot] = below
         tree = below
-    if last == "kind" and tree.get("kind") != value:
-        tree.clear()
     slot = _slot(tree, last, key)
+    if slot == "kind" and tree.get("kind") != value:
+        tree.clear()
     if isinstance(value, str) and isinstance(tree, dict):
         value = merge({last: tree.get(last)}, {last: value})[last]  # "path=vp" stands for "path.kind=vp"
     tree[slot] = value
@@ -285,6 +288,8 @@ def _typed(cls: type[Settings], tree: Any, key: str, text: str) -> Any:
         readings = [plain, text]
     if text.lower() == "none":
         readings.append(None)
+    if tree is None and "kind" in _fields(options, None):  # "guidance=cfg" stands for "guidance.kind=cfg" here too
+        readings.append({"kind": text})
     for reading in readings:
         for option in options:
             try:

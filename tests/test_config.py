@@ -51,6 +51,13 @@ class Teacher(Settings):
     note: str | None = None
 
 
+class Bend(Settings):
+    """What a Tree has none of unless it is asked for."""
+
+    extra: Annotated[Line | Curve, Field(discriminator="kind")] | None = None
+    bag: dict[str, str] | None = None
+
+
 class Tree(Settings):
     name: str = "tree"
     objective: Flow = Flow()
@@ -112,6 +119,13 @@ def test_override_is_typed_by_its_field(text, key, value):
     assert flatten(override(Tree(), [text]).model_dump(mode="json"))[key] == value
 
 
+def test_a_kind_alone_fills_an_empty_place():
+    assert override(Bend(), ["extra=curve"]) == override(Bend(), ["extra.kind=curve"]) == Bend(extra=Curve())
+    assert override(Bend(extra=Curve(low=1.0)), ["extra=curve"]).extra == Curve(low=1.0)
+    assert override(Bend(extra=Line()), ["extra=none"]) == Bend()
+    assert errors(override, Bend(), ["extra=curv"]) and errors(override, Bend(), ["bag=curve"])
+
+
 def test_a_changed_kind_drops_the_old_variant_and_takes_new_keys_in_any_order():
     curve = Tree().with_({"objective.path": Curve(low=1.0)})
     assert override(curve, ["objective.path=line"]).objective.path == Line()
@@ -135,6 +149,9 @@ def test_a_changed_kind_drops_the_old_variant_and_takes_new_keys_in_any_order():
         ("objective.drop=1.5", "objective.drop: input should be less than or equal to 1 (given '1.5')"),
         ("training.betas=[0.9]", "training.betas.1: required, and not given"),
         ("teachers.3.model=x", "teachers.3.model: no entry '3'; there are 1, counted from 0"),
+        ("teachers.model=x", "teachers.model: no entry 'model'; there are 1, counted from 0"),
+        ("teachers.kind=x", "teachers.kind: no entry 'kind'; there are 1, counted from 0"),
+        ("objective.path.high=1", "objective.path.high: objective.path is of a kind that has no such key; set "),
         ("training.lr", "'training.lr': an override is written key=value, for example training.lr=2e-4"),
     ],
 )
