@@ -71,8 +71,11 @@ class Condition:
 
 
 def _device_of(args, kwargs):
-    for value in (*args, *kwargs.values()):
-        if isinstance(value, (str, torch.device)):
+    """The device among the arguments of Tensor.to: a name, a number or another tensor's; None if there is none."""
+    for value in (*args, kwargs.get("device"), kwargs.get("tensor")):
+        if isinstance(value, Tensor):
+            return value.device
+        if isinstance(value, (str, torch.device)) or type(value) is int:
             return value
     return None
 

@@ -52,7 +52,7 @@ def variational_term(estimate: Estimate, x: Tensor, variance: Variance, clip: bo
 
     estimate: of x_t on a DDPM path; clip: keep its data in [-1, 1]. Gradients reach what the estimate carries.
     """
-    path, x_t, t = estimate.path, estimate.x, estimate.t
+    path, x_t, t = estimate.path, estimate.x, estimate.t.to(x.device)
     if not isinstance(path, DDPM):
         raise ValueError(f"the variational bound needs a DDPM path, not {path.kind!r}")
     data = estimate.data.clamp(-1, 1) if clip else estimate.data
@@ -84,13 +84,14 @@ def bits_per_dimension(
     variance: Variance = "learned_range",
     clip: bool = True,
 ) -> Bound:
-    """The whole bound of x (B, C, H, W) in [-1, 1]: one call denoise(x_t, t (B,), step) for each step of the chain.
+    """The whole bound of x (B, C, H, W) in [-1, 1]: one call denoise(x_t, t, step) for each step of the chain.
 
-    noise(step): (B, C, H, W) draws; step 0 is the noisiest.
+    denoise: a `Denoise` of the (respaced) path, for one; t is a scalar. noise(step): (B, C, H, W) draws; step 0 is the
+    noisiest.
     """
     columns = []
-    for step, time in enumerate(path.times().to(x.device)):
-        t, eps = time.expand(len(x)), noise(step)
+    for step, t in enumerate(path.times().to(x.device)):
+        eps = noise(step)
         estimate = denoise(interpolate(path, x, eps, t), t, step)
         data = estimate.data.clamp(-1, 1) if clip else estimate.data
         implied = (estimate.x - expand(path.alpha(t), x) * data) / expand(path.sigma(t), x)
