@@ -18,7 +18,7 @@ from ditkit.diffusion.broadcast import expand, mean_per_sample
 from ditkit.diffusion.ddpm import DDPM, Variance
 from ditkit.diffusion.path import AnyPath, Linear, interpolate
 from ditkit.diffusion.prediction import Estimate, Kind, network_input, target
-from ditkit.diffusion.times import AnyDensity, Uniform
+from ditkit.diffusion.times import AnyDensity, Discrete, Uniform
 from ditkit.diffusion.variational import variational_term
 from ditkit.diffusion.weight import AnyWeight, Plain
 from ditkit.protocols import Condition, Denoiser, Noise
@@ -89,12 +89,13 @@ class Flow(Settings):
 
     @model_validator(mode="after")
     def _finite(self) -> Flow:
-        """Refuse a weight that is infinite where the density draws: an interval such as SiT's keeps off the ends."""
-        if isinstance(self.density, Uniform):
-            ends = torch.tensor([self.density.low, self.density.high], dtype=torch.float64)
-            factor = self.weight(self.path, ends, self.prediction) * target(
-                "noise" if self.prediction == "score" else self.prediction, self.path, ends * 0 + 1, ends * 0 + 1, ends
-            )
+        """Refuse a loss that is infinite where the density draws: an interval such as SiT's keeps off the ends."""
+        if isinstance(self.density, (Uniform, Discrete)):  # the others draw an end once in millions: the guard's part
+            limits = (self.density.low, self.density.high) if isinstance(self.density, Uniform) else (0.0, 1.0)
+            ends = torch.tensor(limits, dtype=torch.float64)
+            kind = "noise" if self.prediction == "score" else self.prediction
+            ones = torch.ones_like(ends)
+            factor = self.weight(self.path, ends, self.prediction) * target(kind, self.path, ones, ones, ends)
             if not bool(factor.isfinite().all()):
                 end = float(ends[~factor.isfinite()][0])
                 raise ValueError(f"the loss is infinite at t = {end:g}: keep the density off it, as Uniform(low, high)")

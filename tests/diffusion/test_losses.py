@@ -374,8 +374,9 @@ def test_edm_training_has_unit_targets():
 )
 def test_an_infinite_loss_is_refused(tree):
     tree = {key: {"kind": value} if key == "path" else value for key, value in tree.items()}
-    with pytest.raises(SettingsError, match="infinite at t ="):
-        read_settings(Flow, tree)
+    for density in ({"kind": "uniform"}, {"kind": "discrete"}):  # both draw the ends
+        with pytest.raises(SettingsError, match="infinite at t ="):
+            read_settings(Flow, {**tree, "density": density})
     kept_off = {"kind": "uniform", "low": 1e-3, "high": 0.999}
     assert read_settings(Flow, {**tree, "density": kept_off}).density.low == 1e-3
 
