@@ -11,6 +11,7 @@ from torch import nn
 
 from ditkit.checkpoints.diffusers_dit import DIFFUSERS_DIT
 from ditkit.checkpoints.dit import DIT, SIT
+from ditkit.checkpoints.families import require
 from ditkit.checkpoints.files import Weights, folder_shape, read, select
 from ditkit.checkpoints.keys import without_wrappers
 from ditkit.checkpoints.published import CheckpointError, Converter, Published, Shape, State
@@ -46,7 +47,9 @@ def load_published(
     arguments = Shape.read(source, converter.arguments, shape, told)
     try:
         state, found = select(content, weights)
-        published = converter.load(without_wrappers(state), arguments, path, prediction)
+        state = without_wrappers(state)
+        require(source, state, SOURCES)
+        published = converter.load(state, arguments, path, prediction)
     except CheckpointError as error:
         raise CheckpointError(f"{file}: {error}" if file else str(error)) from None
     return replace(published, weights=found)

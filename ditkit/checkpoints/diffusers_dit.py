@@ -13,7 +13,6 @@ import torch
 from torch import nn
 
 from ditkit.checkpoints.dit import DIT
-from ditkit.checkpoints.families import require
 from ditkit.checkpoints.keys import Table, check, inverse, need, rename
 from ditkit.checkpoints.published import CheckpointError, Published, Shape, State
 from ditkit.diffusion.path import AnyPath
@@ -48,7 +47,6 @@ class DiffusersDiT:
 
     def load(self, state: State, shape: Shape, path: AnyPath | None, prediction: Kind | None) -> Published:
         """diffusers tensors -> our model; a leftover `pos_embed` of the conversion script is refused by name."""
-        require(self.source, state)
         official = self._official(state)
         patch_weight, _ = need("dit", official, "x_embedder.proj.weight", "y_embedder.embedding_table.weight")
         width, patch = patch_weight.shape[0], patch_weight.shape[2]

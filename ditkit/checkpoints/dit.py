@@ -12,7 +12,6 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
-from ditkit.checkpoints.families import require
 from ditkit.checkpoints.keys import Table, check, inverse, need, rename
 from ditkit.checkpoints.published import CheckpointError, Published, Shape, State
 from ditkit.diffusion.ddpm import DDPM
@@ -46,7 +45,6 @@ class Official:
 
     def load(self, state: State, shape: Shape, path: AnyPath | None, prediction: Kind | None) -> Published:
         """Official tensors (copied) -> our model, strict."""
-        require(self.source, state)
         prediction = self._kind(prediction)
         settings = self.settings(state, shape)
         check(self.source, state, self.blank(settings))
@@ -146,7 +144,7 @@ class Official:
             (s.num_classes == 0, "it is unconditional; the official class has a label table"),
             (
                 s.variance not in ("none", self.doubled),
-                f"its variance is {s.variance}; the family has none or {self.doubled}",
+                f"its variance is {s.variance}; the family has none{f' or {self.doubled}' if self.doubled else ''}",
             ),
             (s.qk_norm not in (("none", "layer") if self.qk_norm else ("none",)), f"its qk_norm is {s.qk_norm}"),
             (s.grid[0] != s.grid[1], f"its size {s.size[0]} x {s.size[1]} is not square"),

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 
 from torch import Tensor
 
@@ -43,14 +43,18 @@ def _doubled(state: Mapping[str, Tensor]) -> bool:
     return patch is not None and final is not None and final.numel() == 2 * patch[0].numel()
 
 
-def require(source: str, state: Mapping[str, Tensor]) -> None:
-    """Raise CheckpointError, naming the family that it looks like, when `state` is not of family `source`."""
+def require(source: str, state: Mapping[str, Tensor], sources: Collection[str]) -> None:
+    """Raise CheckpointError, naming the family that it looks like, when `state` is not of family `source`.
+
+    sources: those that can be loaded; of the other families the error says that they cannot.
+    """
     found = looks_like(state)
     if source in found:
         return
     if found:
         names = " or ".join(repr(f) for f in found)
-        raise CheckpointError(f"source {source!r}: this checkpoint looks like {names}; load it with that source")
+        hint = "load it with that source" if set(found) & set(sources) else "there is no converter for it"
+        raise CheckpointError(f"source {source!r}: this checkpoint looks like {names}; {hint}")
     for fragments, what in _OTHERS:
         if all(any(f in key for key in state) for f in fragments):
             raise CheckpointError(f"source {source!r}: this looks like {what}")

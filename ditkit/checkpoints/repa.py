@@ -12,14 +12,13 @@ from torch import Tensor, nn
 
 from ditkit.align import Projector
 from ditkit.checkpoints.dit import Official
-from ditkit.checkpoints.families import require
 from ditkit.checkpoints.keys import check, need
 from ditkit.checkpoints.published import CheckpointError, Published, Shape, State
 from ditkit.diffusion.path import AnyPath, Linear
 from ditkit.diffusion.prediction import Kind
 from ditkit.models import SIZES
 
-# REPA-p and the authors' correction (facts 1.5): B aligns block 4, L and XL block 8
+# arXiv 2410.06940 and the authors' correction (REPA issue 5): B aligns block 4, L and XL block 8
 _ALIGN = {(SIZES[f"{n}/2"]["depth"], SIZES[f"{n}/2"]["width"]): d for n, d in (("B", 4), ("L", 8), ("XL", 8))}
 _BODY = Official("repa", (1.0, 0.0), Linear(), ("velocity",), None, qk_norm=True)
 
@@ -33,7 +32,6 @@ class Repa:
 
     def load(self, state: State, shape: Shape, path: AnyPath | None, prediction: Kind | None) -> Published:
         """Official tensors -> model, projectors (None where the file has none) and the block that they read."""
-        require(self.source, state)
         state, legacy_depth = modern_keys(state)
         body = {k: v for k, v in state.items() if not k.startswith("projectors.")}
         heads = {k.removeprefix("projectors."): v for k, v in state.items() if k.startswith("projectors.")}
@@ -56,9 +54,16 @@ class Repa:
     def export(self, model: nn.Module, projectors: nn.ModuleList | None, prediction: Kind | None) -> State:
         """Our model and projectors -> official keys and tensors."""
         state = _BODY.export(model, None, prediction)
-        for key, value in (projectors.state_dict() if projectors is not None else {}).items():
-            state[f"projectors.{key}"] = value.detach().clone()
-        return state
+        if projectors is None:
+            return state
+        heads, width = projectors.state_dict(), len(state["x_embedder.proj.bias"])
+        first = {tuple(value.shape) for key, value in heads.items() if key.split(".", 1)[1] == "0.weight"}
+        if len(first) != 1 or first.pop()[1] != width:
+            raise CheckpointError(
+                "export_published: the projectors do not fit source 'repa': all must read the model's tokens of width "
+                f"{width} through one hidden width"
+            )
+        return state | {f"projectors.{key}": value.detach().clone() for key, value in heads.items()}
 
 
 def modern_keys(state: State) -> tuple[State, int | None]:

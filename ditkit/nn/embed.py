@@ -12,7 +12,7 @@ def sinusoid(t: Tensor, width: int = 256, max_period: float = 10000.0) -> Tensor
     """Sinusoidal features (B, width) of times t (B,), always float32: [cos | sin], a zero column when width is odd.
 
     Frequencies max_period^(-i / half), i = 0 .. half - 1, half = width // 2 (divided by half, not by half - 1).
-    Source: DiT's timestep embedding (facts 1.2); DDT uses max_period 10.
+    Source: DiT (arXiv 2212.09748) and its released code; DDT uses max_period 10.
     """
     half = width // 2
     steps = torch.arange(half, dtype=torch.float32, device=t.device)

@@ -11,7 +11,7 @@ def sincos_table(rows: int, columns: int, width: int) -> Tensor:
 
     As published by MAE and DiT: the FIRST half of the channels encodes the COLUMN, the second half the row; each half
     is [sin | cos] with frequencies 10000^(-i / (width/4)) at integer positions, not centred, not interpolated.
-    Raises ValueError unless width is a multiple of 4. Source: DiT (arXiv 2212.09748), facts 1.2.
+    Raises ValueError unless width is a multiple of 4. Source: DiT (arXiv 2212.09748) and its released code.
     """
     if width % 4:
         raise ValueError(f"sincos_table: width must be a multiple of 4, got {width}")

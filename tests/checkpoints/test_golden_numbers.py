@@ -1,4 +1,4 @@
-"""Golden outputs of the official code under a fill rule that needs no stored weights (fact sheet, section 9)."""
+"""Golden outputs of the official code under a fill rule that needs no stored weights."""
 
 import pytest
 import torch

@@ -96,6 +96,21 @@ def test_published_xl_needs_no_arguments(reference, row, source):
     assert (len(back), sum(v.numel() for v in back.values())) == (info["tensors"], info["state_elements"])
 
 
+@pytest.mark.parametrize("size, depth", [("B/2", 4), ("L/2", 8), ("XL/2", 8), ("S/2", None)])
+def test_published_align_depths(size, depth):
+    """B aligns block 4, L and XL block 8 (REPA issue 5 corrects the paper's table); S was never published."""
+    with torch.device("meta"):
+        model = DiT(dit_settings(size))
+        projectors = torch.nn.ModuleList([Projector(model.settings.width, 768)])
+    state = export_published(model, "repa", projectors)
+    if depth is None:
+        with pytest.raises(CheckpointError, match="give align_depth="):
+            load_published(state, "repa")
+    else:
+        published = load_published(state, "repa")
+        assert published.align_depth == depth and published.settings.heads == model.settings.heads
+
+
 def test_parameter_counts_of_every_published_row(reference):
     case = reference("state_keys_full")
     rows = [
@@ -182,7 +197,7 @@ def test_one_class_and_null_label():
         ("dit", {"conditioning": "in_context"}, "only adaln_zero was released"),
         ("sit", {"num_classes": 0}, "unconditional"),
         ("sit", {"variance": "learned"}, "variance is learned"),
-        ("repa", {"variance": "dropped"}, "variance is dropped"),
+        ("repa", {"variance": "dropped"}, "variance is dropped; the family has none$"),
         ("dit", {"qk_norm": "layer"}, "qk_norm is layer"),
         ("repa", {"qk_norm": "rms"}, "qk_norm is rms"),
         ("diffusers-dit", {"size": (8, 12)}, "8 x 12 is not square"),
@@ -200,3 +215,6 @@ def test_export_refuses_other_objects():
         export_published(tiny("sit"), "sit", torch.nn.ModuleList([Projector(32, 6, 8)]))
     with pytest.raises(CheckpointError, match="no source 'edm'; choose from dit, sit"):
         export_published(tiny("sit"), "edm")
+    for misfit in ([Projector(16, 6, 8)], [Projector(32, 6, 8), Projector(32, 6, 12)]):
+        with pytest.raises(CheckpointError, match="all must read the model's tokens of width 32 through one hidden"):
+            export_published(tiny("repa"), "repa", torch.nn.ModuleList(misfit))

@@ -47,7 +47,7 @@ def test_space_timesteps_as_recorded(reference):
         ref.close(f"space.{name}", torch.tensor(space_timesteps(call["n"], call["arg"])))
 
 
-def test_respacing_numbers_of_the_facts():
+def test_respacing_numbers_of_the_released_code():
     assert space_timesteps(1000, 5) == (0, 250, 500, 749, 999)
     assert space_timesteps(1000, "250")[:6] == (0, 4, 8, 12, 16, 20)
     assert space_timesteps(1000, "ddim250")[-1] == 996
@@ -143,7 +143,7 @@ def test_log_variance_spans_beta_and_posterior():
         path.log_variance("learned_range", t)
 
 
-def test_abar_of_the_facts():
+def test_abar_of_the_released_code():
     abar = DDPM().alphas_bar
     want = {0: 0.9999, 250: 0.52142303, 500: 0.077796658, 750: 0.0033001584, 999: 4.0358298e-05}
     for k, value in want.items():

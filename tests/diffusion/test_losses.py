@@ -339,7 +339,7 @@ def test_loss_does_not_see_the_batch_cut(objective):
     assert torch.allclose(torch.cat([p.terms["denoise"] for p in parts]), whole.terms["denoise"], rtol=1e-5)
 
 
-def test_facts_golden_repa_and_dit_losses_have_unit_start():
+def test_losses_of_a_network_that_starts_at_zero():
     """A zero network: noise MSE about 1, velocity MSE about E|eps - x|^2 = 2 for unit data."""
     x = torch.randn(64, 4, 16, 16, generator=torch.Generator().manual_seed(0))
     flow = Flow(drop=0)(Fixed(torch.zeros_like(x)), x, Condition(), BatchNoise(0, 0, 64))

@@ -149,7 +149,7 @@ def test_sit_path_quantities(reference, name):
 
 
 def test_sit_value_check():
-    """The facts' numbers at SiT's t = 0.3: Linear score and noise of x = 0.7, v = -0.4."""
+    """Golden numbers at SiT's t = 0.3: Linear score and noise of x = 0.7, v = -0.4."""
     x, v, t = torch.full((1, 1, 1, 1), 0.7), torch.full((1, 1, 1, 1), 0.4), torch.tensor([0.7])
     assert Estimate(x, t, Linear(), "velocity", v).score.item() == pytest.approx(-1.171429, abs=1e-6)
     assert Estimate(x, t, Linear(), "velocity", v).noise.item() == pytest.approx(0.82, abs=1e-6)

@@ -1,4 +1,4 @@
-"""Position tables and timestep embeddings against the recordings and the numbers of the fact sheet."""
+"""Position tables and timestep embeddings against the recordings and golden numbers of the released code."""
 
 import pytest
 import torch

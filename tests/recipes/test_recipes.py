@@ -19,7 +19,7 @@ ALL = sorted(RECIPES)
 PUBLISHED = [name for name in ALL if recipe(name).published]
 OURS = {"sit.s_2", "sit.b_2", "sit.l_2", "sit.xl_2", "repa.sit_s_2", "digits.sit", "digits.repa"}
 
-# Trainable parameters without the frozen position table (facts, section 1.1; verified on the official code).
+# Trainable parameters without the frozen position table (counted on the official code).
 SIZES = {
     "S/8": 33_142_016, "S/4": 32_920_448, "S/2": 32_865_056,
     "B/8": 130_869_248, "B/4": 130_426_496, "B/2": 130_315_808,
