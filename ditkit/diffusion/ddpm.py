@@ -94,10 +94,10 @@ class DDPM(Settings):
         return self.tables().index.flip(0).to(torch.float32) / (self.steps - 1)
 
     def visited(self, steps: int, spacing: Literal["even", "ddim"] = "even") -> Tensor:
-        """The times (N,) float32, falling, of this chain cut down to `steps` visits: both ends, or ddimN's stride."""
+        """The times (N,) float64, falling, of this chain cut down to `steps` visits: both ends, or ddimN's stride."""
         spec = f"ddim{steps}" if spacing == "ddim" else steps
         kept = self.tables().index[list(space_timesteps(self.length, spec))]
-        return kept.flip(0).to(torch.float32) / (self.steps - 1)
+        return kept.flip(0).to(torch.float64) / (self.steps - 1)
 
     def index(self, t: Tensor) -> Tensor:
         """Position (int64) of time t in the (respaced) chain; t must be one of its times, as `times` gives them."""

@@ -167,11 +167,9 @@ class SamplerSettings(Settings):
         """The visited times (N,) of a DDPM table, falling: those of a respaced path, else `steps` of all."""
         if self.shift != 1 or self.last is not None or self.start is not None or self.stop is not None:
             raise ValueError("sampler: shift, last, start and stop have no meaning on a DDPM table: remove them")
-        if path.indices is None:
-            path = path.respace(f"ddim{self.steps}" if self.spacing == "ddim" else self.steps)
-        elif path.length != self.steps:
+        if path.indices is not None and path.length != self.steps:
             raise ValueError(f"sampler: {self.steps} steps asked on a path respaced to {path.length}: make them equal")
-        return torch.tensor(path.indices, dtype=torch.float64).flip(0) / (path.steps - 1)
+        return path.visited(self.steps, self.spacing)
 
     @torch.no_grad()
     def run(

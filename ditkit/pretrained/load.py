@@ -78,8 +78,9 @@ class TeacherSettings(Settings):
         """'toy', one of REPA's names ('dinov2-vit-b'), KIND:SOURCE, a `ditkit teacher` folder, a hub id or a folder."""
         if text == "toy":
             return cls(kind="toy")
-        if text in TEACHERS:
-            kind, source = TEACHERS[text]
+        named = {name.lower(): found for name, found in TEACHERS.items()}  # REPA spells one of them clip-vit-L
+        if text.lower() in named:
+            kind, source = named[text.lower()]
             return cls(kind=kind, source=source)  # type: ignore[arg-type]
         kind, _, source = text.partition(":")
         if kind in FAMILIES:

@@ -223,6 +223,7 @@ def test_default_grids_are_the_published_ones():
 def test_published_names():
     for name, (kind, source) in TEACHERS.items():
         assert TeacherSettings.parse(name) == TeacherSettings(kind=kind, source=source) and kind in FAMILIES
+        assert TeacherSettings.parse(name.upper()) == TeacherSettings.parse(name)
     assert TeacherSettings.parse("mocov3:some/file.pth") == TeacherSettings(kind="mocov3", source="some/file.pth")
     with pytest.raises(PretrainedMissing, match="published as a file"):
         load_teacher(TeacherSettings(kind="mocov3"))
