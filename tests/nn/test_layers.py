@@ -15,14 +15,15 @@ def _rand(*shape, seed=0):
 
 
 @pytest.mark.parametrize("qk_norm", ["none", "layer", "rms"])
-def test_attention_is_softmax_of_scaled_products(qk_norm):
-    layer, x = Attention(24, 3, qk_norm=qk_norm), _rand(2, 5, 24)
+@pytest.mark.parametrize("head", [8, 72])  # 72 is XL's: no power of two, which some kernels ask for
+def test_attention_is_softmax_of_scaled_products(qk_norm, head):
+    layer, x = Attention(3 * head, 3, qk_norm=qk_norm), _rand(2, 5, 3 * head)
     q, k, v = layer.qkv(x).chunk(3, dim=-1)
     heads = []
     for i in range(3):
-        part = slice(8 * i, 8 * i + 8)
+        part = slice(head * i, head * i + head)
         qi, ki = layer.q_norm(q[..., part]), layer.k_norm(k[..., part])
-        heads.append(torch.softmax(qi @ ki.transpose(1, 2) / 8**0.5, dim=-1) @ v[..., part])
+        heads.append(torch.softmax(qi @ ki.transpose(1, 2) / head**0.5, dim=-1) @ v[..., part])
     assert torch.allclose(layer(x), layer.proj(torch.cat(heads, dim=-1)), atol=1e-6)
 
 
@@ -46,11 +47,15 @@ def test_head_norms():
     assert rms(x.bfloat16()).dtype == torch.bfloat16
 
 
-def test_attention_under_autocast_with_qk_norm():
-    layer, x = Attention(24, 3, qk_norm="layer"), _rand(2, 5, 24)
+@pytest.mark.parametrize("qk_norm", ["layer", "rms"])
+def test_attention_under_autocast_with_qk_norm(qk_norm):
+    """The norms answer in float32; queries, keys and values must meet in one dtype again."""
+    layer, x = Attention(24, 3, qk_norm=qk_norm), _rand(2, 5, 24)
+    full = layer(x)
     with torch.autocast("cpu", dtype=torch.bfloat16):
-        assert torch.allclose(layer(x).float(), layer(x.float()).float())
-        assert layer(x).dtype == torch.bfloat16
+        half = layer(x)
+    assert half.dtype == torch.bfloat16
+    assert 0 < (half.float() - full).abs().max() < 0.02 * full.abs().max()
 
 
 def test_patches_are_row_major_and_channels_fastest():
