@@ -164,7 +164,7 @@ class Aligner(nn.Module):
     def _tokens_like(self, features: Features, count: int) -> Tensor:
         side = math.isqrt(count)
         grid = self.grid or ((side, side) if side * side == count else features.grid)
-        if features.grid == grid:
+        if tuple(features.grid) == tuple(grid):  # a grid that was stored as JSON comes back as a list
             return features.tokens
         if self.settings.grid == "resize_image":
             raise ValueError(

@@ -265,6 +265,8 @@ class DiT(nn.Module):
                 "needs cond.label" if self.label is not None else "is unconditional (num_classes=0), drop cond.label"
             )
             raise ValueError(f"DiT: this model {wants}")
+        if cond.text is not None or cond.pooled is not None:
+            raise ValueError("DiT: this model knows no text, and cond has one; it would be ignored")
         if wrong := [i for i in capture if not 1 <= i <= len(self.blocks)]:
             raise ValueError(f"DiT: capture {wrong} names no block; blocks count from 1 to {len(self.blocks)}")
 

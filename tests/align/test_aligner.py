@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import math
 from itertools import pairwise
 
@@ -247,7 +248,7 @@ def test_cached_targets_equal_online_ones(tmp_path, dtype):
     stored = torch.load(tmp_path / "cache.pt", weights_only=True)[order]
     aligner, hidden = make(), {2: draw(2, 16, 8)}
     online = aligner(hidden, compute_targets([teacher], IMAGES[order], (4, 4)))
-    cached = aligner(hidden, [Features(stored, stored.mean(1), (4, 4))])
+    cached = aligner(hidden, [Features(stored, stored.mean(1), json.loads("[4, 4]"))])
     torch.testing.assert_close(cached, online, rtol=0, atol=0 if dtype == torch.float32 else 1e-3)
 
 

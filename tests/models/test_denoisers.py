@@ -207,6 +207,11 @@ def test_bad_calls_say_what_is_wrong():
         model(x, t, cond, capture=(0, 2, 4))
     with pytest.raises(ValueError, match="is unconditional"):
         network(CASES["unconditional"])(x, t, cond)
+    for text in ({"text": torch.zeros(3, 2, 4)}, {"pooled": torch.zeros(3, 4)}):
+        with pytest.raises(ValueError, match="knows no text"):
+            model(x, t, Condition(label=cond.label, **text))
+        with pytest.raises(ValueError, match="knows no text"):
+            network(CASES["unconditional"])(x, t, Condition(**text))
     with pytest.raises(ValueError, match="given no label"):
         model.null(Condition())
     with pytest.raises(ValueError, match="null_label=False"):
