@@ -58,7 +58,8 @@ def train(
 
         state = train_run(chosen, folder, where, keep=set_keys(keys), on_step=on_step, say=bar.say)
     typer.echo(f"step {state.step}: {folder}")
-    typer.echo(f"samples: {folder / 'samples' / f'{state.step:07d}.png'}   next: ditkit sample {folder} --n 64")
+    typer.echo(f"samples: {folder / 'samples' / f'{state.step:07d}.png'}   report: {folder / 'report.html'}")
+    typer.echo(f"next: ditkit sample {folder} --n 64")
 
 
 def run_folder(spec: str, chosen: Recipe) -> Path:

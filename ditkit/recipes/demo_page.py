@@ -10,9 +10,10 @@ from typing import Any
 from torch import Tensor
 
 from ditkit.analysis.cost import cost
-from ditkit.evaluation import Panel, Report, Score, Space, in_words, read_rows, score_table, series_of
-from ditkit.evaluation.sections import Section, class_grids, curves, facts, join, json_block, table
+from ditkit.evaluation import Report, Score, Space, in_words, read_rows, score_table
+from ditkit.evaluation.sections import Section, class_grids, facts, join, json_block, table
 from ditkit.recipes.recipe import Recipe
+from ditkit.recipes.run_page import training_curves
 
 TITLES = {
     "classifier": (
@@ -65,7 +66,7 @@ def page(f: Findings) -> Report:
     sections = [
         samples(f),
         scores(f),
-        training_curves(f.arms),
+        training_curves({a.name: read_rows(a.folder / "metrics.jsonl") for a in f.arms}, " (held-out images)"),
         teacher(f),
         costs(f),
         *f.further,
@@ -116,20 +117,6 @@ def scores(f: Findings) -> Section:
     if f.classifier_accuracy is not None:
         note += f"; the classifier itself names {f.classifier_accuracy:.1%} of held-out real images correctly"
     return score_table("Scores", spaces, note + ".")
-
-
-def training_curves(arms: Sequence[Arm]) -> Section:
-    """Training, validation and alignment losses side by side."""
-    rows = {arm.name: read_rows(arm.folder / "metrics.jsonl") for arm in arms}
-    panels = [
-        Panel("Training loss", [series_of(r, "loss_denoise", n, smooth=True) for n, r in rows.items()], y_label="loss"),
-        Panel("Validation loss (held-out images)", [series_of(r, "validation_loss", n) for n, r in rows.items()]),
-    ]
-    aligned = [series_of(r, "loss_align", n, smooth=True) for n, r in rows.items() if any("loss_align" in x for x in r)]
-    if aligned:
-        panels.append(Panel("Alignment loss (minus cosine)", aligned))
-    note = "Validation: the same images, noise and times every time, averaged weights."
-    return curves("Curves", panels, note)
 
 
 def teacher(f: Findings) -> Section:

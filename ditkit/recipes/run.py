@@ -21,6 +21,7 @@ from ditkit.recipes.load import load
 from ditkit.recipes.place import check_writable
 from ditkit.recipes.recipe import Recipe
 from ditkit.recipes.registry import from_file
+from ditkit.recipes.run_page import write_run_report
 from ditkit.training import list_steps
 from ditkit.training.files import prepare as prepare_folder
 from ditkit.training.log import Log, Row
@@ -42,9 +43,9 @@ def train(
     """Train `recipe` in `folder` (made if needed; a run that is there is continued) and return the final state.
 
     keep: dotted keys that the user has set and the data may not change. Writes recipe.json and environment.json before
-    the first step and samples/<step>.png after the last. say gets every line of log.txt: what the data said of
-    themselves, what they changed in the recipe, what to doubt, images that cannot be used. Nothing is written before
-    data, codec and teachers are there. Raises what `prepare` and `fit` raise, one line each.
+    the first step, samples/<step>.png and report.html after the last. say gets every line of log.txt: what the data
+    said of themselves, what they changed in the recipe, what to doubt, images that cannot be used. Nothing is written
+    before data, codec and teachers are there. Raises what `prepare` and `fit` raise, one line each.
     """
     check_folder(folder)
     parts = prepare(recipe, device, keep)
@@ -56,7 +57,7 @@ def train(
         log.say(line)
     with data_messages(log.say):
         state = fit(build_job(parts, folder), resume=resume, on_step=on_step, on_message=say)
-    preview(folder, parts, state.step)
+    write_run_report(parts.recipe, folder, preview(folder, parts, state.step))
     return state
 
 

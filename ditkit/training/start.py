@@ -48,8 +48,11 @@ def resume_run(state: State, resume: Resume, log: Log) -> None:
 
 
 def announce(state: State, log: Log) -> None:
-    """Say what is trained, where and how."""
+    """Say what is trained, where and how; or that nothing is left to train."""
     job, settings = state.job, state.job.settings
+    if state.step >= settings.steps:
+        log.say(f"nothing to train: the run is at step {state.step}, {settings.steps} are asked for")
+        return
     sizes = [sum(p.numel() for p in module.parameters() if p.requires_grad) for module in job.modules]
     cut = pieces(settings.batch // job.world, settings)
     device = torch.device(job.device)

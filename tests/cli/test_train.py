@@ -54,6 +54,13 @@ def test_run_folder_holds_everything(home):
     assert package.load(run).step == 4
 
 
+def test_the_report_of_a_run_stands_alone(home):
+    page = (home / "run" / "report.html").read_text()
+    assert "<h1>SiT-S/2 + REPA on your own images</h1>" in page and "4 of 4 steps of 8 images" in page
+    assert "data:image/png;base64," in page and "<svg" in page and "<script" not in page
+    assert all(title in page for title in ("Training loss", "Validation loss", "Show the resolved recipe"))
+
+
 def test_a_truncated_image_is_said_and_listed_and_the_run_goes_on(home):
     listed = [json.loads(line) for line in (home / "run" / "rejects.jsonl").read_text().splitlines()]
     assert [(r["path"], "truncated" in r["reason"]) for r in listed] == [(str(home / "two/cat/003.png"), True)]

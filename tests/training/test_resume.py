@@ -194,7 +194,9 @@ def test_never_refuses_a_used_folder(make_job, tmp_path):
 def test_a_finished_run_is_left_alone(make_job, tmp_path, same):
     fit(make_job(tmp_path))
     rows, weights = read_metrics(tmp_path), read(tmp_path)
-    state = fit(make_job(tmp_path))
+    said: list[str] = []
+    state = fit(make_job(tmp_path), on_message=said.append)
+    assert said[-1] == "nothing to train: the run is at step 12, 12 are asked for"
     assert state.step == 12 and read_metrics(tmp_path) == rows
     same(state.ema.state_dict(), weights)
 

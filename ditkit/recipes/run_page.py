@@ -1,0 +1,64 @@
+"""report.html of one run: curves, the sheet of samples, cost, recipe and environment on a page that stands alone."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+
+from ditkit.analysis.cost import cost
+from ditkit.evaluation import Panel, Report, Section, read_rows, series_of, write_report
+from ditkit.evaluation.images import read_png
+from ditkit.evaluation.sections import curves, facts, json_block, sheets
+from ditkit.recipes.recipe import Recipe
+
+REPORT = "report.html"
+
+
+def write_run_report(recipe: Recipe, folder: Path, sheet: Path) -> Path:
+    """Write the report of a run folder that has its recipe, environment and metrics; sheet: the PNG of samples."""
+    environment = json.loads((folder / "environment.json").read_text(encoding="utf-8"))
+    rows = read_rows(folder / "metrics.jsonl") if (folder / "metrics.jsonl").is_file() else []
+    last = rows[-1] if rows else {}
+    title = recipe.title or recipe.name
+    done = f"{last.get('step', 0):,} of {recipe.training.steps:,} steps of {recipe.training.batch} images"
+    images = environment["data"]["images"]
+    summary = [f"{done}, on {images:,} images of {recipe.data.source} ({environment['device']})."]
+    if skipped := last.get("skipped", 0):
+        summary.append(f"{skipped:,} steps were skipped because their gradient was not finite.")
+    note = f"{sheet.name}: averaged weights, the recipe's sampler, classes in turn."
+    sections = [
+        sheets("Samples", {title: read_png(sheet)[0][None]}, columns=1, note=note),
+        training_curves({title: rows}),
+        costs(recipe, last),
+        json_block("Recipe", recipe.model_dump(mode="json"), "Show the resolved recipe"),
+        json_block("Environment", environment, "Show versions and machine"),
+    ]
+    return write_report(Report(title, summary, sections), folder / REPORT)
+
+
+def training_curves(runs: Mapping[str, Sequence[dict]], held_out: str = "") -> Section:
+    """Training, validation and alignment losses side by side; runs: name -> rows of metrics.jsonl."""
+    smooth = [series_of(rows, "loss_denoise", name, smooth=True) for name, rows in runs.items()]
+    panels = [
+        Panel("Training loss", smooth, y_label="loss"),
+        Panel(f"Validation loss{held_out}", [series_of(r, "validation_loss", name) for name, r in runs.items()]),
+    ]
+    from_aligned = {name: rows for name, rows in runs.items() if any("loss_align" in row for row in rows)}
+    if aligned := [series_of(rows, "loss_align", name, smooth=True) for name, rows in from_aligned.items()]:
+        panels.append(Panel("Alignment loss (minus cosine)", aligned))
+    note = "Validation: the same images, noise and times every time, averaged weights."
+    return curves("Curves", panels, note)
+
+
+def costs(recipe: Recipe, last: Mapping[str, float]) -> Section:
+    """Size of the model and what the training took."""
+    spent = cost(recipe.model)
+    values: dict[str, str | int | float | None] = {
+        "parameters": spent.trainable,
+        "GMAC per forward": spent.gmacs,
+        "training seconds": last.get("seconds"),
+        "images/s": last.get("images_per_s"),
+        "peak memory, GiB": last.get("memory_gib"),
+    }
+    return facts("Cost", values, "Projectors, teachers and codec are not counted in parameters.")
