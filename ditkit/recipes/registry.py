@@ -83,7 +83,11 @@ def from_python(file: Path, function: str) -> Recipe:
         lines = [f"{file}: {error.title}.{'.'.join(map(str, e['loc']))}: {e['msg']}" for e in error.errors()]
         raise SettingsError("\n".join(lines)) from error
     except Exception as error:
-        steps = [step.lineno for step in traceback.extract_tb(error.__traceback__) if step.filename == str(file)]
+        steps = [
+            step.lineno
+            for step in traceback.extract_tb(error.__traceback__)
+            if Path(step.filename).resolve() == file.resolve()
+        ]
         where = getattr(error, "lineno", None) or (steps[-1] if steps else "?")
         raise SettingsError(f"{file}, line {where}: {type(error).__name__}: {error}") from error
     if not isinstance(made, Recipe):

@@ -188,6 +188,8 @@ def own(size: str) -> Recipe:
         "source": "ours; after arXiv 2401.08740",
         "model.variance": "none",
         "data.source": "images",
+        "data.size": None,
+        "data.channels": None,
         "sampling": SamplerSettings(solver="heun", steps=50, guidance=CFG(scale=2.0)),
         "training.save_every": 10_000,
     }

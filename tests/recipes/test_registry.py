@@ -113,6 +113,17 @@ def test_mistakes_in_own_python_are_one_line(mine, function, answer):
     assert answer in line(f"{mine}{function}")
 
 
+def test_the_line_is_found_in_a_relative_path_too(mine, monkeypatch):
+    monkeypatch.chdir(mine.parent)
+    assert "line 18: NameError" in line(f"./{mine.name}:broken")
+
+
+def test_a_settings_file_of_own_images_takes_their_size(tmp_path):
+    file = tmp_path / "mine.yaml"
+    file.write_text("base: repa.sit_s_2\ndata: {source: my_images}\n")
+    assert (recipe(file).data.size, recipe(file).data.channels) == (None, None)
+
+
 def test_a_file_that_does_not_parse(tmp_path):
     file = tmp_path / "bad.py"
     file.write_text("def big(:\n")
