@@ -58,8 +58,8 @@ class SampleFolder:
             if keys:
                 listed = "; ".join(f"{k}: {_short(before.get(k))} there, {_short(now.get(k))} now" for k in keys)
                 raise FolderError(f"{self.path}: made for another request ({listed}); name another folder")
-        elif any(self.path.glob("*.png")):
-            raise FolderError(f"{self.path}: holds PNG files of unknown origin; name another folder")
+        elif self.path.is_dir() and (others := sorted(p.name for p in self.path.iterdir() if p.name[0] != ".")):
+            raise FolderError(f"{self.path}: holds other things ({others[0]}, ...); name another folder")
         else:
             write_bytes(found, json.dumps(what, indent=1).encode())
         stray = [p.name for p in self.path.glob("*.png") if not p.stem.isdigit() or int(p.stem) >= self.n]

@@ -286,11 +286,13 @@ def test_a_folder_of_another_request_is_refused_with_every_difference(tmp_path):
         generate(plain(), EULER, request(), folder=tmp_path)
 
 
-def test_a_folder_with_unknown_pictures_is_refused(tmp_path):
-    (tmp_path / "cat.png").write_bytes(b"")
-    with pytest.raises(FolderError, match="unknown origin"):
+@pytest.mark.parametrize("name", ["cat.png", "cats/cat.png"])
+def test_a_folder_that_holds_other_things_is_refused(tmp_path, name):
+    (tmp_path / name).parent.mkdir(exist_ok=True)
+    (tmp_path / name).write_bytes(b"")
+    with pytest.raises(FolderError, match=r"holds other things \(cat"):
         generate(plain(), EULER, request(), folder=tmp_path)
-    assert [p.name for p in tmp_path.iterdir()] == ["cat.png"]
+    assert [str(p.relative_to(tmp_path)) for p in tmp_path.rglob("*") if p.is_file()] == [name]
 
 
 def test_incomplete_folder_is_not_collected(tmp_path):
