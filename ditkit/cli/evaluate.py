@@ -65,6 +65,7 @@ def evaluate(
     """
     from ditkit.cli.progress import bars
     from ditkit.recipes.build import pick_device
+    from ditkit.recipes.sampling import describe_weights
     from ditkit.recipes.scoring import (
         choose_judging,
         is_images,
@@ -78,26 +79,29 @@ def evaluate(
 
     real_keys = [k for k in keys or [] if k.partition("=")[0].partition(".")[0] in JUDGING]
     model_keys = [k for k in keys or [] if k not in real_keys] + ([] if n is None else [f"n={n}"])
-    other, where, recipe = against and read_scores(against), pick_device(device), None
+    other, where, loaded = against and read_scores(against), pick_device(device), None
     spaces = load_extractors(extractor or (), where)
     with bars() as bar:
         if not is_images(what):
-            samples, recipe, judging = _sample(what, source, model_keys, (real_keys, data), where, bar)
+            samples, loaded, judging = _sample(what, source, model_keys, (real_keys, data), where, bar)
         elif model_keys or source:
             raise ValueError(f"{what} holds images, nothing is sampled: leave {(model_keys or ['--source'])[0]} out")
         else:
             judging, samples = choose_judging(real_keys, data), open_samples(what)
         real = open_real(judging, samples.images)
-        scores = judge(samples, real, judging, spaces, where, what=str(what), bar=bar, say=bar.say)
+        weights = loaded and describe_weights(loaded)
+        scores = judge(
+            samples, real, judging, spaces, where, what=str(what), weights=weights, bar=bar, say=bar.say
+        )  # fmt: skip
         save_scores(scores, samples.scores)
-    _print_scores(scores, recipe)
+    _print_scores(scores, loaded and loaded.recipe)
     typer.echo(f"scores     {samples.scores}")
     if other:
         _print_comparison(scores, other, force)
 
 
 def _sample(what: Path, source: str | None, keys: list[str], real: tuple[list[str], str | None], device, bar):
-    """Sample the model (what is there already is kept): (samples, recipe, judging). All is checked before it begins."""
+    """Sample the model (what is there already is kept): (samples, loaded, judging). All is checked before it begins."""
     from ditkit.config import override
     from ditkit.recipes.sampling import (
         Choices,
@@ -122,7 +126,7 @@ def _sample(what: Path, source: str | None, keys: list[str], real: tuple[list[st
         bar.say(note)
     folder = folder_for(what, loaded, sampling, request)
     made, _ = draw(loaded, sampling, request, folder, lambda done, total: bar("samples", done, total))
-    return of_generated(made), loaded.recipe, judging
+    return of_generated(made), loaded, judging
 
 
 def _print_scores(scores: Scores, recipe: Recipe | None) -> None:
@@ -139,6 +143,8 @@ def _print_scores(scores: Scores, recipe: Recipe | None) -> None:
     print_table(("space", "score", "value", "95 %", "real half/half", "better"), lines, right=(2, 3, 4))
     if scores.classifier_accuracy is not None:
         typer.echo(f"classifier {scores.classifier_accuracy:.1%} of held-out real images named correctly")
+    if scores.weights is not None:
+        typer.echo(f"weights    {scores.weights}")
     protocol = next(iter(scores.spaces.values())).scores[0].protocol
     typer.echo(f"protocol   {protocol.sentence()}")
     for line in published_lines(recipe, protocol) if recipe else ():

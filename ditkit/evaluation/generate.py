@@ -62,6 +62,7 @@ class Generated:
     evaluations: float  # network evaluations per image
     seconds: float  # of this call; images found on disk cost nothing
     made: int  # images that this call made
+    codec: str  # id of the codec that decoded them
     folder: Path | None = None
 
     def protocol(self, reference: Reference, *, name: str = "custom", resize: str = "none") -> ScoreProtocol:
@@ -75,6 +76,7 @@ class Generated:
             sampler=sampler,
             guidance=None if guidance is None else guidance.model_dump(mode="json"),
             evaluations=self.evaluations,
+            codec=self.codec,
             quantiser=self.request.quantiser,
             resize=resize,
             extractor=reference.extractor,
@@ -232,7 +234,7 @@ def generate(
             place.collect(labels)
         spent = place.evaluations(request)
         seconds = time.perf_counter() - start
-        return Generated(place, labels, request, sampler, spent, seconds, made, Path(folder))
+        return Generated(place, labels, request, sampler, spent, seconds, made, source.codec.id, Path(folder))
     counter, parts, spent_on = Counter(request.n, progress), [], 0.0
     with evaluating(source.model):
         for chunk in range(request.chunks):
@@ -242,7 +244,8 @@ def generate(
             spent_on += evaluations * len(images)
             counter.finish()
     seconds = time.perf_counter() - start
-    return Generated(torch.cat(parts), labels, request, sampler, spent_on / request.n, seconds, request.n)
+    spent, images = spent_on / request.n, torch.cat(parts)
+    return Generated(images, labels, request, sampler, spent, seconds, request.n, source.codec.id)
 
 
 def describe(source: Sampleable, sampler: SamplerSettings, request: Request) -> dict:

@@ -9,8 +9,12 @@ from typing import Any, Literal
 from pydantic import Field, model_validator
 
 from ditkit.config import Difference, Settings, diff, fingerprint
+from ditkit.diffusion import CFG, SamplerSettings
 
 LabelMode = Literal["random", "balanced", "balanced_sorted", "given", "prompts", "none"]
+
+# Found out by sampling, not chosen: an adaptive solver spends what the weights ask for. Shown, never compared.
+OUTCOMES = ("evaluations",)
 
 # What a published protocol fixes. A Protocol that takes the name must agree with all of it.
 NAMED: dict[str, dict[str, Any]] = {
@@ -37,10 +41,11 @@ class Protocol(Settings):
     sampler: dict[str, Any] = Field(default_factory=dict, description="solver, steps and their options, as JSON")
     guidance: dict[str, Any] | None = Field(None, description="None: no guidance")
     evaluations: float = Field(ge=0, description="network evaluations spent per image")
+    codec: str = Field("given", description="id of the codec that decoded the images (weights included)")
     quantiser: str = Field("round", description="uint8 rule (evaluation.images.RULES)")
     resize: str = Field("none", description="what happened to the images between the codec and the extractor")
     extractor: str = Field(description="id of the network whose features or probabilities were used")
-    reference: str = Field(description="fingerprint of the real images' statistics")
+    reference: str = Field(description="fingerprint of the real images")
     reference_n: int = Field(0, ge=0, description="number of real images behind them")
     seed: int = Field(0, description="seed of the draws")
 
@@ -55,19 +60,34 @@ class Protocol(Settings):
     @property
     def fingerprint(self) -> str:
         """16 hex digits; equal for equal protocols."""
-        return fingerprint(self)
+        return fingerprint(self.model_copy(update=dict.fromkeys(OUTCOMES, 0)))
 
     def sentence(self) -> str:
-        """One line for people: what stands under a table."""
-        sampler = " ".join(str(self.sampler[k]) for k in ("solver", "steps") if k in self.sampler) or "given images"
-        guidance = "no guidance"
-        if self.guidance:
-            guidance = "guidance " + " ".join(f"{k} {v}" for k, v in self.guidance.items() if v is not None)
+        """One line for people: what stands under a table. Of sampler and guidance only what is not default is told."""
+        against = f"features {self.extractor}, against {self.reference_n:,} real images ({self.reference})"
+        if not self.sampler:
+            return f"{self.name}: {self.n:,} given images, uint8 {self.quantiser}, resize {self.resize}, {against}"
         return (
-            f"{self.name}: {self.n:,} images, {self.labels.replace('_', ', ')} labels, {sampler}, {guidance}, "
-            f"{self.evaluations:g} network evaluations an image, uint8 {self.quantiser}, resize {self.resize}, "
-            f"features {self.extractor}, against {self.reference_n:,} real images ({self.reference}), seed {self.seed}"
+            f"{self.name}: {self.n:,} images, {self.labels.replace('_', ', ')} labels, {self._sampler()}, "
+            f"{self._guidance()}, {self.evaluations:g} network evaluations an image, codec {self.codec}, "
+            f"uint8 {self.quantiser}, resize {self.resize}, {against}, seed {self.seed}"
         )
+
+    def _sampler(self) -> str:
+        values = {k: v for k, v in self.sampler.items() if k not in ("solver", "steps", "options")}
+        told = _not_default({**self.sampler.get("options", {}), **values}, SamplerSettings())
+        return " ".join([str(self.sampler.get("solver")), str(self.sampler.get("steps")), *told])
+
+    def _guidance(self) -> str:
+        if not self.guidance:
+            return "no guidance"
+        values = {k: v for k, v in self.guidance.items() if k != "scale"}
+        return " ".join(["guidance", f"{self.guidance.get('scale')}", *_not_default(values, CFG())])
+
+
+def _not_default(values: dict[str, Any], settings: Settings) -> list[str]:
+    usual = settings.model_dump(mode="json")
+    return [f"{k} {v}" for k, v in values.items() if k not in usual or usual[k] != v]
 
 
 class Score(Settings):
@@ -101,7 +121,7 @@ class Comparison(Settings):
 
 def differences(a: Score, b: Score, ignore: Iterable[str] = ()) -> list[Difference]:
     """Everything in which the ways to two scores differ: the metric, then every dotted key of the protocol."""
-    found = diff(a.protocol, b.protocol, ignore)
+    found = diff(a.protocol, b.protocol, {*ignore, *OUTCOMES})
     return [Difference("metric", a.metric, b.metric), *found] if a.metric != b.metric else found
 
 

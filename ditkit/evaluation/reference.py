@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 from dataclasses import dataclass
 from pathlib import Path
 from typing import IO
@@ -19,16 +20,17 @@ from ditkit.protocols import Extractor
 
 @dataclass
 class Reference:
-    """Real images in an extractor's space: its id, the features (N, D) and their moments."""
+    """Real images in an extractor's space: its id, the features (N, D), their moments, a fingerprint of the images."""
 
     extractor: str
     features: Tensor
     moments: Moments
+    images: str = ""
 
     @property
     def fingerprint(self) -> str:
-        """Identifies the real images as this extractor sees them."""
-        return self.moments.fingerprint
+        """Identifies the real images, whatever device and thread count looked at them; else (images "") the moments."""
+        return self.images or self.moments.fingerprint
 
     def halves(self, seed: int = 0) -> tuple[Tensor, Tensor]:
         """A fixed random cut of the real features into two halves."""
@@ -52,7 +54,9 @@ class Reference:
         mu, sigma, features = m.mean.numpy(), m.covariance.numpy(), self.features.numpy()
 
         def write(file: IO[bytes]) -> None:
-            np.savez(file, mu=mu, sigma=sigma, features=features, count=m.count, extractor=self.extractor)
+            np.savez(
+                file, mu=mu, sigma=sigma, features=features, count=m.count, extractor=self.extractor, images=self.images
+            )
 
         return write_atomic(path, write)
 
@@ -65,10 +69,19 @@ class Reference:
                 raise ValueError(f"{path}: not a reference file of ditkit, it lacks {', '.join(sorted(missing))}")
             count = int(data["count"])
             moments = Moments(count, torch.from_numpy(data["mu"]), torch.from_numpy(data["sigma"]) * (count - 1))
-            return cls(str(data["extractor"]), torch.from_numpy(data["features"]), moments)
+            images = str(data["images"]) if "images" in data.files else ""
+            return cls(str(data["extractor"]), torch.from_numpy(data["features"]), moments, images)
 
 
 def make_reference(extractor: Extractor, images: Images, progress: Progress | None = None) -> Reference:
     """The reference of real uint8 images (N, C, H, W), by the code path that generated images take too."""
     features = extract(extractor, images, progress=progress)
-    return Reference(extractor.id, features, Moments.of(features))
+    return Reference(extractor.id, features, Moments.of(features), images_fingerprint(images))
+
+
+def images_fingerprint(images: Images) -> str:
+    """16 hex digits of the SHA-256 of uint8 images (N, C, H, W), shape included."""
+    digest = hashlib.sha256(f"{len(images)} {tuple(images[0:1].shape[1:])}".encode())
+    for start in range(0, len(images), 256):
+        digest.update(images[start : start + 256].cpu().contiguous().numpy().tobytes())
+    return digest.hexdigest()[:16]

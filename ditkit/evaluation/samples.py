@@ -54,7 +54,7 @@ def open_generated(folder: str | Path) -> Generated:
         raise FolderError(f"{folder}: {len(missing)} of {request.n} images are missing; run the same `sample` again")
     labels = torch.tensor(request.labels) if request.labels else None
     sampler = SamplerSettings.model_validate(told["sampler"])
-    return Generated(place, labels, request, sampler, place.evaluations(request), 0.0, 0, folder)
+    return Generated(place, labels, request, sampler, place.evaluations(request), 0.0, 0, told["codec"], folder)
 
 
 def open_images(path: str | Path) -> tuple[Images, Tensor | None]:

@@ -70,6 +70,7 @@ class Scores(Settings):
     """What scores.json holds."""
 
     what: str = Field(description="what was scored")
+    weights: str | None = Field(None, description="averaged or raw, and their step, where a model was scored")
     data: str = Field(description="the real images")
     classifier_accuracy: float | None = Field(None, description="of the classifier on held-out real images")
     spaces: dict[str, SpaceScores] = Field(description="feature space -> scores")
@@ -158,7 +159,7 @@ def open_real(judging: Judging, images: Images) -> ImageSource:
 
 def judge(
     samples: Samples, source: ImageSource, judging: Judging, extractors: dict[str, Extractor], device: torch.device, *,
-    what: str, bar: Bar, say: Say,
+    what: str, weights: str | None, bar: Bar, say: Say,
 ) -> Scores:  # fmt: skip
     """Score the samples in pixels, in a classifier's features (labelled data), and in each extractor's features."""
     real, real_labels = read_images(source, judging.real)
@@ -186,7 +187,7 @@ def judge(
             )
             say(f"{name}: {few}: the Frechet distance is biased upwards; take more images than features")
     bar("scores", len(found), len(found))
-    return Scores(what=what, data=judging.data.source, classifier_accuracy=accuracy, spaces=spaces)
+    return Scores(what=what, weights=weights, data=judging.data.source, classifier_accuracy=accuracy, spaces=spaces)
 
 
 def classify(

@@ -71,6 +71,19 @@ def test_same_seed_same_classifier_and_global_state_untouched(digits):
     assert train_classifier(images.flip(0), labels, names, QUICK, seed=1).id != a.id, "other data, other id"
 
 
+def test_the_thread_count_changes_nothing(digits):
+    images, labels = digits[0][:300], digits[1][:300]
+    threads, found = torch.get_num_threads(), []
+    try:
+        for count in (1, 3):
+            torch.set_num_threads(count)
+            found.append(train_classifier(images, labels, [str(i) for i in range(10)], QUICK).network.state_dict())
+            assert torch.get_num_threads() == count
+    finally:
+        torch.set_num_threads(threads)
+    assert all(torch.equal(found[0][key], found[1][key]) for key in found[0])
+
+
 @pytest.mark.parametrize(("channels", "height", "width"), [(3, 24, 40), (1, 4, 4), (3, 17, 5), (3, 64, 64)])
 def test_any_shape(channels, height, width):
     """Two classes that differ in brightness."""

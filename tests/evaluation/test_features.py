@@ -144,6 +144,23 @@ def test_reference_round_trip(tmp_path):
         Reference.load(tmp_path / "other.npz")
 
 
+def test_a_reference_is_known_by_its_images_not_by_rounding():
+    """Another device or thread count gives other last digits: no reason to refuse a comparison."""
+    images = pictures(40)
+
+    class Rounded(ToyExtractor):
+        def __call__(self, images):
+            features = super().__call__(images)
+            return features._replace(pooled=features.pooled * (1 + 1e-6))
+
+    one, other = make_reference(ToyExtractor(), images), make_reference(Rounded(), images)
+    assert one.moments.fingerprint != other.moments.fingerprint and one.fingerprint == other.fingerprint
+    changed = images.clone()
+    changed[3, 0, 1, 1] ^= 1
+    assert make_reference(ToyExtractor(), changed).fingerprint != one.fingerprint
+    assert make_reference(ToyExtractor(), images[:39]).fingerprint != one.fingerprint
+
+
 def test_floor_is_half_against_half_and_fixed():
     reference = make_reference(ToyExtractor(), pictures(80))
     a, b = reference.halves()

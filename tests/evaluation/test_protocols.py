@@ -5,6 +5,7 @@ from __future__ import annotations
 import pytest
 from pydantic import ValidationError
 
+from ditkit.diffusion import CFG, SamplerSettings
 from ditkit.evaluation.protocols import NAMED, Protocol, ProtocolMismatch, Score, compare, in_words
 
 
@@ -32,7 +33,7 @@ CHANGES = {
     "labels": "balanced",
     "sampler": {"solver": "heun", "steps": 25},
     "guidance": {"kind": "cfg", "scale": 1.5},
-    "evaluations": 50.0,
+    "codec": "kl-1",
     "quantiser": "floor_255",
     "resize": "bicubic 299",
     "extractor": "teacher",
@@ -43,7 +44,13 @@ CHANGES = {
 
 
 def test_every_field_of_the_protocol_matters():
-    assert set(CHANGES) == set(Protocol.model_fields)
+    assert set(CHANGES) == set(Protocol.model_fields) - {"evaluations"}
+
+
+def test_evaluations_are_an_outcome():
+    """An adaptive solver spends what the weights ask for: two models sampled alike may be compared."""
+    a, b = score(10.0, evaluations=50.0), score(9.0, evaluations=52.0)
+    assert compare(a, b).forced is False and a.protocol.fingerprint == b.protocol.fingerprint
 
 
 @pytest.mark.parametrize("key", CHANGES)
@@ -117,8 +124,20 @@ def test_named_protocols_hold_to_their_name():
 
 def test_sentence_tells_all():
     text = protocol(guidance={"kind": "cfg", "scale": 1.5}).sentence()
-    for part in ("1,000 images", "random labels", "euler 25", "scale 1.5", "25 network evaluations", "uint8 round"):
+    for part in ("1,000 images", "random labels", "euler 25", "guidance 1.5", "25 network evaluations", "uint8 round"):
         assert part in text
     for part in ("resize none", "classifier-1", "1,797 real images (abc)", "seed 0"):
         assert part in text
     assert "no guidance" in protocol().sentence()
+
+
+def test_sentence_leaves_defaults_out():
+    guidance = CFG(scale=1.5).model_dump(mode="json")
+    sampler = SamplerSettings(solver="euler", steps=25).model_dump(mode="json", exclude={"guidance"})
+    text = protocol(guidance=guidance, sampler=sampler).sentence()
+    assert "euler 25, guidance 1.5, 25 network" in text
+    sampler |= {"shift": 2.0, "options": {"form": "linear"}}
+    text = protocol(guidance={**guidance, "high": 0.7, "channels": 3}, sampler=sampler).sentence()
+    assert "euler 25 form linear shift 2.0, guidance 1.5 high 0.7 channels 3, " in text
+    given = protocol(sampler={}, labels="given", evaluations=0, quantiser="given").sentence()
+    assert "1,000 given images" in given and "evaluations" not in given
