@@ -10,6 +10,7 @@ from ditkit.config import diff
 from ditkit.protocols import Source
 from ditkit.recipes.recipe import Recipe
 
+MOST_START = 0.05  # share of the random start in the averaged weights that a run should end with
 MAX_PIXEL_TOKENS = 256  # in pixels the patch grows until the sequence is no longer than a latent one
 
 
@@ -90,6 +91,13 @@ def concerns(recipe: Recipe) -> list[str]:
             f"a patch holds {numbers} numbers and the model is {model.width} wide: {recipe.objective.prediction} "
             "prediction must carry the noise through it and cannot; set objective.prediction=data, a smaller "
             "model.patch or a larger model.width"
+        )
+    steps, ema = recipe.training.steps, recipe.training.ema
+    if (share := ema**steps) > MOST_START:
+        enough = max(0.0, 1 - 10 / steps)
+        lines.append(
+            f"after {steps:,} steps the averaged weights, which are sampled, are still {share:.0%} the random start "
+            f"(training.ema={ema:g}); set training.ema={enough:.4g}, or sample with --weights raw"
         )
     return lines
 

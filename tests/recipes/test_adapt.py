@@ -8,7 +8,7 @@ from types import SimpleNamespace
 import pytest
 
 from ditkit.diffusion import CFG
-from ditkit.recipes import recipe
+from ditkit.recipes import RECIPES, recipe
 from ditkit.recipes.adapt import adapt, concerns, even_patch, explain, has_pixel_patch, pixel_patch
 
 OURS = recipe("repa.sit_s_2")
@@ -89,3 +89,11 @@ def test_concern_about_patches_that_hold_more_than_the_width():
     assert ["768 numbers" in line and "objective.prediction=data" in line for line in concerns(wide)] == [True]
     assert concerns(wide.with_({"objective.prediction": "data"})) == []
     assert concerns(adapt(IN_PIXELS, data((64, 64)), channels=3, factor=1)) == []
+
+
+def test_concern_about_an_average_that_never_forgets_the_start():
+    short = IN_PIXELS.with_({"training.steps": 2000})
+    (line,) = concerns(short)
+    assert "still 82% the random start" in line and "set training.ema=0.995" in line
+    assert concerns(short.with_({"training.ema": 0.995})) == []
+    assert all(concerns(make()) == [] for name, make in RECIPES.items() if not name.startswith("dit.")), "published"
