@@ -22,6 +22,7 @@ from ditkit.recipes.place import check_writable
 from ditkit.recipes.recipe import Recipe
 from ditkit.recipes.registry import from_file
 from ditkit.recipes.run_page import write_run_report
+from ditkit.recipes.sampling import sheet_columns
 from ditkit.training import list_steps
 from ditkit.training.files import prepare as prepare_folder
 from ditkit.training.log import Log, Row
@@ -130,4 +131,4 @@ def preview(folder: Path, parts: Parts, step: int) -> Path:
     classes = parts.recipe.model.num_classes
     request = make_request(PREVIEW, classes, "balanced", seed=parts.recipe.training.seed, chunk=PREVIEW)
     images, _ = sample_chunk(loaded, parts.recipe.sampling, request, 0, parts.device)
-    return save_png(grid(images, columns=min(classes, 10) or 8), path)
+    return save_png(grid(images, columns=sheet_columns(classes, PREVIEW)), path)

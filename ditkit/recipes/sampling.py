@@ -175,9 +175,15 @@ def draw(
     made = generate(loaded, sampling, request, folder=folder, device=loaded.device, progress=progress)
     shown = made.images[0 : min(SHEET, request.n)]
     classes = loaded.recipe.model.num_classes if request.mode == "balanced" else 0
-    columns = classes if 1 < classes <= 12 else max(1, round(len(shown) ** 0.5))
+    columns = sheet_columns(classes, len(shown))
     shown = enlarge(shown, viewing_factor(min(shown.shape[2:])))
     return made, save_png(grid(shown, min(columns, len(shown)), gap=2), folder.with_name(f"{folder.name}-grid.png"))
+
+
+def sheet_columns(classes: int, n: int) -> int:
+    """Columns for n images whose classes take turns, so that a class keeps to its columns and the sheet is squarish."""
+    side = max(1, round(n**0.5))
+    return classes * max(1, side // classes) if 1 < classes <= 12 else side
 
 
 def describe_weights(loaded: Loaded) -> str:

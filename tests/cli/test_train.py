@@ -50,7 +50,7 @@ def test_run_folder_holds_everything(home):
         "model.safetensors", "ema.safetensors", "optimizer.safetensors", "state.json"
     }  # fmt: skip
     with Image.open(run / "samples" / "0000004.png") as sheet:
-        assert sheet.width >= 2 * 40 and sheet.height >= 32 * 24, "64 samples, two columns for two classes"
+        assert 8 * 40 <= sheet.width < 9 * 40 and sheet.height >= 8 * 24, "64 samples, four columns for each class"
     assert package.load(run).step == 4
 
 
