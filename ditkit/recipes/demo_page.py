@@ -96,7 +96,11 @@ def summary(f: Findings) -> list[str]:
             lines.append(in_words(a, b, (first.name, arm.name), f"Fréchet distance, {TITLES[space][0].lower()}"))
         a, b = (next(s for s in one.scores["classifier"] if s.metric == "agreement") for one in (first, arm))
         lines.append(in_words(a, b, (first.name, arm.name), "Class agreement"))
-    lines.append("One training seed: intervals cover the sampling of images, not a repetition of the training.")
+    floor = f.floors["classifier"]["frechet"]
+    lines.append(
+        f"For scale: in classifier features one half of the real images is {floor:.3g} from the other half. "
+        "One training seed: the limits cover the sampling of images, not a repetition of the training."
+    )
     return lines
 
 
@@ -134,16 +138,10 @@ def teacher(f: Findings) -> Section:
         ]
         for key, title in PROBES.items()
     ]
-    columns = (
-        "accuracy on held-out images",
-        "teacher",
-        "its random initialisation",
-        "raw pixels",
-        "gain / standard error",
-    )
+    columns = ("held-out accuracy", "teacher", "its random initialisation", "raw pixels", "gain / its error")
     note = (
-        f"{protocol['draws']} label draws, mean ± standard error; the last column compares the teacher with its random "
-        f"initialisation on the same draws. The teacher saw {protocol['train']:,} images without labels for "
+        f"{protocol['draws']} label draws, mean ± standard error; last column: the gain over the random "
+        f"initialisation, draw by draw, divided by its standard error. The teacher saw {protocol['train']:,} images without labels for "
         f"{f.teacher['seconds']:.0f} s."
     )
     return table("The teacher", columns, rows, note)
@@ -154,15 +152,13 @@ def costs(f: Findings) -> Section:
     rows: list[list[Any]] = []
     for arm in f.arms:
         spent = cost(arm.recipe.model)
-        images = arm.recipe.training.steps * arm.recipe.training.batch
+        rate = arm.recipe.training.steps * arm.recipe.training.batch / max(arm.seconds, 1e-9)
         evaluations = arm.scores["classifier"][0].protocol.evaluations
-        rows.append(
-            [arm.name, spent.trainable, spent.gmacs * 1000, arm.seconds, images / max(arm.seconds, 1e-9), evaluations]
-        )
+        rows.append([arm.name, spent.trainable, spent.gmacs * 1000, arm.seconds, rate, evaluations])
     columns = ("model", "parameters", "MMAC per forward", "training seconds", "images/s", "evaluations per sample")
-    machine = facts(
-        "Machine", {"device": f.environment["device"], "threads": f.environment["threads"], "total seconds": f.seconds}
+    note = (
+        "Parameters without projectors and teacher; seconds include the teacher's forward passes. They are wall-clock "
+        "seconds: compare them only if nothing else ran on the machine meanwhile."
     )
-    return join(
-        "Cost", [table("Models", columns, rows, "Projectors and teacher are not counted in parameters."), machine]
-    )
+    machine = {"device": f.environment["device"], "threads": f.environment["threads"], "total seconds": f.seconds}
+    return join("Cost", [table("Models", columns, rows, note), facts("Machine", machine)])
