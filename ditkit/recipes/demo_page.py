@@ -140,9 +140,9 @@ def teacher(f: Findings) -> Section:
     ]
     columns = ("held-out accuracy", "teacher", "its random initialisation", "raw pixels", "gain / its error")
     note = (
-        f"{protocol['draws']} label draws, mean ± standard error; last column: the gain over the random "
-        f"initialisation, draw by draw, divided by its standard error. The teacher saw {protocol['train']:,} images without labels for "
-        f"{f.teacher['seconds']:.0f} s."
+        f"{protocol['draws']} label draws, mean ± standard error; last column: the gain over the random initialisation, "
+        "draw by draw, divided by its standard error. "
+        f"The teacher saw {protocol['train']:,} images without labels for {f.teacher['seconds']:.0f} s."
     )
     return table("The teacher", columns, rows, note)
 
