@@ -140,7 +140,7 @@ def teacher(f: Findings) -> Section:
     ]
     columns = ("held-out accuracy", "teacher", "its random initialisation", "raw pixels", "gain / its error")
     note = (
-        f"{protocol['draws']} label draws, mean ± standard error; last column: the gain over the random initialisation, "
+        f"{protocol['draws']} label draws, mean ± standard error; last column: gain over the random initialisation, "
         "draw by draw, divided by its standard error. "
         f"The teacher saw {protocol['train']:,} images without labels for {f.teacher['seconds']:.0f} s."
     )
