@@ -22,6 +22,7 @@ from torch import Tensor
 from ditkit.checkpoints.published import CheckpointError, State
 
 Weights = Literal["ema", "raw"]
+FOREIGN = "not a PyTorch or safetensors checkpoint"
 
 
 def read(path: str | Path) -> dict[str, Any]:
@@ -41,11 +42,10 @@ def read(path: str | Path) -> dict[str, Any]:
             # mmap: of a training file (weights, EMA, optimizer) only the tensors that are used are read
             content = torch.load(path, map_location="cpu", weights_only=True, mmap=zipfile.is_zipfile(path))
     except pickle.UnpicklingError as error:
-        raise CheckpointError(f"{path}: {_unsafe(str(error))}") from None
+        raise CheckpointError(f"{path}: {_unsafe(str(error)) if _looks_saved(path) else FOREIGN}") from None
     except Exception as error:  # a damaged file can fail in any way
-        raise CheckpointError(
-            f"{path}: not a readable checkpoint (damaged or incomplete?): {_first_line(error)}"
-        ) from None
+        damaged = f"not a readable checkpoint (damaged or incomplete?): {_first_line(error)}"
+        raise CheckpointError(f"{path}: {damaged if _looks_saved(path) else FOREIGN}") from None
     if not isinstance(content, dict):
         raise CheckpointError(f"{path}: holds a {type(content).__name__}, not a dictionary of tensors")
     return content
@@ -100,11 +100,18 @@ def folder_shape(path: str | Path) -> dict[str, Any]:
     return {}
 
 
+def _looks_saved(path: Path) -> bool:
+    """Whether the file begins as a zip or a binary pickle does, or is empty or called .safetensors; text does not."""
+    with path.open("rb") as file:
+        head = file.read(2)
+    return path.suffix == ".safetensors" or head[:1] in (b"\x80", b"") or head == b"PK"
+
+
 def _unsafe(message: str) -> str:
     """torch's long message (which advises to switch the guard off) -> one line with the reason."""
     reasons = [line.strip() for line in message.splitlines() if "GLOBAL" in line or "Unsupported" in line]
     if not reasons or "Unsupported operand" in reasons[0]:
-        return f"not a readable checkpoint: {reasons[0] if reasons else 'no pickle that holds only tensors'}"
+        return FOREIGN
     return (
         f"refused, it holds more than tensors ({reasons[0][:160]}); nothing of it was run. "
         "Ask for a .safetensors file, or re-save its state dict where you trust it"

@@ -44,9 +44,12 @@ def convert(
     from ditkit.config import override
     from ditkit.recipes.build import pick_device
     from ditkit.recipes.converting import to_folder, to_published
-    from ditkit.recipes.sampling import Choices, describe_weights, open_model
+    from ditkit.recipes.sampling import Choices, describe_weights, open_model, split
 
-    loaded = open_model(what, source, override(Choices(), keys or []), pick_device("cpu"))
+    own, sampler_keys = split(keys or [])
+    if sampler_keys:
+        raise ValueError(f"{sampler_keys[0]}: nothing is sampled; leave it out (recipe.json in the folder may change)")
+    loaded = open_model(what, source, override(Choices(), own), pick_device("cpu"))
     notes = to_folder(loaded, output) if to is None else to_published(loaded, to, output)
     typer.echo(f"weights  {describe_weights(loaded)}")
     for note in notes:

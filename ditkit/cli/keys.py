@@ -33,7 +33,7 @@ def respell(words: list[str], declared: set[str]) -> list[str]:
         name, equals, value = word.removeprefix("--").partition("=")
         if word == "--":
             return [*result, word, *rest]
-        if not word.startswith("--") or f"--{name}" in declared or name not in KEYS:
+        if not word.startswith("--") or f"--{name}" in declared or (name := name.replace("_", "-")) not in KEYS:
             result.append(word)
         elif equals:
             result.append(f"{KEYS[name]}={value}")

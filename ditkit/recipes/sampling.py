@@ -21,7 +21,13 @@ from ditkit.recipes.choose import parse_size
 from ditkit.recipes.load import Loaded, load
 
 SHEET = 100  # images on the contact sheet at most
-SHORT = {"steps": "sampling.steps", "solver": "sampling.solver"}
+SHORT = {
+    "steps": "sampling.steps",
+    "solver": "sampling.solver",
+    "heads": "shape.heads",
+    "align_depth": "shape.align_depth",
+    "align-depth": "shape.align_depth",
+}
 
 
 class Choices(Settings):
@@ -48,8 +54,10 @@ class Choices(Settings):
 
 
 def split(overrides: Sequence[str]) -> tuple[list[str], list[str]]:
-    """Command-line overrides -> (those of `Choices`, those of the sampler); `steps` and `solver` are the sampler's."""
-    full = [f"{SHORT.get(key, key)}{equals}{value}" for key, equals, value in (o.partition("=") for o in overrides)]
+    """Command-line overrides -> (those of `Choices`, those of the sampler), with the names in SHORT written in full."""
+    full = [
+        f"{SHORT.get(key.strip(), key)}{equals}{value}" for key, equals, value in (o.partition("=") for o in overrides)
+    ]
     return [o for o in full if not o.startswith("sampling.")], [o for o in full if o.startswith("sampling.")]
 
 

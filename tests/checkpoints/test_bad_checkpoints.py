@@ -103,10 +103,12 @@ def test_missing_copy_is_named(state):
 def test_damaged_files(tmp_path, state):
     whole = tmp_path / "whole.pt"
     torch.save(state, whole)
+    for text in (b"<html>404 not found</html>", b"hello", b"import torch\n"):
+        (tmp_path / "text.pt").write_bytes(text)
+        refused(tmp_path / "text.pt", match=r"text\.pt: not a PyTorch or safetensors checkpoint$")
     for name, data in {
         "cut.pt": whole.read_bytes()[:2000],
         "empty.pt": b"",
-        "text.pt": b"<html>404 not found</html>",
         "text.safetensors": b"<html>404</html>",
     }.items():
         (tmp_path / name).write_bytes(data)

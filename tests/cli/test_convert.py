@@ -16,6 +16,7 @@ ROWS = [
     ("dit_forward_learnsigma", "dit", []),
     ("sit_forward", "sit", []),
     ("repa_forward_1enc", "repa", ["--align-depth", "2"]),
+    ("repa_forward_1enc", "repa", ["align_depth=2"]),
     ("repa_forward_2enc", "repa", ["shape.align_depth=1"]),
 ]
 
@@ -56,6 +57,15 @@ def test_there_and_back(ditkit, published, tmp_path, name, source, words, suffix
     assert (loaded.projectors is not None) == (source == "repa")
     assert f"{source} file {back}" in ok(ditkit("convert", folder, back, "--to", source))
     assert equal(read(back), state)
+
+
+def test_heads_have_every_spelling(ditkit, refused, published, tmp_path):
+    (file, _, source, _, heads), _ = published("sit_forward", "sit")
+    for i, words in enumerate(([f"heads={heads}"], [f"shape.heads={heads}"], [f"--heads={heads}"])):
+        ok(ditkit("convert", file, tmp_path / str(i), "--source", source, *words))
+    assert "sampling.steps=3: nothing is sampled" in refused(
+        "convert", file, tmp_path / "x", "--source", source, "steps=3"
+    )
 
 
 def test_dit_to_diffusers_and_back(ditkit, published, tmp_path):
