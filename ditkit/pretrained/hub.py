@@ -12,12 +12,24 @@ from typing import TypeVar
 from ditkit.pretrained.missing import PretrainedMissing, first_line, optional
 
 T = TypeVar("T")
+PUBLISHERS = ("facebook", "openai", "google", "stabilityai")  # of the networks that ditkit knows by name
 TIMEOUT = 5.0  # seconds that the hub has to answer before it counts as out of reach
 
 
 def is_local(source: str) -> bool:
-    """Whether `source` means something on disk: it exists, or it does not look like a hub id (org/name)."""
-    return Path(source).expanduser().exists() or source.count("/") != 1 or source[0] in "./~"
+    """Whether `source` means something on disk: it exists, or it does not look like a hub id (org/name).
+
+    "runs/teacher" and "mine/x" beside a folder `mine` are paths with a slip of the pen; PUBLISHERS stay hub ids.
+    """
+    first = source.partition("/")[0]
+    slip = first == "runs" or (Path(first).is_dir() and first not in PUBLISHERS)
+    return Path(source).expanduser().exists() or source.count("/") != 1 or source[0] in "./~" or slip
+
+
+def check_there(source: str, what: str) -> None:
+    """PretrainedMissing if `source` is a path and nothing is there; asked before any extra package is."""
+    if is_local(source) and not Path(source).expanduser().exists():
+        raise PretrainedMissing(what, f"no folder of that name ({source!r}; a hub id looks like org/name)")
 
 
 def offline() -> bool:
@@ -36,8 +48,9 @@ def fetch(load: Callable[..., T], source: str, what: str) -> T:
     """
     path = Path(source).expanduser()
     if is_local(source):
+        check_there(source, what)
         if not path.is_dir():
-            raise PretrainedMissing(what, f"no folder {source!r} (a hub id looks like org/name)")
+            raise PretrainedMissing(what, f"{source!r} is a file, where a folder is expected")
         return _load(load, str(path), what, local=True)
     try:
         return _silently(load, source, local=True)
@@ -45,7 +58,8 @@ def fetch(load: Callable[..., T], source: str, what: str) -> T:
         raise
     except OSError as error:  # how transformers and diffusers say "not in the cache"
         if offline():
-            raise PretrainedMissing(what, "not in the hub's cache, and HF_HUB_OFFLINE forbids the network") from error
+            reason = "no folder of that name here, not in the hub's cache, and HF_HUB_OFFLINE forbids the network"
+            raise PretrainedMissing(what, reason) from error
     except Exception as error:  # in the cache, but not what it should be
         raise PretrainedMissing(what, first_line(error)) from error
     _ask_hub(source, what)
@@ -76,7 +90,8 @@ def _ask_hub(source: str, what: str) -> None:
     except hub.errors.RepositoryNotFoundError as error:
         raise PretrainedMissing(what, "the hub has no such model (or it is private)") from error
     except Exception as error:  # whatever the HTTP client of the day raises
-        raise PretrainedMissing(what, f"not in the cache, and the hub is out of reach ({first_line(error)})") from error
+        reason = f"no folder of that name here, not in the cache, and the hub is out of reach ({first_line(error)})"
+        raise PretrainedMissing(what, reason) from error
 
 
 @contextmanager

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from ditkit.pretrained.codec import Affine, denormalise, sample_posterior
-from ditkit.pretrained.hub import fetch, is_local
+from ditkit.pretrained.hub import check_there, fetch, is_local
 from ditkit.pretrained.identity import weight_hash
 from ditkit.pretrained.missing import PretrainedMissing, optional
 
@@ -58,7 +58,8 @@ class KLCodec:
 def load_kl(source: str, scale: Affine | None = None, shift: Affine | None = None) -> KLCodec:
     """From a hub id or a local folder; the folder may be a whole pipeline, whose `vae` part is taken."""
     what = f"codec {source!r}"
-    diffusers = optional("diffusers", what)
+    check_there(source, what)
+    diffusers = optional("diffusers", what, source)
     folder = Path(source).expanduser()
     if is_local(source) and not (folder / "config.json").is_file() and (folder / "vae" / "config.json").is_file():
         source = str(folder / "vae")

@@ -11,7 +11,7 @@ from pydantic import Field, model_validator
 
 from ditkit.config import Settings
 from ditkit.pretrained.codec import Affine, PixelCodec
-from ditkit.pretrained.hub import fetch, is_local
+from ditkit.pretrained.hub import check_there, fetch, is_local
 from ditkit.pretrained.kl import KLCodec, load_kl
 from ditkit.pretrained.missing import PretrainedMissing, optional
 from ditkit.pretrained.toy import ToyCodec, ToyExtractor
@@ -97,11 +97,10 @@ def kind_of(source: str) -> str:
     if config.is_file():
         model_type = json.loads(config.read_text()).get("model_type")
     elif is_local(source):
-        raise PretrainedMissing(
-            what, f"no folder of that name with {CARD} or config.json (a hub id looks like org/name)"
-        )
+        check_there(source, what)
+        raise PretrainedMissing(what, f"no teacher: neither {CARD} nor config.json is there")
     else:
-        auto = optional("transformers", what).AutoConfig
+        auto = optional("transformers", what, source).AutoConfig
         model_type = fetch(auto.from_pretrained, source, what).model_type
     for kind, family in FAMILIES.items():
         if model_type in family.types:

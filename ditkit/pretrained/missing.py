@@ -3,29 +3,45 @@
 from __future__ import annotations
 
 import importlib
+from pathlib import Path
 from types import ModuleType
 
 
+# What is missing -> what can be done; in training the other kind may be missing too, so its ways follow
+WAYS = {
+    "codec": "name its folder with `--codec FOLDER`, or work without a VAE with `--codec pixels` "
+    "(a teacher: `ditkit teacher`, `--teacher RUN|none`)",
+    "teacher": "train one on your own images with `ditkit teacher`, pass `--teacher RUN|none` "
+    "(and for a VAE `--codec pixels`)",
+    "extractor": "train one on your own images with `ditkit teacher` and pass `--extractor FOLDER`, or leave it out",
+}
+
+
 class PretrainedMissing(RuntimeError):
-    """A pretrained network that cannot be had; the message is one line and names every way on."""
+    """A pretrained network that cannot be had; the message is one line and names every way on.
+
+    what: begins with a kind in WAYS, "codec 'ft-ema'".
+    """
 
     def __init__(self, what: str, reason: str):
-        super().__init__(
-            f"cannot load {what}: {reason}; ways on: train a teacher on your own images with `ditkit teacher`, "
-            "pass `--teacher RUN|none`, and work without a VAE with `--codec pixels`"
-        )
+        ways = WAYS.get(what.partition(" ")[0], WAYS["teacher"])
+        super().__init__(f"cannot load {what}: {reason}; ways on: {ways}")
         self.what, self.reason = what, reason
 
     def __reduce__(self):
         return PretrainedMissing, (self.what, self.reason)
 
 
-def optional(package: str, what: str) -> ModuleType:
-    """Import transformers or diffusers, or say which extra brings it."""
+def optional(package: str, what: str, source: str = "") -> ModuleType:
+    """Import transformers or diffusers, or say which extra brings it; source: the folder or hub id that needs it."""
     try:
         return importlib.import_module(package)
     except ImportError as error:
-        raise PretrainedMissing(what, f"it needs {package} (pip install 'ditkit[hf]'): {first_line(error)}") from error
+        hub = (
+            f"no folder {source!r} here, and from the hub " if source and not Path(source).expanduser().exists() else ""
+        )
+        reason = f"{hub}it needs {package} (pip install 'ditkit[hf]'): {first_line(error)}"
+        raise PretrainedMissing(what, reason) from error
 
 
 def first_line(error: BaseException) -> str:

@@ -13,7 +13,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from ditkit.pretrained.hub import fetch, is_local, quiet
+from ditkit.pretrained.hub import check_there, fetch, is_local, quiet
 from ditkit.pretrained.identity import weight_hash
 from ditkit.pretrained.missing import PretrainedMissing, optional
 from ditkit.pretrained.position import resample_positions
@@ -149,7 +149,8 @@ def load_vision(kind: str, source: str = "") -> VisionTeacher:
     what = f"teacher {kind} ({source})" if source else f"teacher {kind}"
     if not source:
         raise PretrainedMissing(what, "it was published as a file: give its path, --teacher mocov3:FILE")
-    transformers = optional("transformers", what)
+    check_there(source, what)
+    transformers = optional("transformers", what, source)
     loader = getattr(transformers, family.loader)
     arguments = dict(family.arguments)
     head = arguments.pop("vision_use_head", None)

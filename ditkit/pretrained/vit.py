@@ -168,6 +168,8 @@ class SelfTaught:
     def load(cls, folder: str | Path, device: torch.device | str = "cpu") -> SelfTaught:
         """Read what `save` wrote; PretrainedMissing names what is wrong."""
         what = f"teacher {str(folder)!r}"
+        if not Path(folder).exists():
+            raise PretrainedMissing(what, "no folder of that name")
         try:
             card = json.loads((Path(folder) / CARD).read_text())
             network = ViT(ViTSettings(**card["settings"]))

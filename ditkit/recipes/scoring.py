@@ -37,7 +37,7 @@ from ditkit.evaluation.features import Images
 from ditkit.evaluation.folder import REQUEST
 from ditkit.evaluation.pixels import Pixels
 from ditkit.files import write_text
-from ditkit.pretrained import load_teacher
+from ditkit.pretrained import PretrainedMissing, load_teacher
 from ditkit.protocols import Extractor, Features
 from ditkit.recipes.recipe import Recipe
 from ditkit.recipes.sampling import describe_sampler
@@ -148,7 +148,10 @@ def choose_judging(overrides: Sequence[str], data: str | None, recipe: Recipe | 
 
 def load_extractors(names: Sequence[str], device: torch.device) -> dict[str, Extractor]:
     """The feature spaces that a user names, by name. PretrainedMissing, one line."""
-    return {name: load_teacher(name, device) for name in names}
+    try:
+        return {name: load_teacher(name, device) for name in names}
+    except PretrainedMissing as error:
+        raise PretrainedMissing(error.what.replace("teacher", "extractor", 1), error.reason) from None
 
 
 def open_real(judging: Judging, images: Images) -> ImageSource:

@@ -149,7 +149,7 @@ def test_bad_input(refused, run, evaluated, tmp_path):
         "data 'nowhere': no such file or folder": [npz, "--data", "nowhere"],
         "no such file or folder; give 'digits'": [run, "--data", "nowhere", "--n", 9],
         "nothing is sampled: leave n=3 out": [npz, "--data", "digits", "--n", 3],
-        "cannot load teacher 'nowhere'": [npz, "--data", "digits", "--extractor", "nowhere"],
+        "cannot load extractor 'nowhere': no folder of that name": [npz, "--data", "digits", "--extractor", "nowhere"],
         "no scores.json there": [run, "--against", tmp_path],
         "did you mean 'classifier.steps'": [run, "classifier.stesp=3"],
         "n: input should be greater": [run, "--n", 0],

@@ -11,6 +11,7 @@ import pytest
 
 from ditkit.pretrained import PretrainedMissing, load_codec, load_teacher
 from ditkit.pretrained.hub import fetch, is_local, offline
+from ditkit.pretrained.missing import WAYS as WAYS_OF
 
 WAYS = ("ditkit teacher", "--teacher RUN|none", "--codec pixels")
 
@@ -66,12 +67,23 @@ def test_the_hub_is_asked_once_and_its_answer_is_said(reason, monkeypatch):
 
 
 @pytest.mark.parametrize("load", [load_teacher, load_codec])
-@pytest.mark.parametrize("source", ["./nowhere", "/no/such/folder", "nofolder", "~/nope"])
-def test_paths_never_reach_the_hub(load, source, monkeypatch):
+@pytest.mark.parametrize("source", ["./nowhere", "/no/such/folder", "nofolder", "~/nope", "runs/x", "mine/x"])
+def test_paths_never_reach_the_hub(load, source, monkeypatch, tmp_path):
+    (tmp_path / "mine").mkdir()
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setitem(sys.modules, "transformers", None)  # the path is looked at before any extra is asked for
+    monkeypatch.setitem(sys.modules, "diffusers", None)
     monkeypatch.setattr("huggingface_hub.HfApi.model_info", lambda *_, **__: pytest.fail("the network was asked"))
     with pytest.raises(PretrainedMissing) as error:
         load(source)
-    assert source in check(error)
+    assert source in check(error) and "no folder of that name" in str(error.value)
+
+
+def test_ways_on_fit_what_is_missing():
+    codec, teacher, extractor = (str(PretrainedMissing(f"{kind} 'x'", "gone")) for kind in WAYS_OF)
+    assert codec.index("--codec FOLDER") < codec.index("--codec pixels") < codec.index("ditkit teacher")
+    assert teacher.index("ditkit teacher") < teacher.index("--teacher RUN|none") < teacher.index("--codec pixels")
+    assert "--extractor FOLDER" in extractor and "--codec" not in extractor
 
 
 @pytest.mark.parametrize(
@@ -81,7 +93,7 @@ def test_a_missing_extra_is_named(package, load, what, monkeypatch):
     monkeypatch.setitem(sys.modules, package, None)
     with pytest.raises(PretrainedMissing) as error:
         load("clip:openai/clip-vit-large-patch14" if what == "clip" else what)
-    assert "pip install 'ditkit[hf]'" in check(error)
+    assert "pip install 'ditkit[hf]'" in check(error) and "no folder '" in str(error.value)
 
 
 def test_what_counts_as_local(tmp_path, monkeypatch):
@@ -91,6 +103,9 @@ def test_what_counts_as_local(tmp_path, monkeypatch):
     (tmp_path / "org" / "name").mkdir(parents=True)
     monkeypatch.chdir(tmp_path)
     assert is_local("org/name")  # a folder of that name wins
+    assert is_local("org/other")  # and beside one, a slip of the pen is likelier than a hub id
+    (tmp_path / "facebook").mkdir()
+    assert not is_local("facebook/dinov2-base")
     monkeypatch.setenv("HF_HUB_OFFLINE", "0")
     monkeypatch.delenv("TRANSFORMERS_OFFLINE", raising=False)
     assert not offline()
