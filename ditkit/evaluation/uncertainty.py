@@ -30,11 +30,14 @@ def jackknife_error(statistic: Callable[[Tensor], float], n: int, seed: int = 0)
 def jackknife_interval(
     value: float, statistic: Callable[[Tensor], float], n: int, low: float = -math.inf, high: float = math.inf
 ) -> Interval | None:
-    """Limits around `value`, kept within [low, high], what the metric can be; None for fewer than 100 samples."""
+    """Limits around `value`, kept within [low, high], what the metric can be.
+
+    None for fewer than 100 samples, and where no group changes the value: it measured no spread, which is no certainty.
+    """
     if n < 5 * GROUPS:
         return None
     half = STUDENT * jackknife_error(statistic, n)
-    return max(low, value - half), min(high, value + half)
+    return (max(low, value - half), min(high, value + half)) if half > 1e-12 * abs(value) else None
 
 
 def share_interval(share: float, n: int) -> Interval:

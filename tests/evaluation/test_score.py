@@ -116,7 +116,8 @@ def test_frechet_intervals_match_the_spread_of_fresh_samples():
 def test_intervals_keep_to_what_the_metric_can_be():
     low, high = jackknife_interval(0.01, lambda rows: float(rows[0] % 2), 200, low=0.0, high=1.0)
     assert (low, high) == (0.0, 1.0)
-    assert jackknife_interval(1.0, lambda rows: 1.0, 99) is None
+    assert jackknife_interval(1.0, lambda rows: float(rows[0] % 2), 99) is None
+    assert jackknife_interval(0.0, lambda rows: 0.0, 100) is None, "no spread seen is no certainty"
 
 
 def test_share_interval_at_the_ends():
