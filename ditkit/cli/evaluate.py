@@ -143,6 +143,10 @@ def _print_scores(scores: Scores, recipe: Recipe | None) -> None:
     print_table(("space", "score", "value", "95 %", "real half/half", "better"), lines, right=(2, 3, 4))
     if scores.classifier_accuracy is not None:
         typer.echo(f"classifier {scores.classifier_accuracy:.1%} of held-out real images named correctly")
+    if scores.unusable:
+        more = ", ..." if scores.unusable > len(scores.unusable_paths) else ""
+        names = ", ".join(scores.unusable_paths) + more
+        typer.echo(f"left out   {scores.unusable} real images that cannot be used: {names}")
     if scores.weights is not None:
         typer.echo(f"weights    {scores.weights}")
     protocol = next(iter(scores.spaces.values())).scores[0].protocol

@@ -125,10 +125,13 @@ def moments(extractor: Extractor, images: Images, batch: int = 128, progress: Pr
     return total
 
 
-def read_images(source: Source, limit: int | None = None) -> tuple[Tensor, Tensor]:
+def read_images(
+    source: Source, limit: int | None = None, on_bad: Callable[[BadImage], object] | None = None
+) -> tuple[Tensor, Tensor]:
     """The usable images of a source, uint8 (N, C, H, W), and their labels (N,); unusable ones are left out.
 
-    limit: at most that many, spread evenly over the source. ValueError where nothing is usable.
+    limit: at most that many, spread evenly over the source. on_bad: is told of each that is left out. ValueError where
+    nothing is usable.
     """
     n = len(source)
     chosen = range(n) if limit is None or limit >= n else [i * n // limit for i in range(limit)]
@@ -136,8 +139,9 @@ def read_images(source: Source, limit: int | None = None) -> tuple[Tensor, Tenso
     for i in chosen:
         try:
             items.append(source[i])
-        except BadImage:
-            continue
+        except BadImage as bad:
+            if on_bad is not None:
+                on_bad(bad)
     if not items:
         raise ValueError(f"read_images: none of the {n} images can be used")
     return torch.stack([item.image for item in items]), torch.tensor([item.label for item in items])

@@ -6,7 +6,6 @@ import importlib
 from pathlib import Path
 from types import ModuleType
 
-
 # What is missing -> what can be done; in training the other kind may be missing too, so its ways follow
 WAYS = {
     "codec": "name its folder with `--codec FOLDER`, or work without a VAE with `--codec pixels` "

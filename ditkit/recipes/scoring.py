@@ -43,6 +43,7 @@ from ditkit.recipes.recipe import Recipe
 from ditkit.recipes.sampling import describe_sampler
 
 SCORES = "scores.json"
+LISTED = 5  # unusable real images that are named; all are counted
 LOOK = 32  # the classifier looks at images averaged down to this side, so that it trains in a minute on a CPU
 
 Say = Callable[[str], None]
@@ -72,6 +73,8 @@ class Scores(Settings):
     what: str = Field(description="what was scored")
     weights: str | None = Field(None, description="averaged or raw, and their step, where a model was scored")
     data: str = Field(description="the real images")
+    unusable: int = Field(0, ge=0, description="real images that could not be read and are left out")
+    unusable_paths: tuple[str, ...] = Field((), description="the first of them")
     classifier_accuracy: float | None = Field(None, description="of the classifier on held-out real images")
     spaces: dict[str, SpaceScores] = Field(description="feature space -> scores")
 
@@ -165,7 +168,8 @@ def judge(
     what: str, weights: str | None, bar: Bar, say: Say,
 ) -> Scores:  # fmt: skip
     """Score the samples in pixels, in a classifier's features (labelled data), and in each extractor's features."""
-    real, real_labels = read_images(source, judging.real)
+    bad: list[str] = []
+    real, real_labels = read_images(source, judging.real, lambda image: bad.append(image.path))
     found: dict[str, Extractor] = {"pixels": Pixels(source.channels, source.size), **extractors}
     labels, accuracy = samples.labels, None
     if len(source.classes) > 1:
@@ -190,7 +194,10 @@ def judge(
             )
             say(f"{name}: {few}: the Frechet distance is biased upwards; take more images than features")
     bar("scores", len(found), len(found))
-    return Scores(what=what, weights=weights, data=judging.data.source, classifier_accuracy=accuracy, spaces=spaces)
+    return Scores(
+        what=what, weights=weights, data=judging.data.source, unusable=len(bad), unusable_paths=tuple(bad[:LISTED]),
+        classifier_accuracy=accuracy, spaces=spaces,
+    )  # fmt: skip
 
 
 def classify(

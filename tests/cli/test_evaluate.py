@@ -100,6 +100,18 @@ def test_larger_colour_images_and_unlabelled_data(ditkit, pictures, tmp_path):
     assert "classifier" not in ok(result) and "no classes: no classifier" in result.stderr
 
 
+def test_real_images_that_cannot_be_used_are_counted_and_named(ditkit, pictures, tmp_path):
+    real, fake = pictures(tmp_path / "real"), tmp_path / "fake.npz"
+    for name in ("cat/bad.png", "dog/worse.png"):
+        (real / name).write_bytes(b"no picture")
+    np.savez(fake, arr_0=np.random.default_rng(0).integers(0, 255, (10, 24, 40, 3), dtype=np.uint8))
+    out = ok(ditkit("evaluate", fake, "--data", real, "classifier.steps=4"))
+    assert f"left out   2 real images that cannot be used: {real}/cat/bad.png, {real}/dog/worse.png" in out
+    scores = read_scores(tmp_path / "fake.scores.json")
+    assert (scores.unusable, len(scores.unusable_paths)) == (2, 2)
+    assert scores.spaces["pixels"].scores[0].protocol.reference_n == 20
+
+
 def test_labels_beyond_the_data_give_no_agreement(ditkit, pictures, tmp_path):
     shades = np.arange(6, dtype=np.uint8)[:, None, None, None].repeat(24, 1).repeat(24, 2).repeat(3, 3)
     np.savez(tmp_path / "x.npz", arr_0=shades, label=np.arange(6))
