@@ -113,7 +113,7 @@ def _sample(what: Path, source: str | None, keys: list[str], real: tuple[list[st
         open_model,
         split,
     )
-    from ditkit.recipes.scoring import choose_judging, of_generated
+    from ditkit.recipes.scoring import check_belongs, choose_judging, of_generated
 
     own, sampler_keys = split(keys)
     choices = override(Choices(), own)
@@ -122,7 +122,7 @@ def _sample(what: Path, source: str | None, keys: list[str], real: tuple[list[st
     request = choose_request(loaded, choices, DEFAULT_N)
     judging = choose_judging(*real, loaded.recipe)
     check_codec(loaded)
-    for note in notes:
+    for note in (*notes, *check_belongs(loaded, judging)):
         bar.say(note)
     folder = folder_for(what, loaded, sampling, request)
     made, _ = draw(loaded, sampling, request, folder, lambda done, total: bar("samples", done, total))

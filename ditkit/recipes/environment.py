@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import platform
 import subprocess
@@ -11,6 +12,7 @@ from pathlib import Path
 
 import torch
 
+ENVIRONMENT = "environment.json"
 PACKAGES = ("ditkit", "torch", "numpy", "safetensors", "pydantic", "transformers", "diffusers", "scikit-learn")
 
 
@@ -29,6 +31,14 @@ def environment(device: torch.device, **facts: object) -> dict:
         "git": git_state(Path.cwd()),
         **facts,
     }
+
+
+def data_facts(folder: Path) -> dict:
+    """What a run's environment.json tells of its images (fingerprint, images, classes); {} where there is none."""
+    try:
+        return dict(json.loads((folder / ENVIRONMENT).read_text(encoding="utf-8")).get("data", {}))
+    except (OSError, ValueError, AttributeError):
+        return {}
 
 
 def git_state(folder: Path) -> dict | None:

@@ -23,6 +23,7 @@ from ditkit.files import new_folder
 from ditkit.models import build_model
 from ditkit.pretrained import load_codec
 from ditkit.protocols import Codec
+from ditkit.recipes.environment import data_facts
 from ditkit.recipes.recipe import Recipe
 from ditkit.recipes.registry import RECIPES, from_file
 from ditkit.training import checkpoint
@@ -45,6 +46,8 @@ class Loaded:
     weights: str
     recipe: Recipe
     step: int | None = None
+    classes: tuple[str, ...] = ()  # names, where the run or the card knows them
+    images: str = ""  # fingerprint of the images that it was trained on, where that is known
     device: torch.device = field(default_factory=lambda: torch.device("cpu"))
 
     @cached_property
@@ -145,21 +148,26 @@ def _run(folder: Path, weights: Weights, step: int | None) -> Loaded:
     if recipe.align is not None:
         state = checkpoint.read(folder, step, weights, "align")
         projectors = projectors_of({k.removeprefix("projectors."): v for k, v in state.items()})
-    return _loaded(recipe, model, projectors, source="ditkit", weights=weights, step=step)
+    return _loaded(recipe, model, projectors, source="ditkit", weights=weights, step=step, **_data(data_facts(folder)))
 
 
 def _exported(folder: Path, weights: Weights) -> Loaded:
     recipe = from_file(folder / "recipe.json")
     try:
         card = json.loads((folder / CARD).read_text(encoding="utf-8"))
-        facts = {key: card[key] for key in ("source", "weights", "step")}
-    except (ValueError, KeyError, TypeError) as error:
+        facts = {key: card[key] for key in ("source", "weights", "step")} | _data(card.get("data", {}))
+    except (ValueError, KeyError, TypeError, AttributeError) as error:
         raise CheckpointError(f"{folder / CARD}: not what `ditkit convert` writes ({error!r})") from None
     if facts["weights"] == "ema" and weights == "raw":
         raise CheckpointError(f"{folder}: holds averaged (EMA) weights only; convert the run again with weights=raw")
     model = _filled(recipe, _tensors(folder / MODEL), folder)
     projectors = projectors_of(_tensors(folder / PROJECTORS)) if (folder / PROJECTORS).is_file() else None
     return _loaded(recipe, model, projectors, **facts)
+
+
+def _data(told: dict) -> dict[str, Any]:
+    """Class names and fingerprint of the training images, as `Loaded` keeps them."""
+    return {"classes": tuple(map(str, told.get("classes", ()))), "images": str(told.get("fingerprint", ""))}
 
 
 def _tensors(file: Path) -> dict[str, torch.Tensor]:
@@ -205,7 +213,8 @@ def projectors_of(state: dict[str, torch.Tensor]) -> nn.ModuleList:
 
 def save_exported(loaded: Loaded, folder: Path) -> None:
     """Write model.safetensors, recipe.json, model.json (and projectors) into a new folder, all or nothing."""
-    card = {"source": loaded.source, "weights": loaded.weights, "step": loaded.step}
+    data = {"fingerprint": loaded.images, "classes": list(loaded.classes)}
+    card = {"source": loaded.source, "weights": loaded.weights, "step": loaded.step, "data": data}
     with new_folder(folder) as draft:
         save_file(contiguous(loaded.model.state_dict()), draft / MODEL)
         if loaded.projectors is not None:

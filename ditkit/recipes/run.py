@@ -16,7 +16,7 @@ from ditkit.evaluation.generate import sample_chunk
 from ditkit.files import write_text
 from ditkit.recipes.adapt import concerns, explain
 from ditkit.recipes.build import Parts, build_job, prepare
-from ditkit.recipes.environment import environment
+from ditkit.recipes.environment import ENVIRONMENT, data_facts, environment
 from ditkit.recipes.load import load
 from ditkit.recipes.place import check_writable
 from ditkit.recipes.recipe import Recipe
@@ -31,7 +31,6 @@ from ditkit.training.start import Resume
 from ditkit.training.state import State
 
 RECIPE = "recipe.json"
-ENVIRONMENT = "environment.json"
 MAY_CHANGE = {"name", "title", "source", "data", "training", "sampling", "unpublished", "notes", "published"}
 FIXED = {"training.batch", "training.seed", "data.flip"}  # but these: the position in the data and all draws follow
 PREVIEW = 64  # images of the sheet that ends a run
@@ -82,8 +81,7 @@ def check_same(recipe: Recipe, folder: Path, fingerprint: str) -> None:
         for d in diff(from_file(folder / RECIPE), recipe)
         if d.key in FIXED or d.key.partition(".")[0] not in MAY_CHANGE
     ]
-    facts = json.loads((folder / ENVIRONMENT).read_text(encoding="utf-8")) if (folder / ENVIRONMENT).is_file() else {}
-    if facts.get("data", {}).get("fingerprint", fingerprint) != fingerprint:
+    if data_facts(folder).get("fingerprint", fingerprint) != fingerprint:
         found.append("the images are not those it was trained on")
     if found:
         more = f" and {len(found) - 5} more" if found[5:] else ""

@@ -39,6 +39,7 @@ from ditkit.evaluation.pixels import Pixels
 from ditkit.files import write_text
 from ditkit.pretrained import PretrainedMissing, load_teacher
 from ditkit.protocols import Extractor, Features
+from ditkit.recipes.load import Loaded
 from ditkit.recipes.recipe import Recipe
 from ditkit.recipes.sampling import describe_sampler
 
@@ -147,6 +148,32 @@ def choose_judging(overrides: Sequence[str], data: str | None, recipe: Recipe | 
     judging = override(Judging(data=settings), overrides)
     open_source(judging.data)  # what cannot be read is refused before anything is sampled
     return judging
+
+
+def check_belongs(loaded: Loaded, judging: Judging) -> list[str]:
+    """Whether these real images can judge this model; what to doubt, a line each.
+
+    ValueError, one line, where another source than the run's own has other classes or channels than the model.
+    """
+    mine, classes = loaded.recipe, loaded.recipe.model.num_classes
+    channels = loaded.codec.channels if mine.codec.kind == "pixels" else 3
+    side = loaded.codec.factor
+    source, wrong = open_source(judging.data), []
+    if classes and len(source.classes) > 1 and len(source.classes) != classes:
+        wrong.append(f"{classes} classes, the data {len(source.classes)}")
+    if source.channels != channels:
+        wrong.append(f"{channels} channels, the data {source.channels} (data.channels={channels} reads them so)")
+    if wrong and judging.data.source != mine.data.source:
+        raise ValueError(
+            f"data {judging.data.source!r} do not belong to this model: it has {', and '.join(wrong)}; name the data "
+            "that it was trained on, or sample first and evaluate the folder of samples"
+        )
+    size = tuple(length * side for length in mine.model.size)
+    same = open_source(judging.data.model_copy(update={"size": size, "channels": channels}))
+    asked = judging.data.source == mine.data.source and judging.data.split != mine.data.split
+    if asked or loaded.images in ("", same.fingerprint):
+        return []
+    return [f"the real images ({judging.data.source}) are not those that the model was trained on"]
 
 
 def load_extractors(names: Sequence[str], device: torch.device) -> dict[str, Extractor]:

@@ -112,6 +112,19 @@ def test_real_images_that_cannot_be_used_are_counted_and_named(ditkit, pictures,
     assert scores.spaces["pixels"].scores[0].protocol.reference_n == 20
 
 
+def test_data_and_model_must_belong_together(ditkit, refused, pictures, run, tmp_path):
+    two = pictures(tmp_path / "two", size=(8, 8))
+    line = refused("evaluate", run, "--n", 11, "--data", two)
+    assert "it has 10 classes, the data 2, and 1 channels, the data 3 (data.channels=1 reads them so)" in line
+    assert "10 classes, the data 2;" in refused("evaluate", run, "--n", 11, "--data", two, "data.channels=1")
+    assert not list((run / "samples").glob("*n11-*"))
+    ten = pictures(tmp_path / "ten", classes=[f"c{i}" for i in range(10)], n=4, size=(8, 8))
+    result = ditkit("evaluate", run, "--n", 11, "--data", ten, "data.channels=1", "classifier.steps=4")
+    assert "are not those that the model was trained on" in ok(result) + result.stderr
+    own = ditkit("evaluate", run, "--n", 11, *QUICK)
+    assert "are not those that" not in ok(own) + own.stderr
+
+
 def test_labels_beyond_the_data_give_no_agreement(ditkit, pictures, tmp_path):
     shades = np.arange(6, dtype=np.uint8)[:, None, None, None].repeat(24, 1).repeat(24, 2).repeat(3, 3)
     np.savez(tmp_path / "x.npz", arr_0=shades, label=np.arange(6))
