@@ -27,7 +27,8 @@ Source = Annotated[
 ]
 Count = Annotated[int | None, typer.Option("--n", help="Images.")]
 Classes = Annotated[
-    str | None, typer.Option("--classes", "--labels", help="random, balanced, or numbers: 207,360 (they take turns).")
+    str | None,
+    typer.Option("--classes", "--labels", help="random, balanced, or numbers or names: 207,360 (they take turns)."),
 ]
 Guidance = Annotated[float | None, typer.Option("--guidance", help="Guidance scale; 1 is none. Default: the recipe's.")]
 Codec = Annotated[str | None, typer.Option("--codec", help="pixels, ft-ema, ft-mse, a hub id or a folder.")]
@@ -65,6 +66,7 @@ def sample(
         check_codec,
         choose_request,
         choose_sampler,
+        describe_classes,
         describe_sampler,
         describe_weights,
         draw,
@@ -89,5 +91,7 @@ def sample(
     typer.echo(f"weights  {describe_weights(loaded)}")
     typer.echo(f"sampler  {describe_sampler(sampling)}: {made.evaluations:g} network evaluations an image")
     typer.echo(f"images   {request.n} in {folder}{found}, {request.mode} labels, seed {request.seed}")
+    if named := describe_classes(loaded, request):
+        typer.echo(f"classes  {named}")
     typer.echo(f"archive  {folder / 'samples.npz'}")
     typer.echo(f"sheet    {sheet}")

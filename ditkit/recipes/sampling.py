@@ -11,7 +11,7 @@ import torch
 from pydantic import Field, field_validator
 
 from ditkit.checkpoints import Shape
-from ditkit.config import Settings, fingerprint, override
+from ditkit.config import Settings, fingerprint, nearest, override
 from ditkit.diffusion import CFG, SamplerSettings
 from ditkit.evaluation import Generated, Request, generate, grid, make_request, save_png
 from ditkit.evaluation.features import Progress
@@ -20,6 +20,7 @@ from ditkit.pretrained import CodecSettings
 from ditkit.recipes.choose import parse_size
 from ditkit.recipes.load import Loaded, load
 
+NAMED = 20  # classes whose names are told
 SHEET = 100  # images on the contact sheet at most
 SHORT = {
     "steps": "sampling.steps",
@@ -34,7 +35,9 @@ class Choices(Settings):
     """What to sample, where it is not the recipe's own; keys `sampling.*` change the sampler itself."""
 
     n: int | None = Field(None, ge=1, description="images; None: one of each named class, else the verb's own number")
-    classes: str = Field("random", description="'random', 'balanced', or class numbers: 207,360 (they take turns)")
+    classes: str = Field(
+        "random", description="'random', 'balanced', or classes by number or name: 207,360 (they take turns)"
+    )
     seed: int = Field(0, ge=0, description="of all draws; image i is the same in any n and chunk")
     guidance: float | None = Field(None, ge=0, description="guidance scale; 1 is none; None: the recipe's")
     interval: tuple[float, float] | None = Field(None, description="guide between these times: LOW,HIGH; 0 = data")
@@ -117,7 +120,7 @@ def choose_request(loaded: Loaded, choices: Choices, n: int) -> Request:
     if given in ("random", "balanced"):
         request = make_request(choices.n or n, classes, given, seed=choices.seed)  # type: ignore[arg-type]
     else:
-        labels = parse_classes(given, classes)
+        labels = parse_classes(given, classes, loaded.classes)
         count = choices.n or len(labels)
         turns = tuple(labels[i % len(labels)] for i in range(count))
         request = Request(n=count, labels=turns, mode="given", seed=choices.seed)
@@ -125,17 +128,34 @@ def choose_request(loaded: Loaded, choices: Choices, n: int) -> Request:
     return request.with_({**changes, "size": latent_size(loaded, choices.size)})
 
 
-def parse_classes(text: str, classes: int) -> list[int]:
-    """ "207,360" -> [207, 360]; ValueError for anything else, and for classes that the model does not know."""
-    try:
-        labels = [int(part) for part in text.split(",")]
-    except ValueError:
-        raise ValueError(f"classes {text!r}: write random, balanced, or class numbers with commas (207,360)") from None
+def parse_classes(text: str, classes: int, names: Sequence[str] = ()) -> list[int]:
+    """ "207,360" or "cat,dog" -> numbers; what can be read as a number is one.
+
+    ValueError for anything else, and for classes that the model does not know.
+    """
     if classes == 0:
         raise ValueError(f"classes {text!r}: the model was trained without classes; leave --classes out")
+    ids = {name: number for number, name in enumerate(names)}
+    labels = []
+    for part in map(str.strip, text.split(",")):
+        try:
+            labels.append(int(part) if part.removeprefix("-").isdecimal() else ids[part])
+        except KeyError:
+            known = f", or names{nearest(part, names)}" if names else ""
+            numbers = "random, balanced, or class numbers with commas (207,360)"
+            raise ValueError(f"classes {text!r}: write {numbers}{known}") from None
     if wrong := [label for label in labels if not 0 <= label < classes]:
         raise ValueError(f"class {wrong[0]} does not exist: the model knows 0 to {classes - 1}")
     return labels
+
+
+def describe_classes(loaded: Loaded, request: Request) -> str:
+    """Which number is which class, of those asked for: "0 circle, 1 square"; "" where the names are unknown or the numbers."""
+    shown = [k for k in sorted(set(request.labels)) if k < len(loaded.classes)]
+    if all(loaded.classes[k] == str(k) for k in shown):
+        return ""
+    told = ", ".join(f"{k} {loaded.classes[k]}" for k in shown[:NAMED])
+    return told + (", ..." if len(shown) > NAMED else "")
 
 
 def latent_size(loaded: Loaded, text: str | None) -> tuple[int, int] | None:

@@ -198,6 +198,18 @@ def test_another_request_in_the_same_folder_is_refused(ditkit, refused, tiny_run
     assert "request.seed: 0 there, 1 now" in line
 
 
+def test_classes_by_name(ditkit, refused, tiny_run, tmp_path):
+    loaded = load(tiny_run)
+    assert loaded.classes == tuple("0123456789")
+    loaded.classes = tuple("circle square star ring bar dot arc wave grid 0".split())
+    save_exported(loaded, tmp_path / "model")
+    words = ["sample", tmp_path / "model", "--out", tmp_path / "out", "--classes"]
+    assert ok(ditkit(*words, "square, circle,0"))["classes"] == "0 circle, 1 square"
+    assert open_generated(tmp_path / "out").labels.tolist() == [1, 0, 0], "a number is a number"
+    assert "or names; did you mean 'square'?" in refused(*words, "sqare")
+    assert "classes" not in ok(ditkit("sample", tiny_run, "--n", 2, "--out", tmp_path / "digits"))
+
+
 def test_ctrl_c_leaves_whole_files_and_the_same_command_continues(own_process, ditkit, tiny_run, tmp_path):
     words = ["sample", tiny_run, "--n", 100, "--chunk", 4, "--steps", 100, "--out", tmp_path / "out"]
     process = own_process(*words)
