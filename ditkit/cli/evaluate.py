@@ -83,7 +83,9 @@ def evaluate(
     spaces = load_extractors(extractor or (), where)
     with bars() as bar:
         if not is_images(what):
-            samples, loaded, judging = _sample(what, source, model_keys, (real_keys, data), where, bar)
+            samples, loaded, judging = _sample(
+                what, source, model_keys, (real_keys, data), where, bar, None if force else other
+            )
         elif model_keys or source:
             raise ValueError(f"{what} holds images, nothing is sampled: leave {(model_keys or ['--source'])[0]} out")
         else:
@@ -100,9 +102,13 @@ def evaluate(
         _print_comparison(scores, other, force)
 
 
-def _sample(what: Path, source: str | None, keys: list[str], real: tuple[list[str], str | None], device, bar):
+def _sample(
+    what: Path, source: str | None, keys: list[str], real: tuple[list[str], str | None], device, bar,
+    other: Scores | None,
+):  # fmt: skip
     """Sample the model (what is there already is kept): (samples, loaded, judging). All is checked before it begins."""
     from ditkit.config import override
+    from ditkit.evaluation.generate import making
     from ditkit.recipes.sampling import (
         Choices,
         check_codec,
@@ -113,7 +119,7 @@ def _sample(what: Path, source: str | None, keys: list[str], real: tuple[list[st
         open_model,
         split,
     )
-    from ditkit.recipes.scoring import check_belongs, choose_judging, of_generated
+    from ditkit.recipes.scoring import check_belongs, check_comparable, choose_judging, of_generated
 
     own, sampler_keys = split(keys)
     choices = override(Choices(), own)
@@ -122,6 +128,8 @@ def _sample(what: Path, source: str | None, keys: list[str], real: tuple[list[st
     request = choose_request(loaded, choices, DEFAULT_N)
     judging = choose_judging(*real, loaded.recipe)
     check_codec(loaded)
+    if other:
+        check_comparable(other, {"name": judging.protocol, **making(request, sampling, loaded.codec.id)})
     for note in (*notes, *check_belongs(loaded, judging)):
         bar.say(note)
     folder = folder_for(what, loaded, sampling, request)
@@ -131,7 +139,7 @@ def _sample(what: Path, source: str | None, keys: list[str], real: tuple[list[st
 
 def _print_scores(scores: Scores, recipe: Recipe | None) -> None:
     """Space, score, value, limits, and what real images reach; the protocol; what was published."""
-    from ditkit.recipes.scoring import published_lines
+    from ditkit.recipes.scoring import describe_protocols, published_lines
 
     lines: list[tuple] = []
     for name, space in scores.spaces.items():
@@ -149,8 +157,9 @@ def _print_scores(scores: Scores, recipe: Recipe | None) -> None:
         typer.echo(f"left out   {scores.unusable} real images that cannot be used: {names}")
     if scores.weights is not None:
         typer.echo(f"weights    {scores.weights}")
+    for line in describe_protocols(scores):
+        typer.echo(f"protocol   {line}")
     protocol = next(iter(scores.spaces.values())).scores[0].protocol
-    typer.echo(f"protocol   {protocol.sentence()}")
     for line in published_lines(recipe, protocol) if recipe else ():
         typer.echo(f"published  {line}")
 
@@ -161,5 +170,6 @@ def _print_comparison(scores: Scores, other: Scores, force: bool) -> None:
 
     lines = compare_scores(scores, other, force)
     cells = [(space, metric, f"{there:.4g}", f"{here:.4g}", verdict) for space, metric, there, here, verdict in lines]
-    typer.echo(f"\nthere: {other.what}, here: {scores.what}")
+    there, here = (f"{s.what} ({s.weights})" if s.weights else s.what for s in (other, scores))
+    typer.echo(f"\nthere: {there}\nhere:  {here}")
     print_table(("space", "score", "there", "here", "here is"), cells, right=(2, 3))

@@ -8,7 +8,7 @@ import time
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Protocol, cast
+from typing import Any, Protocol, cast
 
 import torch
 from torch import Tensor, nn
@@ -67,23 +67,29 @@ class Generated:
 
     def protocol(self, reference: Reference, *, name: str = "custom", resize: str = "none") -> ScoreProtocol:
         """The protocol of scores of these images against `reference`."""
-        sampler = self.sampler.model_dump(mode="json", exclude={"guidance"})
-        guidance = self.sampler.guidance
         return ScoreProtocol(
             name=name,
-            n=len(self.images),
-            labels=self.request.mode,
-            sampler=sampler,
-            guidance=None if guidance is None else guidance.model_dump(mode="json"),
             evaluations=self.evaluations,
-            codec=self.codec,
-            quantiser=self.request.quantiser,
             resize=resize,
             extractor=reference.extractor,
             reference=reference.fingerprint,
             reference_n=reference.moments.count,
-            seed=self.request.seed,
+            **making(self.request, self.sampler, self.codec),
         )
+
+
+def making(request: Request, sampler: SamplerSettings, codec: str) -> dict[str, Any]:
+    """The part of a Protocol that is known before an image is made."""
+    guidance = sampler.guidance
+    return {
+        "n": request.n,
+        "labels": request.mode,
+        "sampler": sampler.model_dump(mode="json", exclude={"guidance"}),
+        "guidance": None if guidance is None else guidance.model_dump(mode="json"),
+        "codec": codec,
+        "quantiser": request.quantiser,
+        "seed": request.seed,
+    }
 
 
 def weights_fingerprint(model: nn.Module) -> str:

@@ -115,7 +115,9 @@ class Comparison(Settings):
     difference: float
     relative: float | None
     interval: tuple[float, float] | None = Field(None, description="95 % limits of the difference, if both have any")
-    verdict: Literal["better", "worse", "unclear"] = Field(description="of b against a; unclear: the limits hold 0")
+    verdict: Literal["better", "worse", "equal", "unclear"] = Field(
+        description="of b against a; equal: the same number; unclear: the limits of the difference hold 0"
+    )
     forced: bool = Field(False, description="the protocols differed and this was forced")
 
 
@@ -136,7 +138,11 @@ def compare(a: Score, b: Score, force: bool = False, ignore: Iterable[str] = ())
         raise ProtocolMismatch(f"{a.metric} {a.value:g} and {b.metric} {b.value:g}", found)
     difference = b.value - a.value
     low, high = difference_limits(a, b)
-    verdict = "unclear" if low <= 0 <= high else "better" if (high < 0) == (a.better == "lower") else "worse"
+    verdict: Literal["better", "worse", "equal", "unclear"] = (
+        "better" if (high < 0) == (a.better == "lower") else "worse"
+    )
+    if low <= 0 <= high:
+        verdict = "equal" if difference == 0 else "unclear"
     return Comparison(
         difference=difference,
         relative=difference / abs(a.value) if a.value else None,

@@ -63,7 +63,12 @@ def open_images(path: str | Path) -> tuple[Images, Tensor | None]:
     if path.is_dir():
         files = sorted(path.glob("*.png"))
         if not files:
-            raise FolderError(f"{path}: holds no PNG files")
+            below = next((p for p in sorted(path.iterdir()) if p.is_dir() and any(p.glob("*.png"))), None)
+            hint = f"; evaluate its class folders one by one ({below}), or put all files in one" if below else ""
+            raise FolderError(
+                f"{path}: holds no PNG files{hint}; samples are PNG files of one size directly in a folder, or an .npz "
+                "with arr_0 (and label)"
+            )
         return ImageFiles(files), None
     if not path.exists():
         raise FolderError(f"{path}: no such file or folder; give a folder of PNG files or an .npz with arr_0")

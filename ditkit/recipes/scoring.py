@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import warnings
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -13,7 +13,7 @@ from pydantic import Field
 from torch import Tensor
 from torch.nn import functional as F
 
-from ditkit.config import Settings, dump, override, read_settings
+from ditkit.config import Difference, Settings, diff, dump, override, read_settings
 from ditkit.data import DataSettings, ImageSource, open_source
 from ditkit.evaluation import (
     Classifier,
@@ -36,6 +36,7 @@ from ditkit.evaluation import (
 from ditkit.evaluation.features import Images
 from ditkit.evaluation.folder import REQUEST
 from ditkit.evaluation.pixels import Pixels
+from ditkit.evaluation.protocols import OUTCOMES
 from ditkit.files import write_text
 from ditkit.pretrained import PretrainedMissing, load_teacher
 from ditkit.protocols import Extractor, Features
@@ -259,6 +260,33 @@ def read_scores(path: Path) -> Scores:
     return read_settings(Scores, tree, str(file))
 
 
+def check_comparable(other: Scores, planned: dict) -> None:
+    """ValueError, one line, where samples that will be made as `planned` (keys of a Protocol) cannot be compared."""
+    theirs = next(iter(other.spaces.values())).scores[0].protocol
+    if found := diff(theirs, theirs.model_copy(update=planned), OUTCOMES):
+        raise _apart(other, map(_told, found))
+
+
+def _told(d: Difference) -> str:
+    return f"{d.key} {d.a!r} there, {d.b!r} here"
+
+
+def _apart(other: Scores, differences: Iterable[str]) -> ValueError:
+    listed = "; ".join(differences)
+    return ValueError(f"not compared with {other.what}, the protocols differ: {listed} (--force compares)")
+
+
+def describe_protocols(scores: Scores) -> list[str]:
+    """The protocol of the first space in full, and of every other one what differs from it, a line each."""
+    found = {name: space.scores[0].protocol for name, space in scores.spaces.items()}
+    first, *others = found
+    lines = [f"{first}: {found[first].sentence()}"]
+    for name in others:
+        apart = [f"{d.key} {d.b}" for d in diff(found[first], found[name], OUTCOMES)]
+        lines.append(f"{name}: the same, but {', '.join(apart)}" if apart else f"{name}: the same")
+    return lines
+
+
 def compare_scores(mine: Scores, other: Scores, force: bool) -> list[tuple[str, str, float, float, str]]:
     """(space, metric, other, mine, verdict) for every score that both have.
 
@@ -275,14 +303,14 @@ def compare_scores(mine: Scores, other: Scores, force: bool) -> list[tuple[str, 
                 found = compare(score, scores[score.metric], force)
             except ProtocolMismatch as error:
                 for d in error.differences:
-                    wrong.setdefault(f"{d.key} {d.a!r} there, {d.b!r} here", {})[name] = None
+                    wrong.setdefault(_told(d), {})[name] = None
                 continue
             verdict = found.verdict + (" (protocols differ)" if found.forced else "")
             lines.append((name, score.metric, score.value, scores[score.metric].value, verdict))
     if wrong:
         shared = len({name for names in wrong.values() for name in names})
         told = (text if len(names) == shared else f"{', '.join(names)}: {text}" for text, names in wrong.items())
-        raise ValueError(f"not compared with {other.what}, the protocols differ: {'; '.join(told)} (--force compares)")
+        raise _apart(other, told)
     if not lines:
         raise ValueError(f"not compared with {other.what}: it has no feature space in common with this evaluation")
     return lines

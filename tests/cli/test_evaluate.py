@@ -23,14 +23,6 @@ def ok(result) -> str:
     return result.stdout
 
 
-def one_line(result) -> str:
-    """A refusal after work was done: exit code 2, and the last line of stderr is the only one of ditkit's."""
-    assert result.exit_code == 2 and "Traceback" not in result.output
-    told = [line for line in result.stderr.splitlines() if line.startswith("ditkit: ")]
-    assert len(told) == 1
-    return told[0]
-
-
 @pytest.fixture(scope="module")
 def run(tiny_run, tmp_path_factory):
     """A copy of the tiny run, which may grow samples."""
@@ -62,7 +54,8 @@ def test_a_run_is_sampled_and_scored_in_every_space(evaluated, run):
         assert protocol.sampler["solver"] == "euler" and protocol.evaluations == 4 and protocol.guidance is None
         assert protocol.extractor == space.extractor
     assert 0 < scores.classifier_accuracy <= 1 and "of held-out real images named correctly" in out
-    assert "real half/half" in out and "protocol   custom: 30 images, balanced labels" in out
+    assert "real half/half" in out and "protocol   pixels: custom: 30 images, balanced labels" in out
+    assert "protocol   toy: the same, but extractor toy" in out
 
 
 def test_the_folder_of_its_samples_scores_the_same(ditkit, evaluated, tmp_path):
@@ -132,14 +125,19 @@ def test_labels_beyond_the_data_give_no_agreement(ditkit, pictures, tmp_path):
     assert "agreement" not in ok(result) and "classes go up to 5, the data have 2" in result.stderr
 
 
-def test_comparison_names_every_difference(ditkit, evaluated, run):
+def test_comparison_names_every_difference(ditkit, refused, evaluated, run):
     _, file, _ = evaluated
     same = ["evaluate", run, "--n", 30, "--classes", "balanced", *QUICK]
     out = ok(ditkit(*same, "--weights", "raw", "--against", file))
     lines = [line.split() for line in out.splitlines()]
     compared = lines[lines.index(["space", "score", "there", "here", "here", "is"]) + 1 :]
-    assert len(compared) == 10 and {line[-1] for line in compared} <= {"better", "worse", "unclear"}
-    line = one_line(ditkit(*same, "--seed", 1, "--steps", 3, "--against", file))
+    assert len(compared) == 10 and {line[-1] for line in compared} <= {"better", "worse", "equal", "unclear"}
+    assert f"there: {run} (averaged (EMA), step 3)\nhere:  {run} (raw, step 3)" in out
+    itself = ok(ditkit(*same, "--extractor", "toy", "--against", file)).splitlines()
+    assert sum(line.rstrip().endswith(" equal") for line in itself) == 14
+    before = sorted((run / "samples").iterdir())
+    line = refused(*same, "--seed", 1, "--steps", 3, "--against", file)
+    assert sorted((run / "samples").iterdir()) == before, "refused before anything is sampled"
     for difference in ("sampler.steps 4 there, 3 here", "seed 0 there, 1 here"):
         assert line.count(difference) == 1, "said once, not for every space"
     assert "--force compares" in line
@@ -165,7 +163,7 @@ def test_published_scores_are_told_with_what_differs(evaluated):
     assert 0 < len(published_lines(row, matching)) < len(everything)
 
 
-def test_bad_input(refused, run, evaluated, tmp_path):
+def test_bad_input(refused, pictures, run, evaluated, tmp_path):
     npz = tmp_path / "x.npz"
     np.savez(npz, arr_0=np.zeros((6, 8, 8, 1), np.uint8))
     for says, words in {
@@ -186,6 +184,8 @@ def test_bad_input(refused, run, evaluated, tmp_path):
     assert "not an .npz with arr_0" in refused("evaluate", tmp_path / "bad.npz", "--data", "digits")
     (tmp_path / "empty").mkdir()
     assert "holds no PNG files" in refused("evaluate", tmp_path / "empty", "--data", "digits")
+    classes = pictures(tmp_path / "classes")
+    assert f"one by one ({classes}/cat)" in refused("evaluate", classes, "--data", "digits")
     assert not list((run / "samples").glob("*n9-*"))
 
 

@@ -92,7 +92,8 @@ def test_equal_protocols_compare():
     assert apart.verdict == "better" and apart.interval == pytest.approx((-1.7 - 2**0.5, -1.7 + 2**0.5))
     lopsided = compare(score(10.0, (9.0, 13.0)), score(12.0, (11.0, 12.5)))  # uses the limits that face each other
     assert lopsided.interval == pytest.approx((2 - 10**0.5, 2 + 1.25**0.5)) and lopsided.verdict == "unclear"
-    assert compare(score(1.0), score(1.0)).verdict == "unclear"
+    assert compare(score(1.0), score(1.0)).verdict == "equal"
+    assert compare(score(1.0, (0.5, 1.5)), score(1.0, (0.5, 1.5))).verdict == "equal"
 
 
 def test_words_do_not_claim_more_than_was_measured():
