@@ -25,9 +25,13 @@ def demo(
     from ditkit.cli.progress import bars
     from ditkit.recipes.build import pick_device
     from ditkit.recipes.demo import SMOKE, Budget, expected_seconds, run_demo
+    from ditkit.recipes.place import check_writable
+    from ditkit.training.files import prepare
 
     if smoke and out == Path("runs/demo"):
         out = Path("runs/demo-smoke")
+    check_writable(out)
+    prepare(out)
     budget = SMOKE if smoke else Budget()
     with bars() as bar:
         report = run_demo(out, budget, pick_device(device), Whole(bar, expected_seconds(budget)), seed)

@@ -61,6 +61,7 @@ def sample(
     from ditkit.cli.progress import bars
     from ditkit.config import override
     from ditkit.recipes.build import pick_device
+    from ditkit.recipes.place import check_writable
     from ditkit.recipes.sampling import (
         Choices,
         check_codec,
@@ -75,6 +76,8 @@ def sample(
         split,
     )
 
+    if out is not None:
+        check_writable(out)
     own, sampler_keys = split(keys or [])
     given = {"n": n, "classes": classes, "guidance": guidance, "codec": codec}
     choices = override(Choices(), own).with_({key: value for key, value in given.items() if value is not None})

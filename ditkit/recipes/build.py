@@ -48,7 +48,12 @@ def pick_device(name: str = "auto") -> torch.device:
         device = torch.device(name)
         torch.empty(0, device=device)
     except (RuntimeError, AssertionError) as error:
-        raise ValueError(f"device {name!r} cannot be used: {str(error).splitlines()[0]}") from None
+        reason = str(error).splitlines()[0]
+        if reason.startswith(("Expected one of", "Invalid device")):  # the first lists all that PyTorch ever knew
+            reason = "there is no such kind of device (auto, cpu, cuda, cuda:1, mps)"
+        elif reason.startswith("Could not run"):
+            reason = "this PyTorch was not built for it"
+        raise ValueError(f"device {name!r} cannot be used: {reason}") from None
     return device
 
 

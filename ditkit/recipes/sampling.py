@@ -19,6 +19,7 @@ from ditkit.evaluation.images import enlarge, viewing_factor
 from ditkit.pretrained import CodecSettings
 from ditkit.recipes.choose import parse_size
 from ditkit.recipes.load import Loaded, load
+from ditkit.training.files import prepare as prepare_folder
 
 NAMED = 20  # classes whose names are told
 SHEET = 100  # images on the contact sheet at most
@@ -150,7 +151,7 @@ def parse_classes(text: str, classes: int, names: Sequence[str] = ()) -> list[in
 
 
 def describe_classes(loaded: Loaded, request: Request) -> str:
-    """Which number is which class, of those asked for: "0 circle, 1 square"; "" where the names are unknown or the numbers."""
+    """Which number is which class, of those asked for: "0 circle, 1 square"; "" where names say no more."""
     shown = [k for k in sorted(set(request.labels)) if k < len(loaded.classes)]
     if all(loaded.classes[k] == str(k) for k in shown):
         return ""
@@ -200,6 +201,7 @@ def draw(
 
     The sheet is not inside, so that tools that score a folder of PNG files see images only.
     """
+    prepare_folder(folder)
     made = generate(loaded, sampling, request, folder=folder, device=loaded.device, progress=progress)
     shown = made.images[0 : min(SHEET, request.n)]
     classes = loaded.recipe.model.num_classes if request.mode == "balanced" else 0

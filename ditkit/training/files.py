@@ -15,14 +15,14 @@ class SaveError(OSError):
 
 
 def prepare(folder: Path) -> None:
-    """Make the run folder and prove that files can be written there; Unwritable says why not, in one line."""
+    """Make the folder and prove that files can be written there; Unwritable says why not, in one line."""
     probe = folder / f".write-test-{os.getpid()}"
     try:
         folder.mkdir(parents=True, exist_ok=True)
         probe.write_bytes(b"ok")
         probe.unlink()
     except OSError as error:
-        raise Unwritable(f"cannot write to the run folder {folder}: {error.strerror}; name another one") from None
+        raise Unwritable(f"cannot write to {folder}: {error.strerror}; name another folder with --out") from None
 
 
 def sync(path: Path) -> None:

@@ -59,10 +59,8 @@ def announce(state: State, log: Log) -> None:
     name = torch.cuda.get_device_name(device) if device.type == "cuda" else device.type
     what = f"{sizes[0]:,} parameters" + (f" and {sizes[1]:,} of projectors" if sizes[1:] else "")
     batch = f"batch {settings.batch} = {job.world} x {len(cut)} passes of {max(b - a for a, b in cut)}"
-    tf32 = "on" if settings.tf32 else "off"
-    log.say(
-        f"training {what} on {name}, steps {state.step} to {settings.steps}, {batch}, {settings.precision}, TF32 {tf32}"
-    )
+    tf32 = f", TF32 {'on' if settings.tf32 else 'off'}" if device.type == "cuda" else ""
+    log.say(f"training {what} on {name}, steps {state.step} to {settings.steps}, {batch}, {settings.precision}{tf32}")
 
 
 def _check_same(job: Job, numbers: dict, log: Log) -> None:

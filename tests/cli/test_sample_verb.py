@@ -170,7 +170,8 @@ BAD = [
     (["--step", "7"], "no checkpoint of step 7"),
     (["--uint8", "sometimes"], "unknown uint8 rule 'sometimes'"),
     (["--size", "9"], "multiples of 2"),
-    (["--device", "tpu9"], "device 'tpu9' cannot be used"),
+    (["--device", "tpu9"], "device 'tpu9' cannot be used: there is no such kind of device"),
+    (["--out", "/dev/null/x"], "cannot write to /dev/null/x: /dev/null is a file"),
     (["--codec", "toy"], "the model works in 1 channels"),
 ]
 
@@ -201,7 +202,7 @@ def test_another_request_in_the_same_folder_is_refused(ditkit, refused, tiny_run
 def test_classes_by_name(ditkit, refused, tiny_run, tmp_path):
     loaded = load(tiny_run)
     assert loaded.classes == tuple("0123456789")
-    loaded.classes = tuple("circle square star ring bar dot arc wave grid 0".split())
+    loaded.classes = ("circle", "square", "star", "ring", "bar", "dot", "arc", "wave", "grid", "0")
     save_exported(loaded, tmp_path / "model")
     words = ["sample", tmp_path / "model", "--out", tmp_path / "out", "--classes"]
     assert ok(ditkit(*words, "square, circle,0"))["classes"] == "0 circle, 1 square"

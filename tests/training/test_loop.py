@@ -323,7 +323,7 @@ def test_an_unwritable_folder_is_one_line_before_training(make_job, tmp_path):
     (tmp_path / "file").write_text("")
     job = make_job(tmp_path / "file" / "run")
     job.batches = None
-    with pytest.raises(Unwritable, match=r"cannot write to the run folder .*file.*: Not a directory; name another one"):
+    with pytest.raises(Unwritable, match=r"cannot write to .*file.*: Not a directory; name another folder"):
         fit(job)
 
 
