@@ -44,7 +44,7 @@ def convert(
     from ditkit.config import override
     from ditkit.recipes.build import pick_device
     from ditkit.recipes.converting import to_folder, to_published
-    from ditkit.recipes.sampling import Choices, describe_weights, open_model, split
+    from ditkit.recipes.sampling import Choices, describe_doubts, describe_weights, open_model, split
 
     own, sampler_keys = split(keys or [])
     if sampler_keys:
@@ -52,7 +52,7 @@ def convert(
     loaded = open_model(what, source, override(Choices(), own), pick_device("cpu"))
     notes = to_folder(loaded, output) if to is None else to_published(loaded, to, output)
     typer.echo(f"weights  {describe_weights(loaded)}")
-    for note in notes:
+    for note in (*describe_doubts(loaded), *notes):
         typer.echo(f"note     {note}")
     typer.echo(f"{f'{to} file' if to else 'folder':8s} {output}")
     if to is None:

@@ -79,7 +79,7 @@ def evaluate(
 
     real_keys = [k for k in keys or [] if k.partition("=")[0].partition(".")[0] in JUDGING]
     model_keys = [k for k in keys or [] if k not in real_keys] + ([] if n is None else [f"n={n}"])
-    other, where, loaded = against and read_scores(against), pick_device(device), None
+    other, where, loaded = read_scores(against) if against else None, pick_device(device), None
     spaces = load_extractors(extractor or (), where)
     with bars() as bar:
         if not is_images(what):

@@ -67,9 +67,7 @@ def sample(
         check_codec,
         choose_request,
         choose_sampler,
-        describe_classes,
-        describe_sampler,
-        describe_weights,
+        describe_sample,
         draw,
         folder_for,
         open_model,
@@ -90,11 +88,5 @@ def sample(
         for note in notes:
             bar.say(note)
         made, sheet = draw(loaded, sampling, request, folder, lambda done, total: bar("images", done, total))
-    found = "" if made.made == request.n else f" ({request.n - made.made} were there)"
-    typer.echo(f"weights  {describe_weights(loaded)}")
-    typer.echo(f"sampler  {describe_sampler(sampling)}: {made.evaluations:g} network evaluations an image")
-    typer.echo(f"images   {request.n} in {folder}{found}, {request.mode} labels, seed {request.seed}")
-    if named := describe_classes(loaded, request):
-        typer.echo(f"classes  {named}")
-    typer.echo(f"archive  {folder / 'samples.npz'}")
-    typer.echo(f"sheet    {sheet}")
+    for topic, text in describe_sample(loaded, made, sheet):
+        typer.echo(f"{topic:8s} {text}")

@@ -108,12 +108,17 @@ def print_costs(recipes: list[Recipe], *, as_json: bool) -> None:
     for r in recipes:
         spent = spend(r.model)
         training = 3 * spent.gmacs * r.training.batch * r.training.steps  # backward is about two forwards (DiT, sec. 5)
-        lines.append((r.name, spent.trainable, round(spent.gmacs, 2), r.training.steps, training))
+        known = "training" not in r.unpublished  # a converted file does not tell how it was trained
+        trained = (r.training.steps, training) if known else (None, None)
+        lines.append((r.name, spent.trainable, round(spent.gmacs, 2), *trained))
     names = ("recipe", "parameters", "GMACs", "steps", "training GMACs")
     if as_json:
         _print_json([dict(zip(names, line, strict=True)) for line in lines])
     else:
-        cells = [(n, f"{p:,}", f"{g:.2f}", f"{s:,}", f"{t:.3g}") for n, p, g, s, t in lines]
+        cells = [
+            (n, f"{p:,}", f"{g:.2f}", *(("unknown",) * 2 if s is None else (f"{s:,}", f"{t:.3g}")))
+            for n, p, g, s, t in lines
+        ]
         print_table(names, cells, right=(1, 2, 3, 4))
         typer.echo(
             "GMACs: multiply-accumulates of one forward pass of one image (papers write Gflops); codec not counted"

@@ -90,6 +90,7 @@ def load(
         raise CheckpointError(f"{place}: {what}; say --source dit, sit, repa or diffusers-dit")
     else:
         loaded = of_published(load_published(place, source, weights=weights, **shape))
+        loaded.recipe = loaded.recipe.model_copy(update={"name": loaded.recipe.name or place.stem})
     loaded.model.eval().requires_grad_(False)
     return loaded
 
@@ -109,6 +110,7 @@ def recipe_of(published: Published) -> Recipe:
         return max(same, key=lambda r: r.training.steps)
     base, model = rows[f"{family}.xl_2_256"], published.settings
     tree: dict[str, Any] = {"model": model, "published": (), "name": "", "title": f"{published.source} checkpoint"}
+    tree["unpublished"] = (*base.unpublished, "training")  # how it was trained is not in the file
     tree["data"] = base.data.model_copy(update={"size": (8 * model.size[0], 8 * model.size[1])})  # the VAE's factor
     tree["objective"] = _objective(base, published)
     if model.variance != "learned" and base.sampling.solver == "ancestral":

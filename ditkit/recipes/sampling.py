@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Literal
 
@@ -216,11 +216,32 @@ def sheet_columns(classes: int, n: int) -> int:
     return classes * max(1, side // classes) if 1 < classes <= 12 else side
 
 
+def describe_sample(loaded: Loaded, made: Generated, sheet: Path) -> Iterator[tuple[str, object]]:
+    """(topic, text) lines about the images that `draw` made."""
+    request, folder = made.request, made.folder or Path()
+    found = "" if made.made == request.n else f" ({request.n - made.made} were there)"
+    yield "weights", describe_weights(loaded)
+    yield from (("note", doubt) for doubt in describe_doubts(loaded))
+    yield "sampler", f"{describe_sampler(made.sampler)}: {made.evaluations:g} network evaluations an image"
+    yield "images", f"{request.n} in {folder}{found}, {request.mode} labels, seed {request.seed}"
+    if named := describe_classes(loaded, request):
+        yield "classes", named
+    yield "archive", folder / "samples.npz"
+    yield "sheet", sheet
+
+
 def describe_weights(loaded: Loaded) -> str:
     """Which weights these are, for people: "averaged (EMA), step 800"."""
     told = {"ema": "averaged (EMA)", "raw": "raw", "flat": "as in the file, which does not say (publishers ship EMA)"}
     step = f", step {loaded.step:,}" if loaded.step is not None else ""
     return f"{told.get(loaded.weights, loaded.weights)}{step}"
+
+
+def describe_doubts(loaded: Loaded) -> list[str]:
+    """What the user may have got wrong about a published file, a line each."""
+    if loaded.source == "repa" and loaded.projectors is None:
+        return ["no projectors in this file: it looks like a SiT file, whose time runs the other way (--source sit)"]
+    return []
 
 
 def describe_sampler(sampling: SamplerSettings) -> str:

@@ -68,6 +68,19 @@ def test_heads_have_every_spelling(ditkit, refused, published, tmp_path):
     )
 
 
+def test_a_file_without_projectors_is_doubted_and_claims_no_training(ditkit, published, tmp_path):
+    (file, *_, heads), _ = published("sit_forward", "sit")
+    state = load_file(file)
+    for key in ("final_layer.linear.weight", "final_layer.linear.bias"):
+        state[key] = state[key][: len(state[key]) // 2].clone()  # one output channel per input channel, as REPA's
+    save_file(state, tmp_path / "plain.safetensors")
+    words = ["convert", tmp_path / "plain.safetensors", tmp_path / "mine", "--source", "repa", f"heads={heads}"]
+    assert "no projectors in this file: it looks like a SiT file" in ok(ditkit(*words))
+    told = ok(ditkit("show", tmp_path / "mine", "--cost")).splitlines()[1].split()
+    assert told[0] == "plain" and told[-2:] == ["unknown", "unknown"]
+    assert "training:  # not (fully) published" in ok(ditkit("show", tmp_path / "mine"))
+
+
 def test_dit_to_diffusers_and_back(ditkit, published, tmp_path):
     (file, *named), state = published("dit_forward_learnsigma", "dit")
     middle, back = tmp_path / "diffusers.safetensors", tmp_path / "back.pt"
