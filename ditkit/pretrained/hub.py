@@ -29,7 +29,7 @@ def is_local(source: str) -> bool:
 def check_there(source: str, what: str) -> None:
     """PretrainedMissing if `source` is a path and nothing is there; asked before any extra package is."""
     if is_local(source) and not Path(source).expanduser().exists():
-        raise PretrainedMissing(what, f"no folder of that name ({source!r}; a hub id looks like org/name)")
+        raise PretrainedMissing(what, "no folder of that name here (a hub id looks like org/name)")
 
 
 def offline() -> bool:

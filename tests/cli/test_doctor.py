@@ -61,7 +61,7 @@ def test_networks_that_cannot_be_had(home, ditkit):
     result = ditkit("doctor", "repa.sit_s_2", "--data", "data", "--codec", "./no-vae")
     assert result.exit_code == 1
     failed = lines(result, "fail")
-    assert "no folder './no-vae'" in failed and "dinov2" in failed
+    assert "codec './no-vae': no folder of that name" in failed and "dinov2" in failed
     assert "10 images, 10 usable" in lines(result, "ok"), "the data are looked at all the same"
 
 
