@@ -74,6 +74,8 @@ def read_file(file: str | Path) -> dict[str, Any]:
     except (json.JSONDecodeError, yaml.YAMLError, UnicodeDecodeError) as error:
         form = "JSON" if file.suffix == ".json" else "YAML"
         raise SettingsError(f"{file}: not readable as {form}: {' '.join(str(error).split())}") from None
+    if tree is None:  # an empty file changes nothing
+        return {}
     if not isinstance(tree, dict):
         raise SettingsError(f"{file}: expected a mapping of settings, found {type(tree).__name__}")
     return tree

@@ -14,6 +14,7 @@ from ditkit.data.settings import DataSettings
 from ditkit.data.source import DataError, ImageSource, Subset, stratified_split
 
 NAMED = ("digits",)
+PLACEHOLDERS = ("images", "imagenet/train")  # what recipes say where the user's images belong
 GIVE = "give 'digits', a folder of images or a .parquet file"
 CACHE_LIMIT = 256 * 2**20  # bytes of decoded images kept in RAM unless the settings say otherwise
 
@@ -38,6 +39,8 @@ def _open(settings: DataSettings, multiple: int | None) -> ImageSource:
     if not path.exists():
         near = get_close_matches(settings.source, NAMED, 1)
         hint = f"did you mean {near[0]!r}?" if near else GIVE
+        if settings.source in PLACEHOLDERS:
+            hint = f"this recipe leaves the images to you: --data, {GIVE}"
         raise DataError(f"data {settings.source!r}: no such file or folder; {hint}")
     if path.suffix.lower() == ".parquet" or (path.is_dir() and any(path.glob("*.parquet"))):
         source: ImageSource = Parquet(

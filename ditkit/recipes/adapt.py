@@ -72,10 +72,15 @@ def has_pixel_patch(size: tuple[int, int]) -> bool:
         return False
 
 
-def explain(before: Recipe, after: Recipe) -> list[str]:
-    """What `adapt` changed, a line each."""
-    found = [d for d in diff(before, after) if not d.key.startswith("sampling.guidance")]
-    lines = [f"{d.key}: {d.a} in the recipe, {d.b} here (from the data)" for d in found]
+def explain(before: Recipe, after: Recipe, keep: Collection[str] = ()) -> list[str]:
+    """What `adapt` changed, a line each. keep: the user's keys; with a patch of theirs the size was none of a recipe's."""
+    lines = []
+    for key, old, new in diff(before, after):
+        if key.startswith("sampling.guidance"):
+            continue
+        was = "" if key == "model.size" and "model.patch" in keep else f"{old} in the recipe, "
+        why = f": in pixels it must divide the size and leave {MAX_PIXEL_TOKENS} tokens at most"
+        lines.append(f"{key}: {was}{new} here (from the data{why if key == 'model.patch' else ''})")
     if before.sampling.guidance is not None and after.sampling.guidance is None:
         lines.append("sampling without guidance: the data have no classes to guide by")
     return lines

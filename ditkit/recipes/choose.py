@@ -2,20 +2,28 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from typing import Any
+from collections.abc import Mapping, Sequence
+from typing import Any, TypeVar
 
-from ditkit.config import override
+from ditkit.config import Settings, diff, override
 from ditkit.pretrained import CodecSettings, TeacherSettings
 from ditkit.recipes.recipe import Recipe
 from ditkit.recipes.registry import recipe as find_recipe
+
+S = TypeVar("S", bound=Settings)
+# keys that an option sets; what it leaves open (codec.scale, align.weight) may be added to it
+SAME = {
+    "training.steps": "--steps", "steps": "--steps", "data.source": "--data", "data.size": "--size",
+    **dict.fromkeys(("codec", "codec.kind", "codec.source"), "--codec"),
+    **dict.fromkeys(("align", "teachers", "teachers.0.kind", "teachers.0.source"), "--teacher"),
+}  # fmt: skip
 
 
 def choose(
     spec: str, overrides: Sequence[str] = (), *, data: str | None = None, size: str | None = None,
     codec: str | None = None, teachers: Sequence[str] = (), steps: int | None = None,
 ) -> Recipe:  # fmt: skip
-    """The recipe that `spec` names with the given choices made, then the overrides, which have the last word.
+    """The recipe that `spec` names with the given choices made, then the overrides, which may not contradict them.
 
     None and () leave the recipe's own. SettingsError or ValueError, one line.
 
@@ -40,15 +48,33 @@ def choose(
     if steps is not None:
         changes["training.steps"] = steps
     if data is not None:
-        changes |= room_for_patch(overrides)
-    return override(recipe.with_(changes) if changes else recipe, overrides)
+        changes |= room_for_patch(recipe, overrides)
+    before = recipe.with_(changes) if changes else recipe
+    options = {"--data": data, "--size": size, "--codec": codec, "--teacher": " ".join(teachers), "--steps": steps}
+    return agreeing(before, override(before, overrides), overrides, options)
 
 
-def room_for_patch(overrides: Sequence[str]) -> dict[str, Any]:
-    """A size that a patch of the user's own divides, until the data's is known."""
+def agreeing(before: S, after: S, overrides: Sequence[str], options: Mapping[str, object]) -> S:
+    """`after`, unless its overrides changed what an option had set in `before`: ValueError that names both.
+
+    options: "--steps" -> what was given; None or "" where it was not.
+    """
+    changed = {d.key for d in diff(before, after)}
+    for text in overrides:
+        key = text.partition("=")[0].strip()
+        option = SAME.get(key)
+        if option and options.get(option) not in (None, "") and any(f"{k}.".startswith(f"{key}.") for k in changed):
+            raise ValueError(f"{option} {options[option]} and {text} contradict each other: give one of the two")
+    return after
+
+
+def room_for_patch(recipe: Recipe, overrides: Sequence[str]) -> dict[str, Any]:
+    """A size that a patch of the user's own divides, until the data's is known; nothing where the recipe's will do."""
     keys = dict(text.replace(" ", "").split("=", 1) for text in overrides if "=" in text)
     patch = keys.get("model.patch", "")
-    return {"model.size": (16 * int(patch),) * 2, "model.patch": int(patch)} if patch.isdecimal() and int(patch) else {}
+    if not patch.isdecimal() or not int(patch) or not any(side % int(patch) for side in recipe.model.size):
+        return {}
+    return {"model.size": (16 * int(patch),) * 2, "model.patch": int(patch)}
 
 
 def parse_size(text: str) -> int | tuple[int, int]:

@@ -27,6 +27,7 @@ from ditkit.training.start import latent_warning
 
 LISTED = 10  # unusable images that are named; all are counted
 LOOKED_AT = 16  # images that are encoded
+HOPELESS = 2.0  # times the memory that is there: no estimate is that wrong
 EXPECTED = (ValueError, OSError, RuntimeError)
 
 
@@ -94,7 +95,8 @@ def inspect(
     mend = "; set training.micro_batch, model.checkpointing=true or a smaller training.batch" if much else ""
     of = f" of {gib(there)}" if there is not None else ""
     text = f"about {gib(memory.total)}{of} on {device} (an estimate: {parts}){mend}"
-    yield Finding("warn" if much else "ok", "memory", text)
+    hopeless = there is not None and memory.total > HOPELESS * there
+    yield Finding("fail" if hopeless else "warn" if much else "ok", "memory", text)
     yield from place_findings(folder, fitted, memory.checkpoint, source.fingerprint)
 
 

@@ -16,6 +16,8 @@ from ditkit.config import SettingsError, merge, nearest, override, read_file, re
 from ditkit.recipes import digits, dit, repa, sit
 from ditkit.recipes.recipe import Recipe
 
+YAML = (".yaml", ".yml", ".json")
+
 # One line per paper or data set; each module lists its recipes in ROWS.
 RECIPES: dict[str, Callable[[], Recipe]] = {
     f"{module.__name__.rpartition('.')[2]}.{row.__name__}": row
@@ -41,7 +43,7 @@ def _find(spec: str) -> Recipe:
     suffix = Path(file).suffix
     if suffix == ".py":
         return from_python(Path(file), function)
-    if suffix in (".yaml", ".yml", ".json"):
+    if suffix in YAML:
         return from_file(Path(file))
     if Path(spec).is_dir() and (Path(spec) / "recipe.json").is_file():
         return from_file(Path(spec) / "recipe.json")
@@ -55,13 +57,21 @@ def _closest(spec: str) -> str:
     return f"; did you mean {' or '.join(map(repr, close))}?" if close else ""
 
 
-def from_file(file: Path) -> Recipe:
-    """A recipe from YAML or JSON: complete, or `base: NAME` (or a file beside it) and what differs from that."""
+def from_file(file: Path, seen: tuple[Path, ...] = ()) -> Recipe:
+    """A recipe from YAML or JSON: complete, or `base: NAME` (or a file beside it) and what differs from that.
+
+    seen: the files that led here, each the base of the one before.
+    """
     tree = read_file(file)
     base = tree.pop("base", None)
     if base is not None:
-        beside = file.parent / str(base).partition(":")[0]
-        found = _find(str(file.parent / str(base)) if beside.is_file() else str(base))
+        if not isinstance(base, str):
+            raise SettingsError(f"{file}: base is one recipe's name or file, found {base!r}")
+        beside = file.parent / base.partition(":")[0]
+        if file.resolve() in (chain := (*seen, file.resolve()))[:-1]:
+            raise SettingsError(f"{file}: the recipe is its own base, by way of {' -> '.join(p.name for p in chain)}")
+        found = from_file(beside, chain) if beside.suffix in YAML and beside.is_file() else None
+        found = found or _find(str(file.parent / base) if beside.is_file() else base)
         tree = merge(found.model_dump(), {"name": str(file), "published": (), "source": f"from {base}", **tree})
     return read_settings(Recipe, tree, str(file))
 

@@ -45,20 +45,30 @@ def train(
     keep: dotted keys that the user has set and the data may not change. Writes recipe.json and environment.json before
     the first step, samples/<step>.png and report.html after the last. say gets every line of log.txt: what the data
     said of themselves, what they changed in the recipe, what to doubt, images that cannot be used. Nothing is written
-    before data, codec and teachers are there. Raises what `prepare` and `fit` raise, one line each.
+    before data, codec and teachers are there; a run that has all its steps keeps its recipe. Raises what `prepare` and `fit` raise, one line each.
     """
     check_folder(folder)
     parts = prepare(recipe, device, keep)
     prepare_folder(folder)
     check_same(parts.recipe, folder, parts.source.fingerprint)
-    write_run_files(parts, folder)
+    if nothing_left(parts.recipe, folder, resume):
+        kept = from_file(folder / RECIPE)  # what made the weights; the asked-for steps trained nothing
+    else:
+        kept = parts.recipe
+        write_run_files(parts, folder)
     log = Log(folder, on_message=say)
-    for line in (*parts.source.notes, *explain(recipe, parts.recipe), *concerns(parts.recipe)):
+    for line in (*parts.source.notes, *explain(recipe, parts.recipe, keep), *concerns(parts.recipe)):
         log.say(line)
     with data_messages(log.say):
         state = fit(build_job(parts, folder), resume=resume, on_step=on_step, on_message=say)
-    write_run_report(parts.recipe, folder, preview(folder, parts, state.step))
+    write_run_report(kept, folder, preview(folder, parts, state.step))
     return state
+
+
+def nothing_left(recipe: Recipe, folder: Path, resume: Resume) -> bool:
+    """Whether `folder` holds a run that already has the steps that `recipe` asks for."""
+    steps = list_steps(folder) if resume == "auto" and (folder / RECIPE).is_file() else []
+    return bool(steps) and steps[-1] >= recipe.training.steps
 
 
 def check_folder(folder: Path) -> None:
@@ -74,8 +84,13 @@ def check_same(recipe: Recipe, folder: Path, fingerprint: str) -> None:
 
     fingerprint: of the images, which may have moved but not changed.
     """
-    if not (folder / RECIPE).is_file() or not list_steps(folder):
+    steps = list_steps(folder)
+    if not (folder / RECIPE).is_file() or not steps:
         return
+    if recipe.training.steps < steps[-1]:  # before recipe.json is written: it must not say less than was trained
+        raise ValueError(
+            f"{folder}: nothing to train: the run is at step {steps[-1]}, {recipe.training.steps} are asked for"
+        )
     found = [
         f"{d.key} was {d.a!r}, is {d.b!r}"
         for d in diff(from_file(folder / RECIPE), recipe)

@@ -73,7 +73,7 @@ def test_patches_that_hold_more_numbers_than_the_width(home, ditkit):
 
 def test_memory_that_cannot_suffice(home, ditkit):
     result = ditkit("doctor", "repa.sit_s_2", "--data", "data", *PLAIN, "training.batch=1000000")
-    assert "set training.micro_batch" in lines(result, "warn")
+    assert "set training.micro_batch" in lines(result, "fail") and result.exit_code == 1
     result = ditkit(
         "doctor", "repa.sit_s_2", "--data", "data", *PLAIN, "training.batch=1000000", "training.micro_batch=1"
     )

@@ -87,6 +87,12 @@ def test_the_same_command_continues(home, ditkit):
     assert ditkit("train", home / "run").exit_code == 0, "a run folder is a recipe and its own place"
 
 
+def test_fewer_steps_than_done_are_refused_and_the_recipe_keeps_what_was_trained(home, refused):
+    before = (home / "run" / "recipe.json").read_bytes()
+    assert "nothing to train: the run is at step 6, 2 are asked for" in refused("train", home / "run", "--steps", 2)
+    assert (home / "run" / "recipe.json").read_bytes() == before
+
+
 def test_another_recipe_in_the_same_folder_is_refused_with_the_differences(home, ditkit, refused):
     base = ("train", "repa.sit_s_2", "--data", home / "two", *PLAIN, *SMALL, "--out", home / "run", "--steps", 6)
     before = (home / "run" / "recipe.json").read_bytes()

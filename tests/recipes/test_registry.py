@@ -164,6 +164,13 @@ def test_bad_settings_files(tmp_path):
     assert line(file) == f"{file}: trainig: unknown key; did you mean 'training'?"
     file.write_text("base: sit.b_22\n")
     assert "did you mean 'sit.b_2'" in line(file)
+    file.write_text("base: [sit.b_2]\n")
+    assert "base is one recipe's name or file" in line(file)
+    file.write_text("base: other.yaml\n")
+    (tmp_path / "other.yaml").write_text("base: mine.yaml\n")
+    assert line(file).endswith("the recipe is its own base, by way of mine.yaml -> other.yaml -> mine.yaml")
+    (tmp_path / "other.yaml").write_text("base: sit.b_2\ntraining: {steps: 7}\n")
+    assert recipe(file).training.steps == 7
     file.write_text("title: alone\n")
     with pytest.raises(SettingsError, match="model: required, and not given"):
         recipe(file)
