@@ -11,7 +11,7 @@ import numpy as np
 from PIL import Image
 
 from ditkit.data.order import philox_words
-from ditkit.data.transforms import adm_crop, to_uint8
+from ditkit.data.transforms import LARGEST_RESIZE, adm_crop, to_uint8
 from ditkit.protocols import BadImage, Item
 
 PROBES = 512  # pictures whose headers decide the default size
@@ -75,6 +75,8 @@ class ImageSource:
                 raise DataError(f"{self.name(0)}: none of the images looked at can be read; run a scan for the reasons")
             size, note = suggest_size(shapes, multiple)
             self.notes += (note,)
+        if size[0] * size[1] > LARGEST_RESIZE:
+            raise DataError(f"size {size[0]}x{size[1]} is out of reach: {LARGEST_RESIZE:,} pixels at most")
         self.size = size
 
     def keep_in_memory(self, limit: int | None = None) -> None:
@@ -147,8 +149,9 @@ def suggest_size(
 ) -> tuple[tuple[int, int], str]:
     """((H, W), note): a training size for pictures with these (H, W) counts.
 
-    The common size if all share it, else a square of the most common short side; a square of `largest` where that is
-    smaller; then rounded down to `multiple` (None: 2 below 64 pixels, else 16, an 8x codec with patch 2).
+    The common size if all share it, else a square of the short side that at least half have, or else of the median short
+    side; a square of `largest` where that is smaller; then rounded down to `multiple` (None: 2 below 64 pixels, else 16,
+    an 8x codec with patch 2).
     """
     (height, width), same = shapes.most_common(1)[0]
     seen = f"all of {same} pictures looked at are {height}x{width}"
@@ -157,8 +160,13 @@ def suggest_size(
         for (h, w), count in shapes.items():
             sides[min(h, w)] += count
         height, same = max(sides.items(), key=lambda item: (item[1], item[0]))
+        seen = f"the short side of {same} of {sides.total()} pictures looked at is {height}"
+        if 2 * same < sides.total():
+            height = sorted(sides.elements())[(sides.total() - 1) // 2]
+            seen = (
+                f"{sides.total()} pictures looked at have short sides of {min(sides)} to {max(sides)}, median {height}"
+            )
         width = height
-        seen = f"the short side of {same} of {sum(sides.values())} pictures looked at is {height}"
     how = ""
     if min(height, width) > largest:
         height = width = largest

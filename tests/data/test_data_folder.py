@@ -2,6 +2,7 @@
 
 import os
 import unicodedata
+from collections import Counter
 
 import numpy as np
 import pytest
@@ -236,10 +237,19 @@ def test_size_from_the_data(tmp_path, save):
     ],
 )
 def test_suggested_sizes(shapes, multiple, want):
-    from collections import Counter
-
     size, note = suggest_size(Counter(shapes), multiple)
     assert size == want and f"{want[0]}x{want[1]}" in note
+
+
+def test_where_most_short_sides_differ_the_median_decides():
+    shapes = Counter({(49, 60): 9, **{(side, 200): 1 for side in range(60, 171)}})
+    size, note = suggest_size(shapes, 2)
+    assert size == (110, 110) and "120 pictures looked at have short sides of 49 to 170, median 110;" in note
+
+
+def test_sizes_that_nothing_reaches(pets):
+    with pytest.raises(DataError, match=r"size 100000x100000 is out of reach"):
+        Folder(pets, 100_000)
 
 
 def test_all_unreadable_is_one_error_when_a_size_is_needed(tmp_path):
@@ -267,6 +277,4 @@ def test_fingerprint(pets, tmp_path, save):
 
 
 def test_count_kinds_is_short():
-    from collections import Counter
-
     assert count_kinds(Counter({f".{c}": i for i, c in enumerate("abcdefg", 1)})).endswith(", 3 .c, ...")
