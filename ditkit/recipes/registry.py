@@ -47,7 +47,10 @@ def _find(spec: str) -> Recipe:
         return from_file(Path(file))
     if Path(spec).is_dir() and (Path(spec) / "recipe.json").is_file():
         return from_file(Path(spec) / "recipe.json")
-    raise SettingsError(f"{spec}: no such recipe{_closest(spec)} (ditkit show lists all)")
+    if Path(spec).is_dir():
+        raise SettingsError(f"{spec}: a folder without recipe.json is no run (a run folder is made by ditkit train)")
+    what = "no such run folder or recipe" if Path(spec).parent.name else "no such recipe"
+    raise SettingsError(f"{spec}: {what}{_closest(spec)} (ditkit show lists all)")
 
 
 def _closest(spec: str) -> str:
@@ -73,6 +76,12 @@ def from_file(file: Path, seen: tuple[Path, ...] = ()) -> Recipe:
         found = from_file(beside, chain) if beside.suffix in YAML and beside.is_file() else None
         found = found or _find(str(file.parent / base) if beside.is_file() else base)
         tree = merge(found.model_dump(), {"name": str(file), "published": (), "source": f"from {base}", **tree})
+    missing = [name for name, field in Recipe.model_fields.items() if field.is_required() and name not in tree]
+    if len(missing) > 1:
+        raise SettingsError(
+            f"{file}: {', '.join(missing)} are missing; begin with `base: NAME` (ditkit show lists names) and "
+            "write only what differs from that recipe"
+        )
     return read_settings(Recipe, tree, str(file))
 
 

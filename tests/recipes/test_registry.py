@@ -172,8 +172,16 @@ def test_bad_settings_files(tmp_path):
     (tmp_path / "other.yaml").write_text("base: sit.b_2\ntraining: {steps: 7}\n")
     assert recipe(file).training.steps == 7
     file.write_text("title: alone\n")
-    with pytest.raises(SettingsError, match="model: required, and not given"):
-        recipe(file)
+    assert f"{file}: model, data, codec, objective, training, sampling are missing; begin with `base: NAME`" in line(
+        file
+    )
+    file.write_text("")
+    assert "title, model, data" in line(file) and "`base: NAME`" in line(file)
+
+
+def test_a_folder_that_is_no_run(tmp_path):
+    assert "nope: no such run folder or recipe" in line(tmp_path / "nope")
+    assert "a folder without recipe.json is no run" in line(tmp_path)
 
 
 def test_recipes_are_data():
