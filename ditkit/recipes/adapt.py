@@ -73,7 +73,7 @@ def has_pixel_patch(size: tuple[int, int]) -> bool:
 
 
 def explain(before: Recipe, after: Recipe, keep: Collection[str] = ()) -> list[str]:
-    """What `adapt` changed, a line each. keep: the user's keys; with a patch of theirs the size was none of a recipe's."""
+    """What `adapt` changed, a line each. keep: the user's keys; beside their patch the recipe's size means nothing."""
     lines = []
     for key, old, new in diff(before, after):
         if key.startswith("sampling.guidance"):

@@ -45,14 +45,15 @@ def train(
     keep: dotted keys that the user has set and the data may not change. Writes recipe.json and environment.json before
     the first step, samples/<step>.png and report.html after the last. say gets every line of log.txt: what the data
     said of themselves, what they changed in the recipe, what to doubt, images that cannot be used. Nothing is written
-    before data, codec and teachers are there; a run that has all its steps keeps its recipe. Raises what `prepare` and `fit` raise, one line each.
+    before data, codec and teachers are there; a run that has all its steps keeps its recipe. Raises what `prepare` and
+    `fit` raise, one line each.
     """
     check_folder(folder)
     parts = prepare(recipe, device, keep)
     prepare_folder(folder)
     check_same(parts.recipe, folder, parts.source.fingerprint)
     if nothing_left(parts.recipe, folder, resume):
-        kept = from_file(folder / RECIPE)  # what made the weights; the asked-for steps trained nothing
+        kept = from_file(folder / RECIPE)  # what made the weights; nothing is trained now
     else:
         kept = parts.recipe
         write_run_files(parts, folder)
