@@ -23,15 +23,20 @@ def doctor(
     from rich.markup import escape
 
     from ditkit.cli.progress import bars
+    from ditkit.pretrained import PretrainedMissing
     from ditkit.recipes.build import pick_device
     from ditkit.recipes.choose import choose
-    from ditkit.recipes.inspect import inspect
+    from ditkit.recipes.inspect import Finding, inspect
 
-    keys = overrides or []
-    chosen = choose(recipe, keys, data=data, size=size, codec=codec, teachers=teacher or (), steps=steps)
+    keys, found = overrides or [], []
+    try:
+        chosen = choose(recipe, keys, data=data, size=size, codec=codec, teachers=teacher or (), steps=steps)
+    except PretrainedMissing as error:  # a teacher that is not there keeps nothing else from being looked at
+        found.append(Finding("fail", "teacher", str(error)))
+        chosen = choose(recipe, keys, data=data, size=size, codec=codec, teachers=("none",), steps=steps)
     folder, where = out or run_folder(recipe, chosen), pick_device(device)
     with bars() as bar:
-        found = list(inspect(chosen, folder, where, set_keys(keys), lambda done, n: bar("looking at images", done, n)))
+        found += inspect(chosen, folder, where, set_keys(keys), lambda done, n: bar("looking at images", done, n))
     console = Console(highlight=False, soft_wrap=True)
     for one in found:
         console.print(f"[{COLOURS[one.level]}]{one.level:4}[/]  {one.topic:8}  {escape(one.text)}")

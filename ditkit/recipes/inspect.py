@@ -27,7 +27,10 @@ from ditkit.training.start import latent_warning
 
 LISTED = 10  # unusable images that are named; all are counted
 LOOKED_AT = 16  # images that are encoded
-HOPELESS = 2.0  # times the memory that is there: no estimate is that wrong
+HOPELESS = 1.5  # times the memory that is there: the estimate is not that wrong
+MOST_VISITS, SOME_VISITS = 2000, 500  # of each image: beyond reason, and plenty
+CPU_GMACS = 50  # a second and core: assumed, not measured
+FOR_A_GPU = 1e7  # GMACs of a run; at the above a day on two cores
 EXPECTED = (ValueError, OSError, RuntimeError)
 
 
@@ -84,9 +87,9 @@ def inspect(
         yield Finding("fail", "model", str(error))
         yield from place_findings(folder, None)
         return
-    yield from (Finding("ok", "model", line) for line in explain(recipe, fitted))
+    yield from (Finding("ok", "model", line) for line in explain(recipe, fitted, keep))
     yield from model_findings(fitted)
-    yield from cost_findings(fitted, usable)
+    yield from cost_findings(fitted, usable, device)
     yield from latent_findings(fitted, codec, source, device)
     memory = training_memory(fitted, codec, teachers, source.size)
     parts = f"state {gib(memory.state)}, activations {gib(memory.activations)}, codec and teachers {gib(memory.frozen)}"
@@ -134,16 +137,24 @@ def model_findings(recipe: Recipe) -> Iterator[Finding]:
     yield from (Finding("warn", "model", line) for line in concerns(recipe))
 
 
-def cost_findings(recipe: Recipe, images: int) -> Iterator[Finding]:
-    """Parameters, multiply-accumulates and passes over the data."""
+def cost_findings(recipe: Recipe, images: int, device: torch.device) -> Iterator[Finding]:
+    """Parameters, multiply-accumulates and visits of each image; warnings where steps or a CPU make no sense."""
     spent, training = cost(recipe.model), recipe.training
     visits = training.batch * training.steps
-    # backward is about two forwards (DiT, section 5); codec and teachers are not counted
+    total = 3 * spent.gmacs * visits  # backward is about two forwards (DiT, section 5); codec, teachers not counted
     yield Finding(
         "ok", "compute",
-        f"{spent.trainable:,} parameters, {spent.gmacs:.3g} GMACs a forward pass, about {3 * spent.gmacs * visits:.2g} "
+        f"{spent.trainable:,} parameters, {spent.gmacs:.3g} GMACs a forward pass, about {total:.2g} "
         f"GMACs for {training.steps:,} steps of {training.batch} = {visits / images:,.0f} visits of {images:,} images",
     )  # fmt: skip
+    if visits > MOST_VISITS * images:
+        enough = max(1, SOME_VISITS * images // training.batch)
+        text = f"every image is visited {visits / images:,.0f} times; training.steps={enough} makes it {SOME_VISITS}"
+        yield Finding("warn", "compute", text)
+    if device.type == "cpu" and total > FOR_A_GPU:
+        cores = torch.get_num_threads()
+        text = f"some {total / (CPU_GMACS * cores * 3600):,.0f} hours on {cores} CPU cores (an estimate that assumes "
+        yield Finding("warn", "compute", text + f"{CPU_GMACS} GMACs a second and core); it asks for a GPU")
 
 
 def latent_findings(recipe: Recipe, codec: Codec, source: ImageSource, device: torch.device) -> Iterator[Finding]:
@@ -172,7 +183,10 @@ def place_findings(
         yield Finding("fail", "out", str(error))
         return
     steps = list_steps(folder)
-    yield Finding("ok", "out", f"{folder}: " + (f"continues at step {steps[-1]}" if steps else "can be written"))
+    state = "can be written"
+    if steps:
+        state = f"continues at step {steps[-1]}" if recipe else f"holds a run of {steps[-1]} steps, not compared"
+    yield Finding("ok", "out", f"{folder}: {state}")
     if recipe is None:
         return
     kept = recipe.training.keep_last + 1  # the newest is written before the oldest goes

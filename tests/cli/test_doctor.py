@@ -8,6 +8,7 @@ import pytest
 
 PLAIN = ("--codec", "pixels", "--teacher", "none", "--device", "cpu")
 SMALL = ("model.depth=2", "model.width=64", "model.heads=2", "training.batch=8")
+SHORT = ("--steps", 500, "training.ema=0.99")
 
 
 @pytest.fixture
@@ -22,7 +23,7 @@ def lines(result, level: str) -> str:
 
 
 def test_a_good_set_up_passes_and_writes_nothing(home, ditkit):
-    result = ditkit("doctor", "repa.sit_s_2", "--data", "data", *PLAIN, *SMALL)
+    result = ditkit("doctor", "repa.sit_s_2", "--data", "data", *PLAIN, *SMALL, *SHORT)
     assert result.exit_code == 0, result.output
     good = lines(result, "ok")
     for said in (
@@ -56,8 +57,11 @@ def test_a_class_without_usable_images(home, ditkit):
 
 
 def test_networks_that_cannot_be_had(home, ditkit):
-    result = ditkit("doctor", "repa.sit_s_2", "--data", "data", "--teacher", "selftaught-that-is-not/there")
-    assert result.exit_code != 0
+    words = ("doctor", "repa.sit_s_2", "--data", "data", "--codec", "pixels", *SMALL, *SHORT)
+    result = ditkit(*words, "--teacher", "./selftaught-that-is-not-there")
+    assert result.exit_code == 1 and "1 of" in result.stderr
+    assert "teacher './selftaught-that-is-not-there': no folder" in lines(result, "fail")
+    assert "10 images, 10 usable" in lines(result, "ok") and "checkpoints of" in lines(result, "ok")
     result = ditkit("doctor", "repa.sit_s_2", "--data", "data", "--codec", "./no-vae")
     assert result.exit_code == 1
     failed = lines(result, "fail")
@@ -80,6 +84,15 @@ def test_memory_that_cannot_suffice(home, ditkit):
     assert "memory" in lines(result, "ok")
 
 
+def test_more_steps_than_make_sense(home, ditkit):
+    result = ditkit("doctor", "repa.sit_s_2", "--data", "data", *PLAIN, *SMALL, "--steps", 5000)
+    assert result.exit_code == 0
+    assert "every image is visited 4,000 times; training.steps=625 makes it 500" in lines(result, "warn")
+    assert "CPU" not in lines(result, "warn")
+    result = ditkit("doctor", "repa.sit_s_2", "--data", "data", *PLAIN, "training.micro_batch=1")
+    assert "CPU cores (an estimate that assumes 50 GMACs" in lines(result, "warn")
+
+
 def test_a_disk_that_is_too_small(home, ditkit, monkeypatch):
     monkeypatch.setattr("shutil.disk_usage", lambda place: type("Usage", (), {"free": 2**20})())
     result = ditkit("doctor", "repa.sit_s_2", "--data", "data", *PLAIN, *SMALL)
@@ -96,6 +109,9 @@ def test_a_run_that_is_there(home, ditkit):
     words = ("repa.sit_s_2", "--data", "data", *PLAIN, *SMALL, "sampling.steps=1", "--steps", 1, "--out", "run")
     assert ditkit("train", *words).exit_code == 0
     assert "run: continues at step 1" in lines(ditkit("doctor", *words), "ok")
+    result = ditkit("doctor", *words, "--size", 100_000)
+    assert result.exit_code == 1 and "size 100000x100000 is out of reach" in lines(result, "fail")
+    assert "continues" not in result.stdout and "elongated" not in result.stdout
     result = ditkit("doctor", *words, "model.depth=1")
     assert result.exit_code == 1 and "model.depth was 2, is 1" in lines(result, "fail")
     (home / "data" / "dog" / "000.png").unlink()
