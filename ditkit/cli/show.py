@@ -39,9 +39,16 @@ def show(
             raise ValueError("--diff compares two recipes: ditkit show dit.xl_2_256 --diff sit.xl_2_256")
         listing(find, as_json=json, cost=cost)
         return
+    if find:
+        raise ValueError("--find searches the list of recipes: leave out the recipe's name")
+    if diff and cost and json:
+        raise ValueError("--json prints one thing: --diff or --cost, not both")
     chosen = find_recipe(recipe, overrides or ())
     if diff:
-        print_diff(chosen, find_recipe(diff), as_json=json)
+        other = find_recipe(diff)
+        print_diff(chosen, other, as_json=json)
+        if cost:
+            print_costs([chosen, other], as_json=False)
     elif cost:
         print_costs([chosen], as_json=json)
     elif json:

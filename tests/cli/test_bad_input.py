@@ -54,6 +54,12 @@ RECIPES = {
     "steps": (("repa.sit_s_2", "--steps", "0"), "--steps"),
     "size": (("repa.sit_s_2", "--size", "big"), "size 'big': write one side (256) or height x width"),
     "size of nothing": (("repa.sit_s_2", "--size", "0x8"), "size '0x8'"),
+    "steps said twice": (("repa.sit_s_2", "--steps", "3", "training.steps=5"), "--steps 3 and training.steps=5 contra"),
+    "codec said twice": (("repa.sit_s_2", "codec=kl"), "--codec pixels and codec=kl contradict"),
+    "size said twice": (
+        ("repa.sit_s_2", "--size", "32", "data.size=[32,48]"),
+        "--size 32 and data.size=[32,48] contra",
+    ),
     "device": (("repa.sit_s_2", "--device", "toaster"), "device 'toaster' cannot be used"),
     "teacher without use": (("sit.xl_2_256", "--teacher", "digits"), "--teacher has no use"),
     "teacher that is not there": (("repa.sit_s_2", "--teacher", "./gone"), "./gone"),
@@ -66,7 +72,7 @@ RECIPES = {
 def test_recipes_and_options(home, refused, ditkit, verb, words, said):
     plain = () if "--teacher" in words else ("--teacher", "none")
     words = (verb, *words, "--data", "data", "--codec", "pixels", *plain)
-    if verb == "doctor" and "257" in words:
+    if verb == "doctor" and ("257" in words or "./gone" in words):
         result = ditkit(*words)
         assert result.exit_code == 1 and said in result.stdout
     else:

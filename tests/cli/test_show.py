@@ -66,6 +66,11 @@ def test_diff_shows_dotted_keys():
     ]
 
 
+def test_differences_and_costs_together():
+    out = text("sit.s_2", "--diff", "sit.b_2", "--cost")
+    assert "model.width" in out and "training GMACs" in out and out.count("sit.b_2") == 2
+
+
 def test_cost_is_the_published_one():
     found = json.loads(text("dit.xl_2_256", "--cost", "--json"))[0]
     assert found["parameters"] == 674_834_720
@@ -82,6 +87,8 @@ def test_cost_is_the_published_one():
         (("dit.xl_2_256", "training.lr"), "an override is written key=value"),
         (("dit.xl_2_256", "--diff", "nothing_like_it_at_all"), "no such recipe"),
         (("--diff", "sit.b_2"), "--diff compares two recipes"),
+        (("sit.s_2", "--diff", "sit.b_2", "--cost", "--json"), "--json prints one thing"),
+        (("sit.s_2", "--find", "sit"), "--find searches the list"),
         (("--find", "zzz"), "no recipe's name or title holds 'zzz'"),
         (("nowhere.py:big",), "nowhere.py: no such file"),
     ],

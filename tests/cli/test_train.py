@@ -142,10 +142,10 @@ def test_with_a_teacher_of_ones_own(tmp_path, pictures, ditkit, refused):
     assert -1 <= row["loss_align"] <= 1
 
 
-def test_overrides_have_the_last_word_over_choices(tmp_path, pictures, ditkit):
+def test_overrides_go_beside_options(tmp_path, pictures, ditkit):
     data = pictures(tmp_path / "data", n=10)
     result = ditkit(
-        "train", "repa.sit_s_2", "--data", data, "--size", 32, *PLAIN, *SMALL, "--steps", 9, "training.steps=1",
+        "train", "repa.sit_s_2", "--data", data, "--size", 32, *PLAIN, *SMALL, "--steps", 1, "training.steps=1",
         "data.split=train", "model.patch=4", "--out", tmp_path / "run",
     )  # fmt: skip
     assert result.exit_code == 0, result.output
