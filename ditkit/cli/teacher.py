@@ -64,7 +64,16 @@ def teacher(
             bar.say("probing what it learned")
             found = probe(made, source, out, hold_out=hold_out, seed=seed)
     typer.echo(f"no probe: {reason}" if reason else table(found))
-    typer.echo(f"teacher: {out}   next: ditkit train repa.sit_s_2 --data {data} --codec pixels --teacher {out}")
+    better = reason is not None or learned(found)
+    typer.echo(f"teacher: {out}   next: {way_on(data, size, out, training.steps, better)}")
+
+
+def way_on(data: str, size: str | None, out: Path, steps: int, better: bool) -> str:
+    """The next command: train with the teacher, or train it longer where it learned nothing."""
+    sized = "" if size is None else f" --size {size}"
+    if better:
+        return f"ditkit train repa.sit_s_2 --data {data}{sized} --codec pixels --teacher {out}"
+    return f"train it longer: ditkit teacher {data}{sized} --steps {4 * steps} --out {out}-longer, else as before"
 
 
 def open_images(data: str, size: str | None):
@@ -79,13 +88,15 @@ def with_overrides(training, overrides: list[str], steps: int | None, source):
     """The settings with --steps and KEY=VALUE; network.* and augment.* start from what the images ask for."""
     from ditkit.config import override
     from ditkit.pretrained import default_augment, vit_settings
+    from ditkit.recipes.choose import agreeing
 
     changes: dict[str, object] = {} if steps is None else {"steps": steps}
     if any(text.startswith("network.") for text in overrides):
         changes["network"] = vit_settings(source.size, source.channels)
     if any(text.startswith("augment.") for text in overrides):
         changes["augment"] = default_augment(source.channels)
-    return override(training.model_copy(update=changes), overrides)
+    before = training.model_copy(update=changes)
+    return agreeing(before, override(before, overrides), overrides, {"--steps": steps})
 
 
 def table(found: dict) -> str:
@@ -100,9 +111,14 @@ def table(found: dict) -> str:
         f"{protocol['test']} images of {protocol['classes']} classes tested, {protocol['train']} labelled, "
         f"{protocol['draws']} label draws; {protocol['seen']}"
     )
-    if all(found["gains"][key]["mean"] <= 3 * found["gains"][key]["error"] for key in PROBES):
+    if not learned(found):
         lines.append("it is not clearly better than untrained: more --steps or more images may help")
     return "\n".join(lines)
+
+
+def learned(found: dict) -> bool:
+    """Whether any probe finds the teacher better than the untrained network by more than three standard errors."""
+    return any(found["gains"][key]["mean"] > 3 * found["gains"][key]["error"] for key in PROBES)
 
 
 def in_errors(gain: dict[str, float]) -> str:

@@ -5,10 +5,11 @@ from __future__ import annotations
 import json
 import signal
 import time
+from pathlib import Path
 
 import pytest
 
-from ditkit.cli.teacher import PROBES, table
+from ditkit.cli.teacher import PROBES, table, way_on
 from ditkit.pretrained import SelfTaught
 from ditkit.recipes.teach import SEEN, UNSEEN
 
@@ -41,7 +42,10 @@ def test_reports_teacher_untrained_and_pixels(made):
         assert 0 <= scores["teacher"]["mean"] <= 1 and scores["teacher"]["error"] >= 0
     assert (found["protocol"]["train"], found["protocol"]["test"]) == (1437, 360)
     assert "raw pixels" in result.stdout and "360 images of 10 classes tested" in result.stdout
-    assert f"--data digits --codec pixels --teacher {out}" in result.stdout, "the next command"
+    if "not clearly better" in result.stdout:
+        assert f"next: train it longer: ditkit teacher digits --steps 12 --out {out}-longer" in result.stdout
+    else:
+        assert f"--data digits --codec pixels --teacher {out}" in result.stdout, "the next command"
 
 
 def test_says_what_the_teacher_has_seen(made, tmp_path, pictures, ditkit):
@@ -61,6 +65,18 @@ def test_a_teacher_that_learned_nothing_is_told_so():
     assert "not clearly better than untrained" in table(found)
     found["gains"] = {**found["gains"], "knn": {"mean": 0.2, "error": 0.01, "standard_errors": 20.0}}
     assert "not clearly better" not in table(found)
+
+
+def test_the_next_command_carries_the_size_and_follows_the_probe():
+    use = way_on("images", "32x48", Path("t"), 500, better=True)
+    assert use == "ditkit train repa.sit_s_2 --data images --size 32x48 --codec pixels --teacher t"
+    longer = way_on("images", "32x48", Path("t"), 500, better=False)
+    assert "ditkit teacher images --size 32x48 --steps 2000 --out t-longer" in longer
+
+
+def test_steps_said_twice(tmp_path, refused):
+    line = refused("teacher", "digits", "--out", tmp_path / "t", "--steps", 3, "steps=4")
+    assert "--steps 3 and steps=4 contradict each other" in line
 
 
 @pytest.mark.parametrize("classes, said", [(("",), "no labels"), (("cat",), "one"), (("a", "b"), "too few")])
