@@ -46,13 +46,19 @@ def _best(scores: Sequence[Score | None], ignore: Sequence[str]) -> Score | None
     return next(clear, None)
 
 
-def _score_cell(score: Score | None, best: bool) -> str:
+def _score_cell(score: Score | None, best: bool, powers: bool) -> str:
     if score is None:
         return cell(None)
     limits = ""
     if score.interval is not None:
-        limits = f"<small>{number(score.interval[0], 3)} … {number(score.interval[1], 3)}</small>"
-    return cell(score.value, limits, "best" if best else "")
+        limits = f"<small>{' … '.join(number(limit, 3, powers) for limit in score.interval)}</small>"
+    return cell(score.value, limits, "best" if best else "", powers)
+
+
+def _tiny(scores: Sequence[Score | None], floor: float | None) -> bool:
+    """Whether a number of the row is so small that `number` writes a power of ten; then the whole row does."""
+    numbers = [n for s in scores if s is not None for n in (s.value, *(s.interval or ()))]
+    return any(0 < abs(n) < 1e-4 for n in (*numbers, floor or 0))
 
 
 def _rows(space: Space, runs: Sequence[str], ignore: Sequence[str]) -> list[str]:
@@ -65,8 +71,10 @@ def _rows(space: Space, runs: Sequence[str], ignore: Sequence[str]) -> list[str]
         best = _best(scores, ignore)
         way = next(s.better for s in scores if s is not None)
         title = f"{escape(TITLES.get(metric, metric))}<small>{way} is better</small>"
-        cells = "".join(_score_cell(s, s is not None and s is best) for s in scores)
-        lines.append(f'<tr><th scope="row">{title}</th>{cells}{cell(space.floor.get(metric))}</tr>')
+        floor = space.floor.get(metric)
+        powers = _tiny(scores, floor)
+        cells = "".join(_score_cell(s, s is not None and s is best, powers) for s in scores)
+        lines.append(f'<tr><th scope="row">{title}</th>{cells}{cell(floor, powers=powers)}</tr>')
     return lines
 
 

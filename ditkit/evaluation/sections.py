@@ -32,8 +32,11 @@ class Section:
     note: str = ""
 
 
-def number(value: Cell, digits: int = 4) -> str:
-    """A cell's text: integers with thousands separators, floats with so many significant digits, None as a dash."""
+def number(value: Cell, digits: int = 4, powers: bool = False) -> str:
+    """A cell's text: integers with thousands separators, floats with so many significant digits, None as a dash.
+
+    powers: floats as 1.23e-05 whatever their size, where neighbours need it.
+    """
     if value is None:
         return "–"
     if isinstance(value, (bool, str)):
@@ -42,6 +45,8 @@ def number(value: Cell, digits: int = 4) -> str:
         return f"{value:,}"
     if not math.isfinite(value):
         return str(value)
+    if powers and value:
+        return f"{value:.{digits - 1}e}"
     if value == 0 or 1e-4 <= abs(value) < 10**digits:
         places = digits - 1 - (math.floor(math.log10(abs(value))) if value else 0)
         text = f"{value:.{max(0, places)}f}"
@@ -74,10 +79,11 @@ def scrolling(label: str, body: str) -> str:
     return f'<div class="scroll" role="region" tabindex="0" aria-label="{escape(label)}">{body}</div>'
 
 
-def cell(value: Cell, extra: str = "", kind: str = "") -> str:
-    """A table cell; numbers are set in figures of equal width. extra: HTML behind the value."""
+def cell(value: Cell, extra: str = "", kind: str = "", powers: bool = False) -> str:
+    """A table cell; numbers are set in figures of equal width. extra: HTML behind the value; powers: see `number`."""
     classes = " ".join(c for c in (kind, "" if isinstance(value, str) else "number") if c)
-    return f"<td{f' class={chr(34)}{classes}{chr(34)}' if classes else ''}>{escape(number(value))}{extra}</td>"
+    shown = escape(number(value, powers=powers))
+    return f"<td{f' class={chr(34)}{classes}{chr(34)}' if classes else ''}>{shown}{extra}</td>"
 
 
 def table(title: str, columns: Sequence[str], rows: Iterable[Sequence[Cell]], note: str = "") -> Section:

@@ -218,6 +218,14 @@ def test_score_table_keeps_a_place_for_a_missing_score():
     assert rows == 6 and "–" in page.text and "0.5" in page.text
 
 
+def test_a_row_of_scores_has_one_notation():
+    runs = {"a": [score(6.369e-4, 1e-4)], "b": [score(2e-3, 1e-3)]}
+    shown = Page(score_table("s", [Space("x", runs, {"frechet": 8.69e-5})]).body).text
+    for part in ("6.369e-04", "5.37e-04 … 7.37e-04", "2.000e-03", "8.690e-05"):
+        assert part in shown, part
+    assert "0.002" in Page(score_table("s", [Space("x", runs)]).body).text
+
+
 @pytest.mark.parametrize(
     ("value", "shown"),
     [
