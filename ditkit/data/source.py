@@ -150,8 +150,8 @@ def suggest_size(
     """((H, W), note): a training size for pictures with these (H, W) counts.
 
     The common size if all share it, else a square of the short side that at least half have, or else of the median one;
-    a square of `largest` where that is smaller; then rounded down to `multiple` (None: 2 below 64 pixels, else 16, an 8x
-    codec with patch 2).
+    a square of `largest` where that is smaller; then rounded down to `multiple` (None: 2 below 64 pixels, else 16, an
+    8x codec with patch 2).
     """
     (height, width), same = shapes.most_common(1)[0]
     seen = f"all of {same} pictures looked at are {height}x{width}"
