@@ -12,6 +12,7 @@ from ditkit.data.parquet import Parquet
 from ditkit.data.pictures import ENDINGS
 from ditkit.data.settings import DataSettings
 from ditkit.data.source import DataError, ImageSource, Subset, stratified_split
+from ditkit.data.transforms import LARGEST_RESIZE
 
 NAMED = ("digits",)
 PLACEHOLDERS = ("images", "imagenet/train")  # what recipes say where the user's images belong
@@ -33,6 +34,9 @@ def open_source(spec: str | os.PathLike | DataSettings, *, multiple: int | None 
 
 
 def _open(settings: DataSettings, multiple: int | None) -> ImageSource:
+    height, width = settings.shape() or (1, 1)
+    if height * width > LARGEST_RESIZE:
+        raise DataError(f"size {height}x{width} is out of reach: {LARGEST_RESIZE:,} pixels at most")
     if settings.source == "digits":
         return Digits(settings.split, settings.shape() or 8, settings.channels or 1)
     path = Path(settings.source).expanduser()

@@ -11,7 +11,7 @@ import numpy as np
 from PIL import Image
 
 from ditkit.data.order import philox_words
-from ditkit.data.transforms import LARGEST_RESIZE, adm_crop, to_uint8
+from ditkit.data.transforms import adm_crop, to_uint8
 from ditkit.protocols import BadImage, Item
 
 PROBES = 512  # pictures whose headers decide the default size
@@ -75,8 +75,6 @@ class ImageSource:
                 raise DataError(f"{self.name(0)}: none of the images looked at can be read; run a scan for the reasons")
             size, note = suggest_size(shapes, multiple)
             self.notes += (note,)
-        if size[0] * size[1] > LARGEST_RESIZE:
-            raise DataError(f"size {size[0]}x{size[1]} is out of reach: {LARGEST_RESIZE:,} pixels at most")
         self.size = size
 
     def keep_in_memory(self, limit: int | None = None) -> None:

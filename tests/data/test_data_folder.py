@@ -247,11 +247,6 @@ def test_where_most_short_sides_differ_the_median_decides():
     assert size == (110, 110) and "120 pictures looked at have short sides of 49 to 170, median 110;" in note
 
 
-def test_sizes_that_nothing_reaches(pets):
-    with pytest.raises(DataError, match=r"size 100000x100000 is out of reach"):
-        Folder(pets, 100_000)
-
-
 def test_all_unreadable_is_one_error_when_a_size_is_needed(tmp_path):
     for i in range(3):
         (tmp_path / f"{i}.png").write_bytes(b"no")

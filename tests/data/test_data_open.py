@@ -105,3 +105,9 @@ def test_scan_of_nothing_usable_still_reports(tmp_path):
         (tmp_path / f"{i}.png").touch()
     found = scan(Folder(tmp_path, 8))
     assert found.usable == 0 and len(found.rejects) == 300 and not found.sizes
+
+
+@pytest.mark.parametrize("source", ["digits", "nowhere"])
+def test_sizes_that_nothing_reaches(source):
+    with pytest.raises(DataError, match=r"size 100000x100000 is out of reach"):
+        open_source(DataSettings(source=source, size=100_000))
