@@ -96,22 +96,27 @@ def from_python(file: Path, function: str) -> Recipe:
         if not callable(getattr(module, function, None)):
             raise SettingsError(f"{file}: no function {function!r}{nearest(function, _functions(module))}")
         made = getattr(module, function)()
-    except SettingsError:
-        raise
+    except SettingsError as error:
+        if (where := _line_in(file, error)) is None:
+            raise
+        raise SettingsError("\n".join(f"{where}: {line}" for line in str(error).splitlines())) from error
     except ValidationError as error:
-        lines = [f"{file}: {error.title}.{'.'.join(map(str, e['loc']))}: {e['msg']}" for e in error.errors()]
+        place = _line_in(file, error) or file
+        lines = [f"{place}: {error.title}.{'.'.join(map(str, e['loc']))}: {e['msg']}" for e in error.errors()]
         raise SettingsError("\n".join(lines)) from error
     except Exception as error:
-        steps = [
-            step.lineno
-            for step in traceback.extract_tb(error.__traceback__)
-            if Path(step.filename).resolve() == file.resolve()
-        ]
-        where = getattr(error, "lineno", None) or (steps[-1] if steps else "?")
-        raise SettingsError(f"{file}, line {where}: {type(error).__name__}: {error}") from error
+        raise SettingsError(f"{_line_in(file, error) or file}: {type(error).__name__}: {error}") from error
     if not isinstance(made, Recipe):
         raise SettingsError(f"{file}:{function} returned {type(made).__name__}, not a Recipe (ditkit.recipes.Recipe)")
     return made.model_copy(update={"name": f"{file}:{function}"})
+
+
+def _line_in(file: Path, error: Exception) -> str | None:
+    """ "FILE, line N": the last line of `file` on the way to the error; None if it was not there."""
+    steps = traceback.extract_tb(error.__traceback__)
+    lines = [step.lineno for step in steps if Path(step.filename).resolve() == file.resolve()]
+    found = getattr(error, "lineno", None) or (lines[-1] if lines else None)
+    return None if found is None else f"{file}, line {found}"
 
 
 def _import(file: Path):

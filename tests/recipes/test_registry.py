@@ -104,7 +104,7 @@ def test_own_python(mine):
         (":bog", "no function 'bog'; did you mean 'big'?"),
         ("", "which recipe? write"),
         (":number", "returned int, not a Recipe"),
-        (":typo", "model.deepth: unknown key; did you mean 'model.depth'?"),
+        (":typo", "mine.py, line 11: model.deepth: unknown key; did you mean 'model.depth'?"),
         (":constructed", "TrainSettings.stepps: Extra inputs are not permitted"),
         (":broken", "line 18: NameError: name 'undefined_name' is not defined"),
     ],
