@@ -93,6 +93,13 @@ def test_fewer_steps_than_done_are_refused_and_the_recipe_keeps_what_was_trained
     assert (home / "run" / "recipe.json").read_bytes() == before
 
 
+def test_a_finished_run_keeps_the_recipe_that_made_it(home, ditkit):
+    before = (home / "run" / "recipe.json").read_bytes()
+    result = ditkit("train", home / "run", "training.lr=0.5")
+    assert result.exit_code == 0 and "nothing to train: the run is at step" in result.stderr
+    assert (home / "run" / "recipe.json").read_bytes() == before
+
+
 def test_another_recipe_in_the_same_folder_is_refused_with_the_differences(home, ditkit, refused):
     base = ("train", "repa.sit_s_2", "--data", home / "two", *PLAIN, *SMALL, "--out", home / "run", "--steps", 6)
     before = (home / "run" / "recipe.json").read_bytes()

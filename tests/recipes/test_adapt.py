@@ -29,6 +29,15 @@ def test_size_classes_and_channels_come_from_the_data():
     assert made.training == OURS.training and made.sampling == OURS.sampling
 
 
+def test_a_patch_says_why_it_changed_and_beside_a_users_patch_no_size_is_claimed():
+    made = adapt(IN_PIXELS, data((64, 64)), channels=4, factor=1)
+    (line,) = (line for line in explain(IN_PIXELS, made) if line.startswith("model.patch"))
+    assert "2 in the recipe, 4 here" in line and "must divide the size and leave 256 tokens at most" in line
+    chosen = IN_PIXELS.with_({"model.patch": 5, "model.size": (80, 80)})
+    lines = explain(chosen, adapt(chosen, data((50, 50)), channels=4, factor=1, keep={"model.patch"}), {"model.patch"})
+    assert "model.size: [50, 50] here (from the data)" in lines
+
+
 def test_nothing_to_change_says_nothing():
     made = adapt(OURS, data((256, 256), 1000), channels=4, factor=8)
     assert made == OURS and explain(OURS, made) == []
