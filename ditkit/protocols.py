@@ -106,6 +106,31 @@ class Denoiser(Protocol):
         ...
 
 
+@dataclass
+class SelfCondition:
+    """DDT's s (B, N, D), and the modulation vectors that its decoder made of it.
+
+    They depend on s alone, so a decoder that is handed this object fills `modulations` the first time (a tensor a
+    block, then the final layer's) and finds them there while s is reused: same numbers, fewer products, more memory.
+    """
+
+    s: Tensor
+    modulations: tuple[Tensor, ...] = ()
+
+
+@runtime_checkable
+class Decoupled(Denoiser, Protocol):
+    """A denoiser in two halves (DDT): forward(x, t, cond).sample == decode(x, encode(x, t, cond))."""
+
+    def encode(self, x: Tensor, t: Tensor, cond: Condition) -> Tensor:
+        """The self-condition s (B, N, D), which may serve several steps."""
+        ...
+
+    def decode(self, x: Tensor, s: Tensor | SelfCondition) -> Tensor:
+        """sample (B, C, H, W) at the state x; neither time nor condition reach it but through s."""
+        ...
+
+
 @runtime_checkable
 class Codec(Protocol):
     """Images (B, 3 or 1, H, W) float in [-1, 1] <-> normalised latents (B, channels, H/factor, W/factor)."""

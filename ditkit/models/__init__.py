@@ -2,16 +2,20 @@
 
 from __future__ import annotations
 
+from typing import Annotated
+
 import torch
+from pydantic import Field
 from torch import nn
 
 from ditkit.config import Settings
+from ditkit.models.ddt import DDT, DDT_SIZES, DDTSettings, ddt_settings
 from ditkit.models.dit import SIZES, DiT, DiTSettings, dit_settings
-from ditkit.protocols import Condition, Output
+from ditkit.protocols import Condition, Output, SelfCondition
 
-AnyModel = DiTSettings  # a union discriminated by `kind` as soon as there are two
+AnyModel = Annotated[DiTSettings | DDTSettings, Field(discriminator="kind")]
 
-_MODELS: dict[type[Settings], type[nn.Module]] = {DiTSettings: DiT}
+_MODELS: dict[type[Settings], type[nn.Module]] = {DiTSettings: DiT, DDTSettings: DDT}
 
 
 def build_model(settings: AnyModel, *, generator: torch.Generator | None = None) -> nn.Module:
@@ -19,4 +23,7 @@ def build_model(settings: AnyModel, *, generator: torch.Generator | None = None)
     return _MODELS[type(settings)](settings, generator=generator)
 
 
-__all__ = ["SIZES", "AnyModel", "Condition", "DiT", "DiTSettings", "Output", "build_model", "dit_settings"]
+__all__ = [
+    "DDT", "DDT_SIZES", "SIZES", "AnyModel", "Condition", "DDTSettings", "DiT", "DiTSettings", "Output",
+    "SelfCondition", "build_model", "ddt_settings", "dit_settings",
+]  # fmt: skip

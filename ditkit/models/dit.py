@@ -14,6 +14,7 @@ from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
 from ditkit.config import Settings
+from ditkit.models.labels import check_call, null_condition, token_grid
 from ditkit.nn.attention import Attention, CrossAttention
 from ditkit.nn.embed import LabelEmbed, TimeEmbed
 from ditkit.nn.mlp import MLP
@@ -220,8 +221,8 @@ class DiT(nn.Module):
         Raises ValueError for sizes that the patch does not divide, a missing or unexpected label, no such block.
         """
         s = self.settings
-        rows, columns = self._grid(x)
-        self._check(cond, capture)
+        rows, columns = token_grid("DiT", s, x)
+        check_call("DiT", s, cond, capture)
         h = self.patch(x) + self._position(rows, columns)  # (B, N, D)
         n = h.shape[1]
         with full_precision(x.device):  # t, its sinusoid and the conditioning stay float32 under autocast
@@ -245,30 +246,7 @@ class DiT(nn.Module):
 
         Raises ValueError when the model has no null row or `cond` has no label.
         """
-        s = self.settings
-        if not s.num_classes:
-            return cond
-        if not s.null_label or cond.label is None:
-            why = "built with null_label=False, so it has no null row" if cond.label is not None else "given no label"
-            raise ValueError(f"DiT.null: this model was {why}; guidance and label drop need one")
-        return cond.with_label(torch.full_like(cond.label, s.num_classes))
-
-    def _grid(self, x: Tensor) -> tuple[int, int]:
-        height, width, patch = x.shape[-2], x.shape[-1], self.settings.patch
-        if height % patch or width % patch:
-            raise ValueError(f"DiT: latent size {height} x {width} is not a multiple of patch {patch}")
-        return height // patch, width // patch
-
-    def _check(self, cond: Condition, capture: tuple[int, ...]) -> None:
-        if (cond.label is None) == (self.label is not None):
-            wants = (
-                "needs cond.label" if self.label is not None else "is unconditional (num_classes=0), drop cond.label"
-            )
-            raise ValueError(f"DiT: this model {wants}")
-        if cond.text is not None or cond.pooled is not None:
-            raise ValueError("DiT: this model knows no text, and cond has one; it would be ignored")
-        if wrong := [i for i in capture if not 1 <= i <= len(self.blocks)]:
-            raise ValueError(f"DiT: capture {wrong} names no block; blocks count from 1 to {len(self.blocks)}")
+        return null_condition("DiT", self.settings, cond)
 
     def _position(self, rows: int, columns: int) -> Tensor:
         if (rows, columns) == self.settings.grid:

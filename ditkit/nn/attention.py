@@ -6,22 +6,29 @@ from torch import Tensor, nn
 from torch.nn.functional import scaled_dot_product_attention
 
 from ditkit.nn.norm import QKNorm, head_norm
+from ditkit.nn.position import Rotation, rotate
 
 
 class Attention(nn.Module):
-    """Self-attention (B, N, D) -> (B, N, D): one fused qkv Linear (its xavier bound counts on that), scale h^-1/2."""
+    """Self-attention (B, N, D) -> (B, N, D): one fused qkv Linear (its xavier bound counts on that), scale h^-1/2.
 
-    def __init__(self, width: int, heads: int, *, qk_norm: QKNorm = "none"):
+    qkv_bias: DiT has it, DDT has not. `rotation` turns queries and keys after their norm (RoPE).
+    """
+
+    def __init__(self, width: int, heads: int, *, qk_norm: QKNorm = "none", qkv_bias: bool = True):
         super().__init__()
         self.heads = heads
-        self.qkv = nn.Linear(width, 3 * width)
+        self.qkv = nn.Linear(width, 3 * width, bias=qkv_bias)
         self.q_norm = head_norm(qk_norm, width // heads)
         self.k_norm = head_norm(qk_norm, width // heads)
         self.proj = nn.Linear(width, width)
 
-    def forward(self, x: Tensor) -> Tensor:
+    def forward(self, x: Tensor, rotation: Rotation | None = None) -> Tensor:
         q, k, v = self.qkv(x).unflatten(2, (3, self.heads, -1)).permute(2, 0, 3, 1, 4)  # each (B, H, N, h)
-        q, k = self.q_norm(q).to(v.dtype), self.k_norm(k).to(v.dtype)  # autocast norms answer in float32
+        q, k = self.q_norm(q), self.k_norm(k)
+        if rotation is not None:
+            q, k = rotate(q, rotation), rotate(k, rotation)
+        q, k = q.to(v.dtype), k.to(v.dtype)  # norms under autocast and rotations answer in float32
         return self.proj(scaled_dot_product_attention(q, k, v).transpose(1, 2).flatten(2))
 
 

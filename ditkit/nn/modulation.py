@@ -20,3 +20,14 @@ class Modulation(nn.Module):
 
     def forward(self, c: Tensor) -> tuple[Tensor, ...]:
         return self.linear(nn.functional.silu(c)).unsqueeze(1).chunk(self.parts, dim=-1)
+
+
+class TokenModulation(nn.Module):
+    """s (B, 1 or N, D) -> (B, 1 or N, parts * D): one Linear. DDT takes the SiLU before, once for all blocks."""
+
+    def __init__(self, width: int, parts: int):
+        super().__init__()
+        self.linear = nn.Linear(width, parts * width)
+
+    def forward(self, s: Tensor) -> Tensor:
+        return self.linear(s)

@@ -2,8 +2,13 @@
 
 from __future__ import annotations
 
+import math
+
 import torch
 from torch import Tensor
+
+Rotation = tuple[Tensor, Tensor]  # cosines and sines, each (N, h / 2), of one angle for each pair of channels
+ROPE_SPAN = 16.0  # DDT's grids cover [0, 16] in both directions, whatever their number of tokens
 
 
 def sincos_table(rows: int, columns: int, width: int) -> Tensor:
@@ -25,3 +30,27 @@ def sincos_table(rows: int, columns: int, width: int) -> Tensor:
     column = encode(columns)[None, :].expand(rows, -1, -1)
     row = encode(rows)[:, None].expand(-1, columns, -1)
     return torch.cat([column, row], dim=2).reshape(rows * columns, width).float()
+
+
+def rope_table(rows: int, columns: int, head_width: int, *, device: torch.device | None = None) -> Rotation:
+    """Cosines and sines (rows * columns, head_width / 2) of DDT's 2-D rotary embedding, float32; tokens are row-major.
+
+    Column and row positions are linspace(0, 16) with both ends, so that a finer grid interpolates; pair 2k turns with
+    the column, pair 2k + 1 with the row, both at frequency 10000^(-4k / head_width).
+    Raises ValueError unless head_width is a multiple of 4. Source: RoPE (arXiv 2104.09864) as DDT (2504.05741) has it.
+    """
+    if head_width % 4:
+        raise ValueError(f"rope_table: head width must be a multiple of 4, got {head_width}")
+    k = torch.arange(head_width // 4, dtype=torch.float32, device=device)
+    frequency = torch.exp(-math.log(10000.0) * 4 * k / head_width)
+    column = torch.linspace(0, ROPE_SPAN, columns, device=device)[None, :, None] * frequency  # (1, columns, h / 4)
+    row = torch.linspace(0, ROPE_SPAN, rows, device=device)[:, None, None] * frequency  # (rows, 1, h / 4)
+    angle = torch.stack(torch.broadcast_tensors(column, row), dim=-1).reshape(rows * columns, head_width // 2)
+    return angle.cos(), angle.sin()
+
+
+def rotate(x: Tensor, rotation: Rotation) -> Tensor:
+    """Turn adjacent channel pairs (2j, 2j + 1) of x (..., N, h) by the angles of `rotation`; float32 (or wider) out."""
+    cos, sin = rotation
+    even, odd = x[..., 0::2], x[..., 1::2]
+    return torch.stack((even * cos - odd * sin, even * sin + odd * cos), dim=-1).flatten(-2)
