@@ -17,6 +17,7 @@ from ditkit.config import Settings
 from ditkit.protocols import Features
 
 Grid = tuple[int, int]
+Init = Literal["xavier", "torch"]
 
 
 class AlignSettings(Settings):
@@ -27,6 +28,7 @@ class AlignSettings(Settings):
     )
     weight: float = Field(0.5, ge=0, description="lambda: factor of the mean loss over teachers.")
     projector_width: int = Field(2048, ge=1, description="Hidden width of each projector.")
+    projector_init: Init = Field("xavier", description="xavier: REPA's; torch: PyTorch's default, as DDT's.")
     similarity: AnySimilarity = Cosine()
     schedule: Literal["constant", "linear", "cosine"] = Field(
         "constant", description="Weight until stop_step: constant (published), or falling to 0 there."
@@ -68,17 +70,27 @@ class AlignSettings(Settings):
 class Projector(nn.Sequential):
     """Linear, SiLU, Linear, SiLU, Linear, applied to each token: (B, N, width) -> (B, N, target_width).
 
-    Key names 0, 2, 4 as in published files; Xavier-uniform weights and zero biases as published.
+    Key names 0, 2, 4 as in published files. init "xavier": Xavier-uniform weights and zero biases (REPA); "torch":
+    weights and biases uniform within 1 / sqrt(inputs), PyTorch's default (DDT).
     """
 
-    def __init__(self, width: int, target_width: int, hidden: int = 2048, *, generator: torch.Generator | None = None):
+    def __init__(
+        self, width: int, target_width: int, hidden: int = 2048, init: Init = "xavier", *,
+        generator: torch.Generator | None = None,
+    ):  # fmt: skip
         super().__init__(
             nn.Linear(width, hidden), nn.SiLU(), nn.Linear(hidden, hidden), nn.SiLU(), nn.Linear(hidden, target_width)
         )
         for layer in self:
-            if isinstance(layer, nn.Linear):
+            if not isinstance(layer, nn.Linear):
+                continue
+            if init == "xavier":
                 nn.init.xavier_uniform_(layer.weight, generator=generator)
                 nn.init.zeros_(layer.bias)
+            else:
+                bound = 1 / math.sqrt(layer.in_features)
+                nn.init.uniform_(layer.weight, -bound, bound, generator=generator)
+                nn.init.uniform_(layer.bias, -bound, bound, generator=generator)
 
 
 @dataclass(frozen=True)
@@ -121,8 +133,9 @@ class Aligner(nn.Module):
             raise ValueError("an Aligner needs at least one teacher; leave `align` out to train without")
         self.settings, self.grid = settings, grid
         self.depths = settings.depths(len(teacher_widths))
+        hidden, init = settings.projector_width, settings.projector_init
         self.projectors = nn.ModuleList(
-            Projector(model_width, width, settings.projector_width, generator=generator) for width in teacher_widths
+            Projector(model_width, width, hidden, init, generator=generator) for width in teacher_widths
         )
 
     @property

@@ -8,8 +8,8 @@ from __future__ import annotations
 
 from ditkit.align import AlignSettings, Cosine
 from ditkit.data import DataSettings
-from ditkit.diffusion import Flow, Linear, SamplerSettings, Uniform
-from ditkit.models import DiTSettings
+from ditkit.diffusion import Flow, Linear, LogitNormal, SamplerSettings, Uniform
+from ditkit.models import DDTSettings, DiTSettings
 from ditkit.pretrained import CodecSettings, TeacherSettings
 from ditkit.recipes.recipe import Recipe
 from ditkit.training import TrainSettings
@@ -41,4 +41,19 @@ def repa() -> Recipe:
     return sit().with_(changes)
 
 
-ROWS = (sit, repa)
+def ddt() -> Recipe:
+    """DDT with 3 encoder and 1 decoder blocks and DDT's recipe: logit-normal times, beta2 0.95, aligned at block 2."""
+    changes = {
+        "title": "DDT on digits",
+        "model": DDTSettings(
+            encoder_blocks=3, decoder_blocks=1, width=128, heads=4, patch=2, channels=1, size=(8, 8), num_classes=10
+        ),
+        "objective.density": LogitNormal(),
+        "align.projector_width": 128,
+        "align.projector_init": "torch",
+        "training.betas": (0.9, 0.95),
+    }
+    return repa().with_(changes)
+
+
+ROWS = (sit, repa, ddt)

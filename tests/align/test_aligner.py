@@ -122,6 +122,20 @@ def test_projector_layout_and_initialisation():
     torch.testing.assert_close(projector(x), F.linear(F.silu(by_hand), projector[4].weight))
 
 
+def test_projectors_can_begin_as_pytorch_makes_them():
+    """DDT leaves its projector as PyTorch makes it: weights and biases uniform within 1 / sqrt(inputs)."""
+    settings = AlignSettings(depth=1, projector_width=400, projector_init="torch")
+    aligner, again = (Aligner(settings, 200, [300], generator=torch.Generator().manual_seed(0)) for _ in range(2))
+    for layer, other in zip(list(aligner.projectors[0])[::2], list(again.projectors[0])[::2], strict=True):
+        bound = layer.in_features**-0.5
+        for parameter in (layer.weight, layer.bias):
+            assert 0.97 * bound < parameter.abs().max() <= bound
+            assert parameter.std().item() == pytest.approx(bound / 3**0.5, rel=0.1)
+        assert torch.equal(layer.weight, other.weight) and torch.equal(layer.bias, other.bias)
+    torch.manual_seed(0)
+    assert layer.weight.std().item() == pytest.approx(torch.nn.Linear(400, 300).weight.std().item(), rel=0.02)
+
+
 def test_several_teachers_are_averaged_each_at_its_block():
     aligner = make((6, 10), depth=(3, 1))
     hidden = {1: draw(2, 4, 8), 3: draw(2, 4, 8, seed=1)}

@@ -17,7 +17,7 @@ from ditkit.recipes import RECIPES, recipe
 GOLDEN = {file.stem: json.loads(file.read_text()) for file in sorted((Path(__file__).parent / "golden").glob("*.json"))}
 ALL = sorted(RECIPES)
 PUBLISHED = [name for name in ALL if recipe(name).published]
-OURS = {"sit.s_2", "sit.b_2", "sit.l_2", "sit.xl_2", "repa.sit_s_2", "digits.sit", "digits.repa"}
+OURS = {"sit.s_2", "sit.b_2", "sit.l_2", "sit.xl_2", "repa.sit_s_2", "digits.sit", "digits.repa", "digits.ddt"}
 
 # Trainable parameters without the frozen position table (counted on the official code).
 SIZES = {
