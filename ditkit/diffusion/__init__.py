@@ -20,6 +20,7 @@ from ditkit.diffusion.path import (
 )
 from ditkit.diffusion.prediction import KINDS, Estimate, Kind, convert, interval, network_input, target
 from ditkit.diffusion.sample import Denoise, SamplerSettings, sample
+from ditkit.diffusion.sharing import SharedEncoder, Sharing, every_schedule, uniform_schedule
 from ditkit.diffusion.solvers import SOLVERS, Solver, find_solver
 from ditkit.diffusion.times import (
     AnyDensity,
@@ -76,6 +77,8 @@ __all__ = [
     "SD3Weight",
     "SampleNoise",
     "SamplerSettings",
+    "SharedEncoder",
+    "Sharing",
     "Shifted",
     "SiTWeight",
     "Solver",
@@ -84,6 +87,7 @@ __all__ = [
     "convert",
     "determinant",
     "drop_labels",
+    "every_schedule",
     "expand",
     "find_solver",
     "first3",
@@ -101,5 +105,6 @@ __all__ = [
     "space_timesteps",
     "target",
     "uniform_grid",
+    "uniform_schedule",
     "velocity",
 ]

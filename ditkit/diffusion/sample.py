@@ -16,13 +16,14 @@ from torch import Tensor
 
 from ditkit.config import Settings
 from ditkit.diffusion.ddpm import DDPM
-from ditkit.diffusion.guidance import AnyGuidance, Autoguidance, Guidance
+from ditkit.diffusion.guidance import CFG, AnyGuidance, Autoguidance, Guidance
 from ditkit.diffusion.ode import Draws, Times
 from ditkit.diffusion.path import Path
 from ditkit.diffusion.prediction import Estimate, Kind, interval, network_input
-from ditkit.diffusion.solvers import JUMPING, Solver, check_options, find_solver, reverse_ddim
+from ditkit.diffusion.sharing import SharedEncoder, Sharing
+from ditkit.diffusion.solvers import ADAPTIVE, JUMPING, Solver, check_options, find_solver, reverse_ddim
 from ditkit.diffusion.times import grid_with_last, shift, uniform_grid
-from ditkit.protocols import Condition, Denoiser
+from ditkit.protocols import Condition, Denoiser, Output
 
 
 class Denoise:
@@ -80,8 +81,19 @@ class Denoise:
 
 
 def parameters_of(model: object):
-    """The parameters of a network; nothing for a plain callable."""
-    return model.parameters() if isinstance(model, torch.nn.Module) else ()
+    """The parameters of a network or a wrapper of one; nothing for a plain callable."""
+    parameters = getattr(model, "parameters", None)
+    return parameters() if callable(parameters) else ()
+
+
+class _StandIn:
+    """A network for counting calls: zeros, with variance logits for the solvers that want them."""
+
+    def __call__(self, x: Tensor, t: Tensor, cond: Condition, *, capture: tuple[int, ...] = ()) -> Output:
+        return Output(torch.cat([x, x], dim=1) * 0)
+
+    def null(self, cond: Condition) -> Condition:
+        return cond
 
 
 def no_draws(step: int) -> Tensor:
@@ -132,6 +144,7 @@ class SamplerSettings(Settings):
     stop: float | None = Field(None, ge=0, lt=1, description="last time; None: 0, or the nearest finite time")
     spacing: Literal["even", "ddim"] = Field("even", description="visited DDPM indices: with both ends, or ddimN's")
     state: Literal["float32", "float64"] = Field("float32", description="dtype of the solver's state (REPA: float64)")
+    sharing: Sharing | None = Field(None, description="evaluations at which a DDT's encoder runs; None: all")
 
     @model_validator(mode="after")
     def _known(self) -> SamplerSettings:
@@ -172,6 +185,37 @@ class SamplerSettings(Settings):
         return path.visited(self.steps, self.spacing)
 
     @torch.no_grad()
+    def evaluations(self, path: Path, prediction: Kind) -> int:
+        """Calls of the network in one run, counted on a stand-in; both branches of CFG are one call.
+
+        Raises ValueError for an adaptive solver: its calls are known only afterwards.
+        """
+        if find_solver(self.solver) in ADAPTIVE:
+            raise ValueError(
+                f"sampler: {self.solver!r} chooses its evaluations as it goes, and adaptive solvers cannot share "
+                "the encoder: use one with fixed steps, such as euler"
+            )
+        still = torch.zeros(1, 1, 1, 1, dtype=torch.float64)
+        denoise = Denoise(_StandIn(), None, path=path, prediction=prediction)
+        integrate(denoise, still, self.function, self.times(path, prediction), lambda step: still)
+        return len(denoise.calls)
+
+    def shared(self, model: Denoiser, path: Path, prediction: Kind) -> Denoiser:
+        """The model with its encoder shared as `sharing` says, for one run; the model itself where that is None.
+
+        Raises ValueError for a schedule made for another number of evaluations, or a model that cannot share.
+        """
+        if self.sharing is None:
+            return model
+        count = self.evaluations(path, prediction)
+        if count != self.sharing.evaluations:
+            raise ValueError(
+                f"sampler: the sharing schedule {self.sharing.rule!r} was made for {self.sharing.evaluations} "
+                f"evaluations and this sampler makes {count}: make one for it"
+            )
+        return SharedEncoder(model, self.sharing)
+
+    @torch.no_grad()
     def run(
         self, model: Denoiser, noise: Tensor, cond: Condition | None, *, path: Path, prediction: Kind,
         noise_source: Draws | None = None, autoguide: Denoiser | None = None,
@@ -179,9 +223,13 @@ class SamplerSettings(Settings):
     ) -> tuple[Tensor, int]:  # fmt: skip
         """noise (B, C, H, W) -> (latents, network evaluations per sample).
 
-        autoguide: the weaker model of an Autoguidance. progress(step, steps) is called when a step begins.
+        autoguide: the weaker model of an Autoguidance. progress(step, steps) is called when a step begins. While
+        sharing, CFG runs both branches at every evaluation (s is of one batch); a weaker model is not shared.
         """
         guidance = self.guidance
+        model = self.shared(model, path, prediction)
+        if self.sharing is not None and isinstance(guidance, CFG):
+            guidance = guidance.model_copy(update={"skip_outside": False})
         if isinstance(guidance, Autoguidance) and autoguide is not None:
             guidance = guidance.against(autoguide)
         denoise = Denoise(model, cond, path=path, prediction=prediction, guidance=guidance)

@@ -29,6 +29,7 @@ SOLVERS: dict[str, Solver] = {
 }  # fmt: skip
 
 JUMPING: frozenset[Solver] = frozenset({ddim, reverse_ddim, ancestral, dpmpp_2m})
+ADAPTIVE: frozenset[Solver] = frozenset({dopri5})  # the number of evaluations is known only afterwards
 
 
 def find_solver(name: str) -> Solver:
@@ -58,7 +59,7 @@ def check_options(name: str, options: Mapping[str, object]) -> None:
 
 
 __all__ = [
-    "FORMS", "JUMPING", "SOLVERS", "Solver", "ancestral", "check_options", "ddim", "diffusion", "dopri5", "dpmpp_2m",
-    "euler", "euler_maruyama", "find_solver", "heun", "heun3", "heun_sde", "lagrange_weights", "midpoint", "multistep",
-    "reverse_ddim", "rk4", "solver_options",
+    "ADAPTIVE", "FORMS", "JUMPING", "SOLVERS", "Solver", "ancestral", "check_options", "ddim", "diffusion", "dopri5",
+    "dpmpp_2m", "euler", "euler_maruyama", "find_solver", "heun", "heun3", "heun_sde", "lagrange_weights", "midpoint",
+    "multistep", "reverse_ddim", "rk4", "solver_options",
 ]  # fmt: skip
