@@ -9,17 +9,17 @@ from typing import Any
 
 from torch import nn
 
+from ditkit.checkpoints.ddt import DDT, IMPROVED_DIT
 from ditkit.checkpoints.diffusers_dit import DIFFUSERS_DIT
 from ditkit.checkpoints.dit import DIT, SIT
 from ditkit.checkpoints.families import require
 from ditkit.checkpoints.files import Weights, folder_shape, read, select
-from ditkit.checkpoints.keys import without_wrappers
 from ditkit.checkpoints.published import CheckpointError, Converter, Published, Shape, State
 from ditkit.checkpoints.repa import REPA
 from ditkit.diffusion.path import AnyPath
 from ditkit.diffusion.prediction import Kind
 
-SOURCES: dict[str, Converter] = {c.source: c for c in (DIT, SIT, REPA, DIFFUSERS_DIT)}
+SOURCES: dict[str, Converter] = {c.source: c for c in (DIT, SIT, REPA, DDT, IMPROVED_DIT, DIFFUSERS_DIT)}
 
 
 def load_published(
@@ -33,9 +33,10 @@ def load_published(
 ) -> Published:
     """Load a published checkpoint into our conventions.
 
-    checkpoint: a .pt or .safetensors file, a diffusers folder, or the dictionary that such a file holds (a state dict,
-    or one with model / ema / state_dict inside; `weights` chooses). source: a name in SOURCES.
-    shape: what tensors cannot tell (fields of `Shape`: heads, null, align_depth, size; default: the published table).
+    checkpoint: a .pt, .ckpt or .safetensors file, a diffusers folder, or the dictionary that such a file holds (a state
+    dict, or one with model / ema / state_dict inside; `weights` chooses). source: a name in SOURCES.
+    shape: what tensors cannot tell (fields of `Shape`: heads, patch, encoder_blocks, null, align_depth, size; default:
+    the published table).
     path, prediction: for a model trained otherwise than published. Tensors are copied; dtype and device stay.
     Raises CheckpointError (a ValueError): unknown source, unsafe file, wrong family, or keys that do not match, listed.
     """
@@ -47,7 +48,6 @@ def load_published(
     arguments = Shape.read(source, converter.arguments, shape, told)
     try:
         state, found = select(content, weights)
-        state = without_wrappers(state)
         require(source, state, SOURCES)
         published = converter.load(state, arguments, path, prediction)
     except CheckpointError as error:

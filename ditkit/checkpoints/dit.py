@@ -98,7 +98,7 @@ class Official:
         return DiTSettings(
             depth=depth,
             width=width,
-            heads=_heads(self.source, depth, width, shape.heads, q_norm),
+            heads=heads_of(self.source, depth, width, shape.heads, q_norm),
             patch=patch,
             channels=channels,
             size=(side * patch, side * patch),
@@ -153,7 +153,8 @@ class Official:
             raise CheckpointError(f"export_published: this model is no {self.source!r}: {reason}")
 
 
-def _heads(source: str, depth: int, width: int, given: int | None, q_norm: Tensor | None) -> int:
+def heads_of(source: str, depth: int, width: int, given: int | None, q_norm: Tensor | None) -> int:
+    """From qk-norm's tensors, the argument or the published table; CheckpointError where they do not fit."""
     told = _HEADS.get((depth, width)) if q_norm is None else width // len(q_norm)
     if q_norm is not None and given not in (None, told):
         raise CheckpointError(f"source {source!r}: heads={given}, but the qk-norm tensors say {told}")

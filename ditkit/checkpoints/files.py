@@ -19,9 +19,11 @@ import torch
 from safetensors.torch import load_file
 from torch import Tensor
 
+from ditkit.checkpoints.keys import listed, without_wrappers
 from ditkit.checkpoints.published import CheckpointError, State
 
 Weights = Literal["ema", "raw"]
+EMA, RAW = "ema_denoiser.", "denoiser."  # the two networks of DDT's Lightning module
 FOREIGN = "not a PyTorch or safetensors checkpoint"
 
 
@@ -54,7 +56,8 @@ def read(path: str | Path) -> dict[str, Any]:
 def select(content: Mapping[str, Any], weights: Weights) -> tuple[State, str]:
     """The state dict inside a checkpoint, and which copy it is: "ema", "raw", or "flat" when the file does not say.
 
-    Training files hold `model` and `ema` (DiT, SiT, REPA) or `state_dict` (Lightning); a flat dict is taken as it is.
+    Training files hold `model` and `ema` (DiT, SiT, REPA) or `state_dict` (Lightning), whose keys say denoiser. and
+    ema_denoiser. (DDT); a flat dict is taken as it is. Wrappers' prefixes are dropped.
     Raises CheckpointError when the wanted copy is not there, or something else than tensors is.
     """
     names = {"ema": "ema", "raw": "model"}
@@ -74,7 +77,20 @@ def select(content: Mapping[str, Any], weights: Weights) -> tuple[State, str]:
         raise CheckpointError(
             f"checkpoint: not tensors: {', '.join(strange[:8])}; no known container (model, ema, state_dict)"
         )
-    return dict(state), found
+    state = without_wrappers(state)
+    return _denoiser(state, weights) if any(k.startswith((EMA, RAW)) for k in state) else (state, found)
+
+
+def _denoiser(state: State, weights: Weights) -> tuple[State, str]:
+    """The wanted network of a Lightning module, its prefix dropped, beside what is no network (the trainer's keys)."""
+    wanted, other = (EMA, RAW) if weights == "ema" else (RAW, EMA)
+    network = {k.removeprefix(wanted): v for k, v in state.items() if k.startswith(wanted)}
+    if not network:
+        raise CheckpointError(f"checkpoint holds keys {other}* but no {wanted}*; try the other weights=")
+    rest = {k: v for k, v in state.items() if not k.startswith((EMA, RAW))}
+    if twice := network.keys() & rest.keys():
+        raise CheckpointError(f"checkpoint: keys are there with and without {wanted}: {listed(twice)}")
+    return network | rest, weights
 
 
 def _read_folder(folder: Path) -> dict[str, Any]:

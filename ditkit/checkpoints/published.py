@@ -42,7 +42,7 @@ class Shape(Settings):
     patch: int | None = Field(None, gt=0, description="patch side, where tensors do not tell it (DDT)")
     size: tuple[int, int] | None = Field(None, description="native latent (H, W), where no position table tells it")
     encoder_blocks: int | None = Field(None, gt=0, description="DDT: blocks of the encoder")
-    align_depth: int | None = Field(None, gt=0, description="REPA: block that the projectors read, counted from 1")
+    align_depth: int | None = Field(None, gt=0, description="REPA, DDT: block that the projectors read, counted from 1")
     null: bool = Field(True, description="the label table's last row is the null label")
 
     @classmethod
