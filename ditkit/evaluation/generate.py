@@ -123,6 +123,41 @@ def condition_of(request: Request, indices: Sequence[int], text: TextEncoder | N
 
 
 @torch.no_grad()
+def sample_latents(
+    source: Sampleable,
+    sampler: SamplerSettings,
+    request: Request,
+    chunk: int,
+    device: str | torch.device = "cpu",
+    progress: Callable[[int, int], None] | None = None,
+) -> tuple[Tensor, int]:
+    """One chunk before its codec: (latents (b, C, H, W) in the sampler's dtype, network evaluations per image)."""
+    device, indices = torch.device(device), request.indices(chunk)
+    noise = SampleNoise(request.seed, list(indices), latent_shape(source, request), device=device)
+    cond = condition_of(request, indices, getattr(source, "text", None), device)
+    return sampler.run(
+        cast(Denoiser, source.model),
+        noise.initial(),
+        cond,
+        path=source.path,
+        prediction=source.prediction,
+        noise_source=noise,
+        autoguide=getattr(source, "autoguide", None),
+        progress=progress,
+    )
+
+
+@torch.no_grad()
+def decode_latents(source: Sampleable, request: Request, chunk: int, latents: Tensor) -> Tensor:
+    """The latents of one chunk as uint8 images (b, C, H, W) on the CPU. ValueError, naming them, if not finite."""
+    try:
+        decoded = (source.codec.decode(z) for z in latents.float().split(request.decode))
+        return torch.cat([quantise(x, request.quantiser).cpu() for x in decoded])
+    except ValueError as error:
+        indices = request.indices(chunk)
+        raise ValueError(f"images {indices.start}..{indices.stop - 1}: {error}") from None
+
+
 def sample_chunk(
     source: Sampleable,
     sampler: SamplerSettings,
@@ -135,25 +170,8 @@ def sample_chunk(
 
     The result depends on the weights, `sampler`, `request` and the chunk's number, on nothing that ran before.
     """
-    device, indices = torch.device(device), request.indices(chunk)
-    noise = SampleNoise(request.seed, list(indices), latent_shape(source, request), device=device)
-    cond = condition_of(request, indices, getattr(source, "text", None), device)
-    latents, evaluations = sampler.run(
-        cast(Denoiser, source.model),
-        noise.initial(),
-        cond,
-        path=source.path,
-        prediction=source.prediction,
-        noise_source=noise,
-        autoguide=getattr(source, "autoguide", None),
-        progress=progress,
-    )
-    try:
-        decoded = (source.codec.decode(z) for z in latents.float().split(request.decode))
-        images = torch.cat([quantise(x, request.quantiser).cpu() for x in decoded])
-    except ValueError as error:
-        raise ValueError(f"images {indices.start}..{indices.stop - 1}: {error}") from None
-    return images, evaluations
+    latents, evaluations = sample_latents(source, sampler, request, chunk, device, progress)
+    return decode_latents(source, request, chunk, latents), evaluations
 
 
 @contextlib.contextmanager

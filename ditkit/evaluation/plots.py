@@ -21,20 +21,35 @@ COLOURS = ("#3a7bd5", "#e0702e", "#2f9e67", "#b05cc6", "#c99a10", "#7d8794")
 DASHES = ("", "6 2", "2 2", "8 2 2 2", "4 1", "1 2")  # told apart without colour too
 INK = "#010203"  # replaced by currentColor
 MOST_POINTS = 400
+RASTER = 200  # dots an inch of images inside drawings
 
 
 @dataclass(frozen=True)
 class Series:
-    """One line: equally long x and y. smooth draws the raw values faintly under a running mean."""
+    """One line: equally long x and y. smooth draws the raw values faintly under a running mean.
+
+    limits: (low, high) of each y, drawn as bars; labels: a word beside each point. Empty, or as long as x.
+    """
 
     name: str
     x: Sequence[float]
     y: Sequence[float]
     smooth: bool = False
+    limits: Sequence[tuple[float, float]] = ()
+    labels: Sequence[str] = ()
 
     def __post_init__(self):
         if len(self.x) != len(self.y):
             raise ValueError(f"series {self.name!r}: {len(self.x)} x and {len(self.y)} y values")
+        if wrong := [len(given) for given in (self.limits, self.labels) if given and len(given) != len(self.x)]:
+            raise ValueError(f"series {self.name!r}: {len(self.x)} points with {wrong[0]} limits or labels")
+
+    def only(self, kept: Sequence[int]) -> Series:
+        """The series of these points."""
+        limits = [self.limits[i] for i in kept] if self.limits else ()
+        labels = [self.labels[i] for i in kept] if self.labels else ()
+        x, y = tuple(self.x[i] for i in kept), tuple(self.y[i] for i in kept)
+        return Series(self.name, x, y, self.smooth, limits, labels)
 
 
 @dataclass(frozen=True)
@@ -52,10 +67,9 @@ class Panel:
         """The series without points that cannot be drawn (NaN, infinite, not positive on a log axis)."""
         kept = []
         for s in self.series:
-            points = [(x, y) for x, y in zip(s.x, s.y, strict=True) if math.isfinite(y) and (y > 0 or not self.log_y)]
+            points = [i for i, y in enumerate(s.y) if math.isfinite(y) and (y > 0 or not self.log_y)]
             if points:
-                xs, ys = zip(*points, strict=True)
-                kept.append(Series(s.name, xs, ys, s.smooth))
+                kept.append(s.only(points))
         return kept
 
 
@@ -101,13 +115,7 @@ def style(position: int) -> tuple[str, str]:
 
 def draw(panel: Panel, order: Sequence[str], identity: str) -> str:
     """The panel as an <svg> element. identity: unique in the page; every id inside begins with it."""
-    import matplotlib
-    from matplotlib.backends.backend_svg import FigureCanvasSVG
-    from matplotlib.figure import Figure
-
-    figure = Figure(figsize=(4.0, 2.5), layout="constrained")
-    FigureCanvasSVG(figure)
-    axes = figure.add_subplot()
+    figure, axes = blank()
     for s in panel.finite:
         colour, dash = style(order.index(s.name) if s.name in order else len(order))
         pattern = (0, tuple(float(v) for v in dash.split())) if dash else "solid"
@@ -116,21 +124,48 @@ def draw(panel: Panel, order: Sequence[str], identity: str) -> str:
         y = running_mean(s.y) if s.smooth else s.y
         marker = "o" if len(s.x) <= 12 else None
         axes.plot(*thin(s.x, y), color=colour, linewidth=1.8, linestyle=pattern, marker=marker, markersize=3)
+        if s.limits:
+            axes.vlines(s.x, *zip(*s.limits, strict=True), color=colour, linewidth=1.0, alpha=0.6)
+        for x, height, word in zip(s.x, y, s.labels, strict=bool(s.labels)):
+            place = {"xytext": (4, 3), "textcoords": "offset points", "fontsize": 8, "color": INK, "parse_math": False}
+            axes.annotate(word, (x, height), **place)
     if panel.log_y:
         axes.set_yscale("log")
-    axes.set_xlabel(panel.x_label, color=INK, parse_math=False)
-    axes.set_ylabel(panel.y_label, color=INK, parse_math=False)
-    axes.tick_params(colors=INK, which="both", labelsize=9)
+    label_axes(axes, panel.x_label, panel.y_label)
     axes.grid(True, color=INK, alpha=0.15, linewidth=0.6)
+    return as_svg(figure, identity, description(panel))
+
+
+def blank(width: float = 4.0, height: float = 2.5) -> tuple[Any, Any]:
+    """An empty (figure, axes) of so many inches, without pyplot."""
+    from matplotlib.backends.backend_svg import FigureCanvasSVG
+    from matplotlib.figure import Figure
+
+    figure = Figure(figsize=(width, height), layout="constrained")
+    FigureCanvasSVG(figure)
+    return figure, figure.add_subplot()
+
+
+def label_axes(axes: Any, x_label: str, y_label: str) -> None:
+    """Name the axes; ticks, and lines at the left and below only, in the page's ink."""
+    axes.set_xlabel(x_label, color=INK, parse_math=False)
+    axes.set_ylabel(y_label, color=INK, parse_math=False)
+    axes.tick_params(colors=INK, which="both", labelsize=9)
     for side, spine in axes.spines.items():
         spine.set_visible(side in ("left", "bottom"))
         spine.set_color(INK)
         spine.set_alpha(0.5)
+
+
+def as_svg(figure: Any, identity: str, label: str) -> str:
+    """A matplotlib figure as an <svg> element of a page; see `embeddable`."""
+    import matplotlib
+
     buffer = io.StringIO()
     plain: Any = {"svg.fonttype": "none", "svg.hashsalt": identity, "font.family": "sans-serif"}
     with matplotlib.rc_context(plain):
-        figure.savefig(buffer, format="svg", transparent=True, metadata={"Date": None})
-    return embeddable(buffer.getvalue(), identity, description(panel))
+        figure.savefig(buffer, format="svg", transparent=True, metadata={"Date": None}, dpi=RASTER)
+    return embeddable(buffer.getvalue(), identity, label)
 
 
 def description(panel: Panel) -> str:
@@ -151,6 +186,7 @@ def embeddable(svg: str, identity: str, label: str) -> str:
     svg = re.sub(r'<svg\s[^>]*?viewBox="([^"]*)"[^>]*>', r'<svg viewBox="\1" role="img" LABEL>', svg, count=1)
     svg = re.sub(r"font-family: [^;\"]*;?\s*", "", svg)  # the page's own font
     svg = re.sub(r"<style.*?</style>", "", svg, flags=re.DOTALL)
+    svg = re.sub(r"base64,[^\"]*", lambda found: "".join(found[0].split()), svg)
     svg = re.sub(r"\s*\n\s*", " ", svg)
     svg = svg.replace(INK, "currentColor")
     return svg.replace("LABEL", f'aria-label="{html.escape(label)}"', 1).strip()

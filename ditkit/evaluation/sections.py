@@ -18,6 +18,7 @@ import torch
 from torch import Tensor
 
 from ditkit.evaluation.images import enlarge, grid, png_bytes, viewing_factor
+from ditkit.evaluation.maps import HeatMap, Ticks, draw_heat_map, draw_ticks
 from ditkit.evaluation.plots import Panel, draw, style
 
 Cell = str | int | float | None
@@ -123,6 +124,21 @@ def curves(title: str, panels: Sequence[Panel], note: str = "") -> Section:
         drawing = draw(panel, order, identity) if panel.finite else paragraphs("No values were recorded.")
         figures.append(f"<figure><h3>{escape(panel.title)}</h3>{drawing}</figure>")
     return Section(title, f'<ul class="legend">{items}</ul><div class="panels">{"".join(figures)}</div>', note)
+
+
+def heat_maps(title: str, panels: Sequence[HeatMap], note: str = "") -> Section:
+    """Square matrices side by side, each with its own scale of colours."""
+    figures = []
+    for panel in panels:
+        identity = f"h{zlib.crc32(repr(panel.title).encode() + panel.values.tobytes()):08x}"
+        figures.append(f"<figure><h3>{escape(panel.title)}</h3>{draw_heat_map(panel, identity)}</figure>")
+    return Section(title, f'<div class="panels">{"".join(figures)}</div>', note)
+
+
+def tick_rows(title: str, panel: Ticks, note: str = "") -> Section:
+    """Rows of ticks under each other, along one axis."""
+    drawing = draw_ticks(panel, f"t{zlib.crc32(repr((title, panel)).encode()):08x}")
+    return Section(title, scrolling(panel.title, f'<figure class="wide">{drawing}</figure>'), note)
 
 
 def _swatch(position: int) -> str:

@@ -1,0 +1,81 @@
+"""Heat maps of square matrices, and rows of ticks along one axis, as SVG text in the manner of `plots`."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+
+from ditkit.evaluation.plots import COLOURS, INK, as_svg, blank, label_axes
+
+MAP = "viridis"  # even steps of brightness: also read without colour, on light and dark pages
+
+
+@dataclass(frozen=True)
+class HeatMap:
+    """values (N, N), row and column 0 at the upper left. blocks: where squares on the diagonal begin, 0 first.
+
+    unit: what the colours measure. The last block ends with the matrix.
+    """
+
+    title: str
+    values: np.ndarray
+    label: str = "evaluation"
+    unit: str = ""
+    blocks: Sequence[int] = ()
+
+
+@dataclass(frozen=True)
+class Ticks:
+    """Rows of ticks among 0 ... length - 1. rows: name -> (places, group); rows of one group share a colour."""
+
+    title: str
+    rows: Mapping[str, tuple[Sequence[int], int]]
+    length: int
+    label: str = "evaluation"
+
+
+def draw_heat_map(panel: HeatMap, identity: str) -> str:
+    """The matrix as an <svg> element with its scale of colours beside it. identity: unique in the page."""
+    size = len(panel.values)
+    figure, axes = blank(4.0, 3.3)
+    shown = axes.imshow(panel.values, cmap=MAP, interpolation="nearest", extent=(-0.5, size - 0.5, size - 0.5, -0.5))
+    for start, stop in zip(panel.blocks, [*panel.blocks[1:], size], strict=True):
+        low, high = start - 0.5, stop - 0.5
+        axes.plot([low, high, high, low, low], [low, low, high, high, low], color="white", linewidth=1.6)
+        axes.plot([low, high, high, low, low], [low, low, high, high, low], color="black", linewidth=0.6)
+    axes.set_xlim(-0.5, size - 0.5)
+    axes.set_ylim(size - 0.5, -0.5)
+    label_axes(axes, panel.label, panel.label)
+    bar = figure.colorbar(shown, ax=axes, fraction=0.05, pad=0.03)
+    bar.outline.set_visible(False)
+    bar.ax.tick_params(colors=INK, labelsize=9)
+    bar.set_label(panel.unit, color=INK, parse_math=False)
+    return as_svg(figure, identity, describe_heat_map(panel))
+
+
+def describe_heat_map(panel: HeatMap) -> str:
+    """The map in words: its range, and the blocks."""
+    low, high = float(np.min(panel.values)), float(np.max(panel.values))
+    text = f"{panel.title}: {panel.unit or 'values'} from {low:.4g} to {high:.4g} over {len(panel.values)} places"
+    return f"{text}; blocks begin at {', '.join(map(str, panel.blocks))}" if len(panel.blocks) else text
+
+
+def draw_ticks(panel: Ticks, identity: str) -> str:
+    """The rows as an <svg> element, the first at the top. identity: unique in the page."""
+    figure, axes = blank(8.0, 0.6 + 0.22 * len(panel.rows))
+    for height, (places, group) in enumerate(panel.rows.values()):
+        axes.vlines(places, height - 0.36, height + 0.36, color=COLOURS[group % len(COLOURS)], linewidth=1.8)
+    axes.set_yticks(range(len(panel.rows)), list(panel.rows), parse_math=False)
+    axes.set_ylim(len(panel.rows) - 0.4, -0.6)
+    axes.set_xlim(-0.02 * panel.length - 0.5, 1.02 * panel.length - 0.5)
+    label_axes(axes, panel.label, "")
+    axes.grid(True, axis="x", color=INK, alpha=0.15, linewidth=0.6)
+    return as_svg(figure, identity, describe_ticks(panel))
+
+
+def describe_ticks(panel: Ticks) -> str:
+    """The rows in words: the places of each."""
+    rows = "; ".join(f"{name} at {', '.join(map(str, places))}" for name, (places, _) in panel.rows.items())
+    return f"{panel.title}: {rows}"
