@@ -151,11 +151,14 @@ class DDT(nn.Module):
         self.label = LabelEmbed(s.num_classes, s.width, null=s.null_label) if s.num_classes else None
         self.blocks = nn.ModuleList(Block(s) for _ in range(s.depth))  # encoder, then decoder, as published
         self.final = FinalLayer(s)
-        self._initialise(generator)
+        self.initialise(generator)
 
     @torch.no_grad()
-    def _initialise(self, generator: torch.Generator | None) -> None:
-        """As released: PyTorch's defaults, but for embeddings, patches and a final layer of zeros: output 0."""
+    def initialise(self, generator: torch.Generator | None = None) -> None:
+        """As released, drawn from `generator` (None: torch's global one). Output is 0 at the start.
+
+        PyTorch's defaults but for patches, embeddings and a final layer of zeros; `adaln_zero` adds the paper's zeros.
+        """
         for module in self.modules():
             if isinstance(module, nn.Linear):
                 nn.init.kaiming_uniform_(module.weight, a=math.sqrt(5), generator=generator)
@@ -187,11 +190,18 @@ class DDT(nn.Module):
         return Output(sample, {**early, **late})
 
     def encode(self, x: Tensor, t: Tensor, cond: Condition) -> Tensor:
-        """The self-condition s = SiLU(t_emb + encoder(x)) (B, N, D); SiLU(t_emb + label) (B, 1, D) without encoder."""
+        """The self-condition s = SiLU(t_emb + encoder(x)) (B, N, D); SiLU(t_emb + label) (B, 1, D) without encoder.
+
+        Raises ValueError for a missing or unexpected label, and for a size that the encoder's patches do not divide.
+        """
         return self._encode(x, t, cond, ())[0]
 
     def decode(self, x: Tensor, s: Tensor | SelfCondition) -> Tensor:
-        """The sample (B, C, H, W) of x under s. A SelfCondition keeps its modulations: same numbers, less work."""
+        """The sample (B, C, H, W) of x under s. A SelfCondition keeps its modulations: same numbers, less work.
+
+        They are those of these weights: a SelfCondition serves one model. Raises ValueError for an s that is not x's,
+        or modulations of another decoder.
+        """
         return self._decode(x, s, ())[0]
 
     def null(self, cond: Condition) -> Condition:
@@ -204,7 +214,6 @@ class DDT(nn.Module):
     def _encode(
         self, x: Tensor, t: Tensor, cond: Condition, capture: tuple[int, ...]
     ) -> tuple[Tensor, dict[int, Tensor]]:
-        rotation = self._rotation(x)
         check_call("DDT", self.settings, cond, capture)
         hidden: dict[int, Tensor] = {}
         with full_precision(x.device):  # t, its sinusoid and the conditioning stay float32 under autocast
@@ -214,7 +223,8 @@ class DDT(nn.Module):
             c = F.silu(c)
         if self.encoder_patch is None:
             return c, hidden
-        h = self.encoder_patch(x)  # (B, N, D)
+        rotation = self._rotation(x)
+        h = self.encoder_patch(x).to(c.dtype)  # (B, N, D): the residual stream stays float32 under autocast as well
         for i in range(1, self.settings.encoder_blocks + 1):
             h = self._run(i, h, c, rotation)[0]
             if i in capture:
@@ -225,10 +235,11 @@ class DDT(nn.Module):
         self, x: Tensor, s: Tensor | SelfCondition, capture: tuple[int, ...]
     ) -> tuple[Tensor, dict[int, Tensor]]:
         kept = s if isinstance(s, SelfCondition) else SelfCondition(s)
+        self._check_self_condition(x, kept)
         rotation, known = self._rotation(x), iter(kept.modulations)
         made: list[Tensor] = []
         hidden: dict[int, Tensor] = {}
-        h = self.patch(x)
+        h = self.patch(x).to(kept.s.dtype)
         for i in range(self.settings.encoder_blocks + 1, self.settings.depth + 1):
             h, modulation = self._run(i, h, kept.s, rotation, next(known, None))
             if kept is s:
@@ -247,6 +258,16 @@ class DDT(nn.Module):
         if self.settings.checkpointing and torch.is_grad_enabled():
             return checkpoint(block, h, c, rotation, modulation, use_reentrant=False)
         return block(h, c, rotation, modulation)
+
+    def _check_self_condition(self, x: Tensor, kept: SelfCondition) -> None:
+        s = self.settings
+        rows, columns = token_grid("DDT", s, x)
+        want = (len(x), rows * columns if s.encoder_blocks else 1, s.width)
+        if kept.s.shape != want:
+            raise ValueError(f"DDT.decode: s is {tuple(kept.s.shape)}, and this x {tuple(x.shape)} needs {want}")
+        if len(kept.modulations) not in (0, s.decoder_blocks + 1):
+            made, own = len(kept.modulations), s.decoder_blocks + 1
+            raise ValueError(f"DDT.decode: the SelfCondition keeps {made} modulations, this decoder makes {own}")
 
     def _rotation(self, x: Tensor) -> Rotation:
         """Made for the actual grid at each pass: a few small operations beside the blocks."""

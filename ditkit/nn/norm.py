@@ -16,7 +16,7 @@ def layer_norm(width: int, *, affine: bool = False) -> nn.LayerNorm:
 
 
 class RMSNorm(nn.Module):
-    """weight x / rms(x) over the last axis, computed in float32 whatever autocast says; answers in the dtype of x."""
+    """weight x / rms(x) over the last axis, computed in float32 (float64 for float64); answers in the dtype of x."""
 
     def __init__(self, width: int, eps: float = 1e-6):
         super().__init__()
@@ -24,7 +24,8 @@ class RMSNorm(nn.Module):
         self.weight = nn.Parameter(torch.ones(width))
 
     def forward(self, x: Tensor) -> Tensor:
-        return nn.functional.rms_norm(x.float(), x.shape[-1:], self.weight.float(), self.eps).to(x.dtype)
+        wide = torch.promote_types(x.dtype, torch.float32)
+        return nn.functional.rms_norm(x.to(wide), x.shape[-1:], self.weight.to(wide), self.eps).to(x.dtype)
 
 
 def head_norm(kind: QKNorm, head_width: int) -> nn.Module:
