@@ -59,7 +59,8 @@ def evaluate(
     channels of the samples.
 
     Further keys, as KEY=VALUE or --KEY VALUE: those of `ditkit sample` (seed, classes, guidance, steps, solver,
-    weights, codec, sampling.*, ...), and real (images at most), split=all|train|test, data.*, classifier.*, protocol.
+    sharing, weights, codec, sampling.*, ...), and real (images at most), split=all|train|test, data.*, classifier.*,
+    protocol.
 
     Example: ditkit evaluate runs/mine --data ./my_images --n 5000 --extractor runs/teacher
     """
@@ -124,7 +125,7 @@ def _sample(
     own, sampler_keys = split(keys)
     choices = override(Choices(), own)
     loaded = open_model(what, source, choices, device)
-    sampling, notes = choose_sampler(loaded, choices, sampler_keys)
+    sampling, notes = choose_sampler(loaded, choices, sampler_keys, what)
     request = choose_request(loaded, choices, DEFAULT_N)
     judging = choose_judging(*real, loaded.recipe)
     check_codec(loaded)

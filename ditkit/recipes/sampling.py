@@ -12,15 +12,17 @@ from pydantic import Field, field_validator
 
 from ditkit.checkpoints import Shape
 from ditkit.config import Settings, fingerprint, nearest, override
-from ditkit.diffusion import CFG, SamplerSettings
+from ditkit.diffusion import CFG, SamplerSettings, Sharing
 from ditkit.evaluation import Generated, Request, generate, grid, make_request, save_png
 from ditkit.evaluation.features import Progress
 from ditkit.evaluation.images import enlarge, viewing_factor
 from ditkit.pretrained import CodecSettings
 from ditkit.recipes.choose import parse_size
 from ditkit.recipes.load import Loaded, load
+from ditkit.recipes.sharing import Place, command, parse_sharing
 from ditkit.training.files import prepare as prepare_folder
 
+MEASURED = ("weights", "step", "guidance", "interval", "size")  # choices that `ditkit analyze sharing` must share
 NAMED = 20  # classes whose names are told
 SHEET = 100  # images on the contact sheet at most
 SHORT = {
@@ -49,6 +51,10 @@ class Choices(Settings):
     chunk: int = Field(64, ge=1, description="images that go through the network together")
     decode: int = Field(16, ge=1, description="images that go through the codec together")
     uint8: str = Field("round", description="uint8 rule, or the paper whose rule it is: dit, sit, repa")
+    sharing: str | None = Field(
+        None, description="which evaluations run a DDT's encoder: dp:K, velocity:K, uniform:K, every:r, none, or a FILE"
+    )
+    keep_modulations: bool = Field(True, description="while s is shared; false saves memory and costs time")
     shape: Shape = Field(Shape(), description="published files: what their tensors do not tell (shape.heads=6)")
 
     @field_validator("interval", mode="before")
@@ -75,12 +81,13 @@ def open_model(what: Path, source: str | None, choices: Choices, device: torch.d
 
 
 def choose_sampler(
-    loaded: Loaded, choices: Choices, overrides: Sequence[str] = ()
+    loaded: Loaded, choices: Choices, overrides: Sequence[str] = (), what: Path = Path()
 ) -> tuple[SamplerSettings, list[str]]:
-    """(the sampler, notes): the recipe's, changed by `sampling.*` overrides, then by guidance and interval.
+    """(the sampler, notes): the recipe's, changed by `sampling.*` overrides, then by guidance, interval and sharing.
 
     Another solver starts from its own defaults, since options, last step and grid belong to the recipe's solver.
-    SettingsError or ValueError, one line, for what does not exist or does not fit.
+    what: where the model came from, for what `ditkit analyze` stored beside it. SettingsError or ValueError, one line,
+    for what does not exist or does not fit.
     """
     recipe, notes = loaded.recipe, []
     solver = dict(o.split("=", 1) for o in overrides if "=" in o).get("sampling.solver", recipe.sampling.solver).strip()
@@ -96,7 +103,28 @@ def choose_sampler(
     if loaded.recipe.model.num_classes == 0 and sampling.guidance is not None:
         raise ValueError("the model has no classes, so there is nothing to guide by: leave --guidance out")
     sampling.times(loaded.path, loaded.prediction)  # a grid that cannot be is refused before anything is computed
+    if choices.sharing is not None:
+        place = sharing_place(what, loaded, choices, overrides)
+        sharing = parse_sharing(choices.sharing, loaded, sampling, place, choices.keep_modulations)
+        sampling = sampling.model_copy(update={"sharing": sharing})
+    elif not choices.keep_modulations:
+        raise ValueError("keep_modulations has no use without sharing: give --sharing too")
+    sampling.shared(loaded.model, loaded.path, loaded.prediction)  # type: ignore[arg-type]  # refused likewise
     return sampling, notes
+
+
+def sharing_place(what: Path, loaded: Loaded, choices: Choices, overrides: Sequence[str] = ()) -> Place:
+    """Where the measurements of this model are kept, and the command that makes them for these choices."""
+    chosen = {k: v for k, v in choices.model_dump(exclude_defaults=True).items() if k in MEASURED}
+    words = [f"{k}={','.join(f'{t:g}' for t in v) if isinstance(v, tuple) else v}" for k, v in chosen.items()]
+    shape = [f"shape.{k}={v}" for k, v in choices.shape.model_dump(exclude_defaults=True).items()]
+    size = latent_size(loaded, choices.size) or tuple(getattr(loaded.settings, "size", (0, 0)))
+    return Place(home_of(what), size, command(what, loaded.source, [*words, *shape, *overrides]))
+
+
+def home_of(what: Path) -> Path:
+    """Where things made of a model belong: the run or model folder; here, for a published file."""
+    return what if (what / "recipe.json").is_file() else Path()
 
 
 def guide(sampling: SamplerSettings, scale: float | None, interval: tuple[float, float] | None) -> SamplerSettings:
@@ -186,12 +214,11 @@ def folder_for(what: Path, loaded: Loaded, sampling: SamplerSettings, request: R
     The name tells checkpoint, weights, sampler and n, and ends in a digest of everything that was asked, so that the
     same command continues and another one does not collide.
     """
-    home = what if (what / "recipe.json").is_file() else Path()
     first = f"{loaded.step:07d}" if loaded.step is not None else what.stem
     asked = "".join(fingerprint(settings) for settings in (loaded.recipe.codec, sampling, request))
     digest = hashlib.sha256(asked.encode()).hexdigest()[:8]
     name = f"{first}-{loaded.weights}-{sampling.solver}-{sampling.steps}-n{request.n}-{digest}"
-    return home / "samples" / name
+    return home_of(what) / "samples" / name
 
 
 def draw(
@@ -245,11 +272,18 @@ def describe_doubts(loaded: Loaded) -> list[str]:
 
 
 def describe_sampler(sampling: SamplerSettings) -> str:
-    """Solver, steps, options and guidance in one line."""
+    """Solver, steps, options, sharing and guidance in one line."""
     options = "".join(f", {key} {value}" for key, value in sampling.options.items())
     last = "" if sampling.last is None else f", last step {sampling.last:g}"
+    last += "" if (shared := sampling.sharing) is None else f", {describe_sharing(shared)}"
     if (g := sampling.guidance) is None:
         return f"{sampling.solver}, {sampling.steps} steps{options}{last}, no guidance"
     where = f" for {g.low:g} <= t <= {g.high:g}" if (g.low, g.high) != (0, 1) else ""
     first = f" on the first {g.channels} channels" if g.channels else ""
     return f"{sampling.solver}, {sampling.steps} steps{options}{last}, guidance {g.scale:g}{first}{where}"
+
+
+def describe_sharing(sharing: Sharing) -> str:
+    """A schedule in words: "encoder at 5 of 25 evaluations (dp:5)"."""
+    kept = "" if sharing.keep else ", modulations not kept"
+    return f"encoder at {sharing.budget} of {sharing.evaluations} evaluations ({sharing.rule}{kept})"
