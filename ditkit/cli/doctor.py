@@ -4,8 +4,22 @@ from __future__ import annotations
 
 import typer
 
-from ditkit.cli.train import Codec, Data, Device, Out, Overrides, Size, Spec, Steps, Teacher, run_folder, set_keys
+from ditkit.cli.train import (
+    Codec,
+    Command,
+    Data,
+    Device,
+    Out,
+    Overrides,
+    Size,
+    Spec,
+    Steps,
+    Teacher,
+    run_folder,
+    set_keys,
+)
 
+__all__ = ["Command", "doctor"]
 COLOURS = {"ok": "green", "warn": "yellow", "fail": "bold red"}
 
 

@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+from typing import ClassVar
+
 from typer.core import TyperCommand
 
 # --KEY -> the dotted key that it sets; a verb's own options come first
 KEYS = {
     **{key: key for key in ("seed", "weights", "step", "interval", "size", "chunk", "uint8", "codec", "guidance")},
-    **{key: key for key in ("classes", "real")},
+    **{key: key for key in ("classes", "real", "sharing")},
     "labels": "classes",
     "steps": "sampling.steps",
     "solver": "sampling.solver",
@@ -18,14 +21,16 @@ KEYS = {
 
 
 class Keyed(TyperCommand):
-    """A verb that takes [KEY=VALUE]... and reads `--KEY VALUE` and `--KEY=VALUE` for the names in KEYS too."""
+    """A verb that takes [KEY=VALUE]... and reads `--KEY VALUE` and `--KEY=VALUE` for the names in `keys` too."""
+
+    keys: ClassVar[Mapping[str, str]] = KEYS
 
     def parse_args(self, ctx, args):
         declared = {name for parameter in self.params for name in parameter.opts}
-        return super().parse_args(ctx, respell(args, declared))
+        return super().parse_args(ctx, respell(args, declared, self.keys))
 
 
-def respell(words: list[str], declared: set[str]) -> list[str]:
+def respell(words: list[str], declared: set[str], keys: Mapping[str, str] = KEYS) -> list[str]:
     """["--seed", "3"] -> ["seed=3"], but for declared options; a key without a value is refused later."""
     result: list[str] = []
     rest = iter(words)
@@ -33,10 +38,10 @@ def respell(words: list[str], declared: set[str]) -> list[str]:
         name, equals, value = word.removeprefix("--").partition("=")
         if word == "--":
             return [*result, word, *rest]
-        if not word.startswith("--") or f"--{name}" in declared or (name := name.replace("_", "-")) not in KEYS:
+        if not word.startswith("--") or f"--{name}" in declared or (name := name.replace("_", "-")) not in keys:
             result.append(word)
         elif equals:
-            result.append(f"{KEYS[name]}={value}")
+            result.append(f"{keys[name]}={value}")
         else:
-            result.append(f"{KEYS[name]}={next(rest, '')}")
+            result.append(f"{keys[name]}={next(rest, '')}")
     return result

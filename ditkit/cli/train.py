@@ -6,6 +6,9 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 import typer
+from typer.core import TyperCommand
+
+from ditkit.cli.keys import respell
 
 if TYPE_CHECKING:
     from ditkit.recipes import Recipe
@@ -24,6 +27,13 @@ Out = Annotated[Path | None, typer.Option("--out", help="Run folder. Default: ru
 Device = Annotated[str, typer.Option("--device", help="auto, cpu, cuda, cuda:1, mps, ...")]
 
 
+class Command(TyperCommand):
+    """A verb that reads `--start PATH` as the override start=PATH."""
+
+    def parse_args(self, ctx, args):
+        return super().parse_args(ctx, respell(args, set(), {"start": "start"}))
+
+
 def train(
     recipe: Spec,
     overrides: Overrides = None,
@@ -39,6 +49,9 @@ def train(
 
     Seed, batch, learning rate and everything else are overrides: training.seed=1 training.batch=64. Ctrl-C saves; the
     same command continues.
+
+    --start PATH begins from the weights of a run, an exported model or a published file (with start.source=ddt), at any
+    resolution; start.weights=raw and start.step=N choose among a run's.
 
     Example: ditkit train repa.sit_s_2 --data ./my_images --codec pixels --teacher runs/teacher
     """

@@ -98,7 +98,7 @@ def concerns(recipe: Recipe) -> list[str]:
             "model.patch or a larger model.width"
         )
     steps, ema = recipe.training.steps, recipe.training.ema
-    if (share := ema**steps) > MOST_START:
+    if recipe.start is None and (share := ema**steps) > MOST_START:
         enough = max(0.0, 1 - 10 / steps)
         lines.append(
             f"after {steps:,} steps the averaged weights, which are sampled, are still {share:.0%} the random start "

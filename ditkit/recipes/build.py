@@ -134,6 +134,7 @@ def build_job(parts: Parts, folder: Path) -> Job:
             "flip": recipe.data.flip,
             "codec": codec.id,
             "teachers": [teacher.id for teacher in parts.teachers],
+            "start": recipe.start.model_dump() if recipe.start else None,
         },
     )
 

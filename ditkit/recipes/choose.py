@@ -1,4 +1,4 @@
-"""What a command line may choose over a recipe: data, codec, teachers, steps; then its key=value overrides."""
+"""What a command line may choose over a recipe: data, codec, teachers, steps, start; then key=value overrides."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from typing import Any, TypeVar
 
 from ditkit.config import Settings, diff, override
 from ditkit.pretrained import CodecSettings, TeacherSettings
-from ditkit.recipes.recipe import Recipe
+from ditkit.recipes.recipe import Recipe, Start
 from ditkit.recipes.registry import recipe as find_recipe
 
 S = TypeVar("S", bound=Settings)
@@ -16,6 +16,7 @@ SAME = {
     "training.steps": "--steps", "steps": "--steps", "data.source": "--data", "data.size": "--size",
     **dict.fromkeys(("codec", "codec.kind", "codec.source"), "--codec"),
     **dict.fromkeys(("align", "teachers", "teachers.0.kind", "teachers.0.source"), "--teacher"),
+    "start.path": "--start",
 }  # fmt: skip
 
 
@@ -25,6 +26,9 @@ def choose(
 ) -> Recipe:  # fmt: skip
     """The recipe that `spec` names with the given choices made, then the overrides, which may not contradict them.
 
+    Of the overrides, start=PATH (a run, an exported model or a published file to begin from; none: random weights)
+    is made first, so that start.weights, .step and .source add to it.
+
     None and () leave the recipe's own. SettingsError or ValueError, one line.
 
     data: a folder, a parquet file or 'digits'; without a size, size and channels then come from the data.
@@ -32,7 +36,10 @@ def choose(
     teachers: folders of `ditkit teacher`, hub ids, REPA's names; 'none' trains without alignment.
     """
     recipe = find_recipe(spec)
+    start, overrides = split_start(overrides)
     changes: dict[str, Any] = {}
+    if start is not None:
+        changes["start"] = None if start.lower() == "none" else Start(path=start)
     if data is not None:
         changes |= {"data.source": data, "data.split": "all", "data.size": None, "data.channels": None}
     if size is not None:
@@ -51,7 +58,17 @@ def choose(
         changes |= room_for_patch(recipe, overrides)
     before = recipe.with_(changes) if changes else recipe
     options = {"--data": data, "--size": size, "--codec": codec, "--teacher": " ".join(teachers), "--steps": steps}
+    options["--start"] = start
     return agreeing(before, override(before, overrides), overrides, options)
+
+
+def split_start(overrides: Sequence[str]) -> tuple[str | None, list[str]]:
+    """The value of start=PATH, the last if there are several, and the other overrides. ValueError for no path."""
+    pairs = [(text, *text.partition("=")[::2]) for text in overrides]
+    paths = [value.strip() for _, key, value in pairs if key.strip() == "start"]
+    if "" in paths:
+        raise ValueError("start: name a run, an exported model or a published file to begin from, or none")
+    return paths[-1] if paths else None, [text for text, key, _ in pairs if key.strip() != "start"]
 
 
 def agreeing(before: S, after: S, overrides: Sequence[str], options: Mapping[str, object]) -> S:

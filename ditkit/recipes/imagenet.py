@@ -38,7 +38,7 @@ def adamw(steps: int) -> TrainSettings:
     )
 
 
-def row(table: str, steps: int, sampling: SamplerSettings, *scores: float, **facts: Any) -> Published:
+def row(table: str, steps: int, sampling: SamplerSettings, *scores: float | None, **facts: Any) -> Published:
     """A table line; `scores` in the order FID, sFID, IS, precision, recall, linear-probe accuracy, as far as given."""
     return Published(table=table, steps=steps, sampling=sampling, **dict(zip(SCORES, scores, strict=False)), **facts)
 

@@ -22,6 +22,7 @@ from ditkit.recipes.memory import available, folder_bytes, training_memory
 from ditkit.recipes.place import nearest
 from ditkit.recipes.recipe import Recipe
 from ditkit.recipes.run import check_folder, check_same
+from ditkit.recipes.start import open_start
 from ditkit.training import list_steps
 from ditkit.training.start import latent_warning
 
@@ -89,6 +90,7 @@ def inspect(
         return
     yield from (Finding("ok", "model", line) for line in explain(recipe, fitted, keep))
     yield from model_findings(fitted)
+    yield from start_findings(fitted, folder)
     yield from cost_findings(fitted, usable, device)
     yield from latent_findings(fitted, codec, source, device)
     memory = training_memory(fitted, codec, teachers, source.size)
@@ -135,6 +137,20 @@ def model_findings(recipe: Recipe) -> Iterator[Finding]:
         f"{numbers} numbers, width {model.width}; classes: {model.num_classes or 'none'}",
     )  # fmt: skip
     yield from (Finding("warn", "model", line) for line in concerns(recipe))
+
+
+def start_findings(recipe: Recipe, folder: Path) -> Iterator[Finding]:
+    """Whether the weights that the run begins from are there and fit its network; nothing without any."""
+    if recipe.start is None:
+        return
+    try:
+        loaded = open_start(recipe, folder)
+    except EXPECTED as error:
+        yield Finding("fail", "start", str(error))
+        return
+    again = "not asked again, the run goes on from its own checkpoint"
+    fits = "fits" if loaded is None or loaded.step is None else f"step {loaded.step} fits"
+    yield Finding("ok", "start", f"{recipe.start.path}: {again if loaded is None else fits}")
 
 
 def cost_findings(recipe: Recipe, images: int, device: torch.device) -> Iterator[Finding]:

@@ -15,12 +15,12 @@ from safetensors.torch import load_file, save_file
 from torch import nn
 
 from ditkit.align import Projector
-from ditkit.checkpoints import CheckpointError, Published, load_published
+from ditkit.checkpoints import SOURCES, CheckpointError, Published, load_published
 from ditkit.checkpoints.keys import check
-from ditkit.config import Settings, dump
+from ditkit.config import dump
 from ditkit.diffusion import AnyObjective, AnyPath, Kind
 from ditkit.files import new_folder
-from ditkit.models import build_model
+from ditkit.models import AnyModel, build_model
 from ditkit.pretrained import load_codec
 from ditkit.protocols import Codec
 from ditkit.recipes.environment import data_facts
@@ -41,7 +41,7 @@ class Loaded:
     prediction: Kind
     projectors: nn.ModuleList | None
     align_depth: int | None
-    settings: Settings
+    settings: AnyModel
     source: str
     weights: str
     recipe: Recipe
@@ -87,7 +87,7 @@ def load(
         loaded = _exported(place, weights)
     elif source is None:
         what = "no run and no exported model" if place.is_dir() else "a published file needs its family"
-        raise CheckpointError(f"{place}: {what}; say --source dit, sit, repa or diffusers-dit")
+        raise CheckpointError(f"{place}: {what}; say --source {', '.join(SOURCES)}")
     else:
         loaded = of_published(load_published(place, source, weights=weights, **shape))
         loaded.recipe = loaded.recipe.model_copy(update={"name": loaded.recipe.name or place.stem})
@@ -103,12 +103,14 @@ def of_published(published: Published) -> Loaded:
 
 def recipe_of(published: Published) -> Recipe:
     """The published row that trained this architecture, else the family's largest row with this model in it."""
-    family = {"diffusers-dit": "dit"}.get(published.source, published.source)
+    family = {"diffusers-dit": "dit", "improved-dit": "ddt"}.get(published.source, published.source)
     rows = {name: make() for name, make in RECIPES.items() if name.startswith(f"{family}.")}
     same = [r.model_copy(update={"name": n}) for n, r in rows.items() if _trained(r, published)]
-    if same:
-        return max(same, key=lambda r: r.training.steps)
-    base, model = rows[f"{family}.xl_2_256"], published.settings
+    if same:  # the improved DiT's weights are the same network with and without alignment
+        aligned = published.projectors is not None
+        return max(same, key=lambda r: ((r.align is not None) == aligned, r.training.steps))
+    largest = "improved_sit_xl_2_256" if published.source == "improved-dit" else "xl_2_256"
+    base, model = rows[f"{family}.{largest}"], published.settings
     tree: dict[str, Any] = {"model": model, "published": (), "name": "", "title": f"{published.source} checkpoint"}
     tree["unpublished"] = (*base.unpublished, "training")  # how it was trained is not in the file
     tree["data"] = base.data.model_copy(update={"size": (8 * model.size[0], 8 * model.size[1])})  # the VAE's factor

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Literal
+from typing import Any, Literal
 
 from pydantic import Field, model_validator
 
@@ -36,6 +36,20 @@ class Published(Settings):
     note: str = ""
 
 
+class Start(Settings):
+    """Weights that a run begins from, instead of random ones; a path alone will do: start=runs/mine."""
+
+    path: str = Field(description="a run, a folder of `ditkit convert`, or a published file (with source)")
+    source: str | None = Field(None, description="family of a published file: dit, sit, repa, ddt, improved-dit, ...")
+    weights: Literal["ema", "raw"] = Field("ema", description="averaged or raw; both of the new run begin from them")
+    step: int | None = Field(None, ge=0, description="of a run; none: its newest")
+
+    @model_validator(mode="before")
+    @classmethod
+    def _path_alone(cls, given: Any) -> Any:
+        return {"path": given} if isinstance(given, str) and given.lower() not in ("", "none") else given
+
+
 class Recipe(Settings):
     """One training run. `with_({"training.steps": 100_000})` gives a sibling; nothing here is built or loaded yet."""
 
@@ -48,6 +62,7 @@ class Recipe(Settings):
     objective: AnyObjective
     align: AlignSettings | None = Field(None, description="REPA; needs teachers")
     teachers: tuple[TeacherSettings, ...] = ()
+    start: Start | None = Field(None, description="weights to begin from; none: random ones")
     training: TrainSettings
     sampling: SamplerSettings = Field(description="how to sample by default")
     unpublished: tuple[str, ...] = Field((), description="dotted keys whose values are ours: the paper gave none")

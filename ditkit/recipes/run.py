@@ -23,6 +23,7 @@ from ditkit.recipes.recipe import Recipe
 from ditkit.recipes.registry import from_file
 from ditkit.recipes.run_page import write_run_report
 from ditkit.recipes.sampling import sheet_columns
+from ditkit.recipes.start import begin, open_start
 from ditkit.training import list_steps
 from ditkit.training.files import prepare as prepare_folder
 from ditkit.training.log import Log, Row
@@ -44,12 +45,13 @@ def train(
 
     keep: dotted keys that the user has set and the data may not change. Writes recipe.json and environment.json before
     the first step, samples/<step>.png and report.html after the last. say gets every line of log.txt: what the data
-    said of themselves, what they changed in the recipe, what to doubt, images that cannot be used. Nothing is written
-    before data, codec and teachers are there; a run that has all its steps keeps its recipe. Raises what `prepare` and
-    `fit` raise, one line each.
+    said of themselves, what they changed in the recipe, what to doubt, what weights it begins from, images that cannot
+    be used. Nothing is written before data, codec, teachers and weights to begin from are there; a run that has all its
+    steps keeps its recipe. Raises what `prepare`, `open_start` and `fit` raise, one line each.
     """
     check_folder(folder)
     parts = prepare(recipe, device, keep)
+    begun = open_start(parts.recipe, folder)
     prepare_folder(folder)
     check_same(parts.recipe, folder, parts.source.fingerprint)
     if nothing_left(parts.recipe, folder, resume):
@@ -61,7 +63,11 @@ def train(
     for line in (*parts.source.notes, *explain(recipe, parts.recipe, keep), *concerns(parts.recipe)):
         log.say(line)
     with data_messages(log.say):
-        state = fit(build_job(parts, folder), resume=resume, on_step=on_step, on_message=say)
+        job = build_job(parts, folder)
+        for line in begin(job, parts.recipe, begun):
+            log.say(line)
+        del begun  # a second copy of the weights
+        state = fit(job, resume=resume, on_step=on_step, on_message=say)
     write_run_report(kept, folder, preview(folder, parts, state.step))
     return state
 
