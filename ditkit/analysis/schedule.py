@@ -1,27 +1,34 @@
 """At which evaluations a shared encoder should run: the statistical dynamic programme (DDT, section 3.4), pure numbers.
 
-error[l][j] is what it costs at evaluation l to use what the encoder said at evaluation j <= l (1 - cosine similarity in
-the paper; any measured harm will do). A schedule is an ascending list of evaluations that begins with 0.
+error[l][j] is what it costs at evaluation l to use what the encoder said at evaluation j <= l: 1 - cosine similarity in
+the paper, but any measured harm will do, and +infinity means never. A schedule ascends strictly from 0.
 """
 
 from __future__ import annotations
 
 from collections.abc import Sequence
+from itertools import pairwise
 
 import numpy as np
 from torch import Tensor
 
+from ditkit.diffusion.sharing import check_budget
+
 Matrix = np.ndarray | Tensor | Sequence[Sequence[float]]
 
 
-def square(matrix: Matrix, name: str) -> np.ndarray:
-    """The matrix as float64 (N, N). ValueError when it is not square, is empty, or holds NaN or infinity."""
+def square(matrix: Matrix, name: str, never: bool = False) -> np.ndarray:
+    """The matrix as float64 (N, N). ValueError when it is not square, is empty, or holds NaN or infinity.
+
+    never: +infinity is admitted.
+    """
     values = matrix.detach().cpu().double().numpy() if isinstance(matrix, Tensor) else matrix
     array = np.asarray(values, dtype=np.float64)
     if array.ndim != 2 or array.shape[0] != array.shape[1] or not array.size:
         raise ValueError(f"{name} must be a square matrix (N, N) with N >= 1, got shape {array.shape}")
-    if not np.isfinite(array).all():
-        raise ValueError(f"{name} holds {int((~np.isfinite(array)).sum())} entries that are not finite")
+    wrong = ~(np.isfinite(array) | (never & np.isposinf(array)))
+    if wrong.any():
+        raise ValueError(f"{name} holds {int(wrong.sum())} entries that are not finite")
     return array
 
 
@@ -30,7 +37,7 @@ def cumulative_error(error: Matrix) -> np.ndarray:
 
     Above the diagonal (j > i) there is nothing to accumulate: entries stay as they are, and are never used.
     """
-    array = square(error, "error")
+    array = square(error, "error", never=True)
     return np.where(np.tri(len(array), dtype=bool), np.tril(array).cumsum(axis=0), array)
 
 
@@ -39,12 +46,12 @@ def optimal_schedule(error: Matrix, budget: int) -> list[int]:
 
     error: (N, N), only j <= l counts. Exact, by C[k][i] = min over j of C[k - 1][j] + E[i - 1][j], in K N^2 operations;
     of equally good choices the smallest index, from the last run backwards (as released).
-    Raises ValueError for a budget below 1 or above N, or a matrix that is not square and finite.
+    Raises ValueError for a budget below 1 or above N, a matrix that is not square, holds NaN or -infinity, or forbids
+    every schedule of this budget.
     """
     cost = cumulative_error(error)
     steps = len(cost)
-    if not 1 <= budget <= steps:
-        raise ValueError(f"schedule: a budget of {budget} encoder runs does not fit {steps} evaluations (1 to {steps})")
+    check_budget(steps, budget)
     cost[~np.tri(steps, dtype=bool)] = np.inf  # a run at j serves i >= j only
     best = cost[:, 0]  # best[i]: cheapest cover of evaluations 0 ... i with k runs
     choices = np.zeros((budget, steps), dtype=np.int64)  # where the last of k + 1 runs stands
@@ -52,6 +59,8 @@ def optimal_schedule(error: Matrix, budget: int) -> list[int]:
         total = cost[:, k:] + best[k - 1 : -1]  # (i, j): the k-th run at j, all before j served by k - 1 runs
         choices[k] = total.argmin(axis=1) + k
         best = np.take_along_axis(total, choices[k][:, None] - k, axis=1)[:, 0]
+    if not np.isfinite(best[-1]):
+        raise ValueError(f"sharing: every schedule of {budget} encoder runs reuses s where the error forbids it")
     schedule, last = [], steps - 1
     for k in range(budget - 1, -1, -1):
         schedule.append(int(choices[k, last]))
@@ -73,8 +82,8 @@ def schedule_cost(error: Matrix, schedule: Sequence[int]) -> float:
 
     Raises ValueError when the schedule is not strictly ascending from 0 or leaves the matrix.
     """
-    array, runs = square(error, "error"), [int(i) for i in schedule]
-    if not runs or runs[0] != 0 or runs[-1] >= len(array) or any(a >= b for a, b in zip(runs, runs[1:], strict=False)):
-        raise ValueError(f"schedule {runs} must ascend strictly from 0 and stay below {len(array)}")
+    array, runs = square(error, "error", never=True), [int(i) for i in schedule]
+    if not runs or runs[0] != 0 or runs[-1] >= len(array) or any(a >= b for a, b in pairwise(runs)):
+        raise ValueError(f"sharing: the schedule {runs} must ascend strictly from 0 and stay below {len(array)}")
     rows = np.arange(len(array))
     return float(array[rows, np.asarray(runs)[np.searchsorted(runs, rows, side="right") - 1]].sum())

@@ -2,8 +2,8 @@
 
 import pytest
 
-from ditkit.analysis.cost import cost
-from ditkit.models import dit_settings
+from ditkit.analysis.cost import cost, sharing_cost
+from ditkit.models import ddt_settings, dit_settings
 
 # DiT paper, Table 4: size, Gflops, millions of parameters; trainable parameters exactly (position table excluded)
 PUBLISHED = [
@@ -58,3 +58,60 @@ def test_heads_of_sit_and_repa():
 def test_unconditional_has_no_label_table():
     labelled, plain = cost(dit_settings("S/8", num_classes=1000)), cost(dit_settings("S/8", num_classes=0))
     assert labelled.trainable - plain.trainable == 1001 * 384
+
+
+# DDT: parameters of the split and of the improved DiT; GMACs of a step, of its encoder blocks and its decoder blocks
+SPLITS = [
+    ("B/2", 130_262_800, 130_249_744, 26.91, 15.33, 11.27),
+    ("L/2", 457_648_144, 457_630_736, 87.64, 67.22, 19.86),
+    ("XL/2", 674_646_352, 674_626_768, 131.48, 93.19, 37.60),
+]
+
+
+@pytest.mark.parametrize("name, parameters, improved, total, encoder, decoder", SPLITS)
+def test_ddt_and_its_halves(name, parameters, improved, total, encoder, decoder):
+    settings = ddt_settings(name)
+    whole, parts = cost(settings), sharing_cost(settings)
+    assert (whole.parameters, whole.trainable) == (parameters, parameters)
+    assert cost(ddt_settings(name, encoder_blocks=0)).parameters == improved
+    assert whole.gmacs == parts.full == pytest.approx(total, abs=0.006)
+    assert parts.encoder + parts.decoder == pytest.approx(parts.full, abs=1e-9)
+    tokens, width = 256, settings.width
+    embeddings = (16 * width * tokens + 256 * width + width * width) / 1e9  # patches and time
+    assert parts.encoder - embeddings == pytest.approx(encoder, abs=0.005)
+    final = (2 * width * width * tokens + 2 * 16 * width * tokens) / 1e9  # the decoder's patches, the final layer
+    assert parts.decoder - final == pytest.approx(decoder, abs=0.005)
+    modulations = (6 * settings.decoder_blocks + 2) * width * width * tokens / 1e9
+    assert parts.decoder - parts.shared == pytest.approx(modulations, abs=1e-9)
+
+
+def test_sharing_xl_one_step_in_five():
+    xl = sharing_cost(ddt_settings("XL/2"))
+    assert (xl.shared, xl.decoder) == (pytest.approx(25.4, abs=0.05), pytest.approx(38.3, abs=0.05))
+    assert xl.speedup(250, 50) == pytest.approx(2.8, abs=0.05)
+    assert cost(dit_settings("XL/2")).gmacs * 250 / xl.run(250, 50) == pytest.approx(2.5, abs=0.05)
+    assert xl.speedup(250, 50, keep=False) == pytest.approx(2.3, abs=0.05)
+    assert xl.speedup(250, 250) == xl.speedup(250, 250, keep=False) == 1
+    assert xl.speedup(250, 1) < xl.full / xl.shared
+
+
+def test_sharing_cost_follows_the_latent_size():
+    small, large = (sharing_cost(ddt_settings("B/2"), size) for size in ((32, 32), (64, 64)))
+    assert 4 < large.shared / small.shared < 6 and sharing_cost(ddt_settings("B/2", size=(64, 64))) == large
+
+
+@pytest.mark.parametrize("settings", [dit_settings("S/8"), ddt_settings("B/2", encoder_blocks=0)])
+def test_networks_without_an_encoder_have_no_sharing_cost(settings):
+    with pytest.raises(ValueError, match=r"^sharing_cost: .*no encoder to share[^\n]*$"):
+        sharing_cost(settings)
+
+
+@pytest.mark.parametrize("budget", [0, 11, -1])
+def test_a_budget_that_does_not_fit(budget):
+    with pytest.raises(ValueError, match=r"^sharing: a budget of [^\n]*$"):
+        sharing_cost(ddt_settings("B/2")).speedup(10, budget)
+
+
+def test_unconditional_ddt():
+    labelled, plain = cost(ddt_settings("B/2")), cost(ddt_settings("B/2", num_classes=0))
+    assert labelled.trainable - plain.trainable == 1001 * 768 and labelled.gmacs == plain.gmacs
