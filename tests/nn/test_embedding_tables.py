@@ -1,10 +1,12 @@
 """Position tables and timestep embeddings against the recordings and golden numbers of the released code."""
 
+import math
+
 import pytest
 import torch
 
 from ditkit.nn.embed import TimeEmbed, sinusoid
-from ditkit.nn.position import sincos_table
+from ditkit.nn.position import ROPE_SPAN, rope_table, rotate, sincos_table
 
 
 @pytest.fixture
@@ -51,21 +53,98 @@ def test_table_of_another_grid_is_a_crop_not_an_interpolation():
     assert torch.equal(sincos_table(4, 5, 32), big[:4, :5].flatten(0, 1))
 
 
+@pytest.mark.parametrize("name, head, rows, columns", [
+    ("d16.4x4", 16, 4, 4), ("d16.4x6", 16, 4, 6), ("d8.1x3", 8, 1, 3), ("d72.3x2", 72, 3, 2),
+])  # fmt: skip
+def test_ddt_rotation_table_as_published(tables, name, head, rows, columns):
+    cos, sin = rope_table(rows, columns, head)
+    tables.close(f"ddt.rope.{name}.real", cos)
+    tables.close(f"ddt.rope.{name}.imag", sin)
+    assert cos.dtype == sin.dtype == torch.float32
+
+
+def test_ddt_rotation_as_published(tables):
+    q = tables.inputs["q"]  # (B, N, H, h), N = 2 x 3
+    turned = rotate(q.transpose(1, 2), rope_table(2, 3, q.shape[-1]))
+    tables.close("ddt.apply_rotary", turned.transpose(1, 2))
+
+
+def test_ddt_rotation_golden_angles():
+    """Token 1 is the next column, token 4 the next row; pairs alternate column, row (facts of the released code)."""
+    cos, sin = rope_table(4, 4, 16)
+    angles = torch.atan2(sin, cos)
+    along = torch.tensor([-0.949852, 0.533333, 0.053333, 0.005333])
+    zeros = torch.zeros(4)
+    assert torch.allclose(angles[1], torch.stack([along, zeros], dim=1).flatten(), atol=2e-6)
+    assert torch.allclose(angles[4], torch.stack([zeros, along], dim=1).flatten(), atol=2e-6)
+
+
+@pytest.mark.parametrize("head", [8, 72])
+def test_a_finer_grid_interpolates_and_keeps_its_ends(head):
+    """Every second column and every third row of the finer grid are those of the coarse one; both end at 16."""
+    coarse, fine = (torch.polar(torch.ones(()), angle_of(r, c, head)) for r, c in ((4, 5), (10, 9)))
+    picked = fine.unflatten(0, (10, 9))[::3, ::2]
+    assert torch.allclose(picked, coarse.unflatten(0, (4, 5)), atol=2e-6)
+    ends = angle_of(4, 5, head).unflatten(0, (4, 5))[-1, -1, :2]
+    assert torch.allclose(torch.exp(1j * ends), torch.exp(1j * torch.tensor([ROPE_SPAN] * 2)), atol=2e-6)
+
+
+def angle_of(rows, columns, head):
+    cos, sin = rope_table(rows, columns, head)
+    return torch.atan2(sin, cos)
+
+
+def test_rotation_keeps_norms_and_sees_distances_only():
+    """<R(p) q, R(p') k> depends on p' - p: the same in every place of the grid with the same offset."""
+    generator = torch.Generator().manual_seed(0)
+    q, k = (torch.randn(16, generator=generator, dtype=torch.float64) for _ in range(2))
+    rotation = rope_table(5, 6, 16)
+    turned_q, turned_k = (rotate(v.expand(30, 16), rotation) for v in (q, k))
+    assert torch.allclose(turned_q.norm(dim=1), q.norm().expand(30), atol=1e-6)
+    products = (turned_q @ turned_k.T).view(5, 6, 5, 6)
+    assert products.dtype == torch.float64
+    for down, right in ((0, 1), (1, 0), (2, -3), (-1, 2)):
+        places = [(r, c) for r in range(5) for c in range(6) if 0 <= r + down < 5 and 0 <= c + right < 6]
+        same = torch.stack([products[r, c, r + down, c + right] for r, c in places])
+        assert torch.allclose(same, same[:1].expand(len(same)), atol=1e-5)
+    assert not torch.isclose(products[0, 0, 0, 1], products[0, 0, 1, 0], atol=1e-3)  # a row is not a column
+    assert not torch.isclose(products[1, 1, 1, 2], products[1, 2, 1, 1], atol=1e-3)  # nor left right
+
+
+def test_rotation_turns_adjacent_channels():
+    quarter = (torch.tensor([[0.0, 1.0]]), torch.tensor([[1.0, 0.0]]))  # 90 degrees, then none
+    assert rotate(torch.tensor([[1.0, 2.0, 3.0, 4.0]]), quarter).tolist() == [[-2.0, 1.0, 3.0, 4.0]]
+
+
+def test_rotation_of_bfloat16_is_float32():
+    rotation = rope_table(2, 2, 8)
+    assert rotate(torch.ones(4, 8, dtype=torch.bfloat16), rotation).dtype == torch.float32
+
+
+def test_one_row_stands_at_zero():
+    cos, sin = rope_table(1, 3, 8)
+    assert torch.equal(cos[:, 1::2], torch.ones(3, 2)) and torch.equal(sin[:, 1::2], torch.zeros(3, 2))
+    assert cos[1, 0].item() == pytest.approx(math.cos(ROPE_SPAN / 2), abs=1e-6)
+
+
 @pytest.mark.parametrize(
-    "t, values",
+    "t, period, values",
     [
-        (500.0, (-0.883849, 0.945946, 0.998557, -0.467772, 0.324325, 0.053705)),
-        (0.75, (0.731689, 0.766175, 1.0, 0.681639, 0.642632, 0.000081)),
+        (500.0, 10000.0, (-0.883849, 0.945946, 0.998557, -0.467772, 0.324325, 0.053705)),
+        (0.75, 10000.0, (0.731689, 0.766175, 1.0, 0.681639, 0.642632, 0.000081)),
+        (0.75, 10.0, (0.731689, 0.740737, 0.997086, 0.681639, 0.671795, 0.076287)),  # DDT
     ],
 )
-def test_sinusoid_golden_numbers(t, values):
-    got = sinusoid(torch.tensor([t]))[0, [0, 1, 127, 128, 129, 255]]
+def test_sinusoid_golden_numbers(t, period, values):
+    got = sinusoid(torch.tensor([t]), max_period=period)[0, [0, 1, 127, 128, 129, 255]]
     assert torch.allclose(got, torch.tensor(values), atol=2e-6)
 
 
 def test_width_must_allow_four_parts():
     with pytest.raises(ValueError, match="multiple of 4"):
         sincos_table(2, 2, 10)
+    with pytest.raises(ValueError, match="head width must be a multiple of 4, got 10"):
+        rope_table(2, 2, 10)
 
 
 def test_sinusoid_is_float32_whatever_comes_in():

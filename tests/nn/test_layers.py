@@ -5,9 +5,11 @@ import torch
 from torch import nn
 
 from ditkit.nn.attention import Attention, CrossAttention
-from ditkit.nn.modulation import Modulation, modulate
+from ditkit.nn.mlp import SwiGLU
+from ditkit.nn.modulation import Modulation, TokenModulation, modulate
 from ditkit.nn.norm import RMSNorm, head_norm
 from ditkit.nn.patch import PatchEmbed, unpatchify
+from ditkit.nn.position import rope_table
 
 
 def _rand(*shape, seed=0):
@@ -25,6 +27,32 @@ def test_attention_is_softmax_of_scaled_products(qk_norm, head):
         qi, ki = layer.q_norm(q[..., part]), layer.k_norm(k[..., part])
         heads.append(torch.softmax(qi @ ki.transpose(1, 2) / head**0.5, dim=-1) @ v[..., part])
     assert torch.allclose(layer(x), layer.proj(torch.cat(heads, dim=-1)), atol=1e-6)
+
+
+def test_attention_with_rotation_is_softmax_of_complex_products():
+    """DDT: no qkv bias, RMSNorm of queries and keys, then RoPE: complex pairs, Re(q conj(k)) in the softmax."""
+    layer, x = Attention(24, 3, qk_norm="rms", qkv_bias=False), _rand(2, 6, 24)
+    with torch.no_grad():
+        layer.q_norm.weight.copy_(1 + 0.3 * _rand(8, seed=1))
+        layer.k_norm.weight.copy_(1 + 0.3 * _rand(8, seed=2))
+    cos, sin = rope_table(2, 3, 8)
+    turn = torch.complex(cos, sin)  # (N, h / 2)
+
+    def normed(v, norm):
+        v = v / (v.square().mean(-1, keepdim=True) + 1e-6).sqrt() * norm.weight
+        return torch.view_as_complex(v.unflatten(-1, (4, 2)).contiguous()) * turn
+
+    q, k, v = (x @ layer.qkv.weight.T).chunk(3, dim=-1)
+    heads = []
+    for i in range(3):
+        part = slice(8 * i, 8 * i + 8)
+        qi, ki = normed(q[..., part], layer.q_norm), normed(k[..., part], layer.k_norm)
+        scores = (qi @ ki.conj().transpose(1, 2)).real / 8**0.5
+        heads.append(torch.softmax(scores, dim=-1) @ v[..., part])
+    want = layer.proj(torch.cat(heads, dim=-1))
+    assert layer.qkv.bias is None and layer.proj.bias is not None
+    assert torch.allclose(layer(x, (cos, sin)), want, atol=1e-6)
+    assert not torch.allclose(layer(x), want, atol=1e-3)
 
 
 def test_cross_attention_to_one_token_is_its_value():
@@ -45,6 +73,31 @@ def test_head_norms():
     x = _rand(3, 8)
     assert torch.allclose(rms(x), x / (x.square().mean(-1, keepdim=True) + 1e-6).sqrt(), atol=1e-6)
     assert rms(x.bfloat16()).dtype == torch.bfloat16
+
+
+def test_rms_norm_is_computed_in_float32():
+    """In bfloat16, autocast or not, one rounding at the end; float64 stays float64."""
+    layer, x = RMSNorm(64), _rand(5, 64) * 3
+    with torch.no_grad():
+        layer.weight.copy_(1 + 0.3 * _rand(64, seed=1))
+    exact = x.double() / (x.double().square().mean(-1, keepdim=True) + 1e-6).sqrt() * layer.weight.double()
+    assert torch.allclose(layer(x.double()), exact, rtol=0, atol=1e-14)
+    single, half = layer(x), layer(x.bfloat16().float()).bfloat16()
+    assert torch.equal(layer(x.bfloat16()), half)
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        assert torch.equal(layer(x), single) and torch.equal(layer(x.bfloat16()), half)
+    tiny = torch.full((1, 64), 1e-4)  # eps counts: rms 1e-4 is beside sqrt(1e-6)
+    assert torch.allclose(RMSNorm(64)(tiny), tiny / (1e-8 + 1e-6) ** 0.5)
+
+
+def test_swiglu_by_hand():
+    layer, x = SwiGLU(8, 12), _rand(2, 3, 8)
+    gate, up = x @ layer.gate.weight.T, x @ layer.up.weight.T
+    want = (gate * torch.sigmoid(gate) * up) @ layer.down.weight.T
+    assert torch.allclose(layer(x), want, atol=1e-6)
+    assert {name: tuple(p.shape) for name, p in layer.named_parameters()} == {
+        "gate.weight": (12, 8), "up.weight": (12, 8), "down.weight": (8, 12),
+    }  # fmt: skip
 
 
 @pytest.mark.parametrize("qk_norm", ["layer", "rms"])
@@ -76,6 +129,14 @@ def test_modulation_has_its_own_silu():
     expected = (nn.functional.silu(c) @ layer.linear.weight.T + layer.linear.bias).chunk(3, dim=-1)
     got = layer(c)
     assert len(got) == 3 and all(torch.allclose(g[:, 0], e, atol=1e-6) for g, e in zip(got, expected, strict=True))
+
+
+def test_token_modulation_has_no_silu():
+    """DDT takes the SiLU before; one vector a token, or one a sample."""
+    layer = TokenModulation(8, 3)
+    for s in (_rand(2, 5, 8), _rand(2, 1, 8)):
+        want = s @ layer.linear.weight.T + layer.linear.bias
+        assert layer(s).shape == (2, s.shape[1], 24) and torch.allclose(layer(s), want, atol=1e-6)
 
 
 def test_modulate_is_identity_at_zero():
