@@ -38,7 +38,7 @@ from ditkit.diffusion.times import (
     uniform_grid,
 )
 from ditkit.diffusion.variational import Bound, bits_per_dimension
-from ditkit.diffusion.weight import AnyWeight, DensityWeight, Plain, SD3Weight, SiTWeight
+from ditkit.diffusion.weight import AnyWeight, DensityWeight, Plain, SD3Weight, SiTWeight, SNRWeight
 
 __all__ = [
     "CFG",
@@ -75,6 +75,7 @@ __all__ = [
     "Path",
     "Plain",
     "SD3Weight",
+    "SNRWeight",
     "SampleNoise",
     "SamplerSettings",
     "SharedEncoder",

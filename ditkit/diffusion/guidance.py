@@ -28,13 +28,17 @@ class Guidance(Protocol):
     def __call__(self, denoise: Denoise, x: Tensor, t: Tensor, cond: Condition) -> Tensor: ...
 
 
-def extrapolate(weak: Tensor, strong: Tensor, scale: float, channels: int) -> Tensor:
+def extrapolate(weak: Tensor, strong: Tensor, scale: float, channels: int, rest: float = 1.0) -> Tensor:
     """weak + scale (strong - weak) on the first `channels` channels of (B, C', H, W); the others are `strong`'s.
 
-    The untouched rest is where learned-variance logits live: they are never extrapolated.
+    The untouched rest is where learned-variance logits live: they are never extrapolated. One's own guidance of
+    networks without them may give the other channels a scale too, `rest` (mixes of DDT's release: 1.05, 1.1, 1.2).
     """
     guided = weak[:, :channels] + scale * (strong[:, :channels] - weak[:, :channels])
-    return guided if channels == strong.shape[1] else torch.cat([guided, strong[:, channels:]], dim=1)
+    if channels == strong.shape[1]:
+        return guided
+    other = strong[:, channels:]
+    return torch.cat([guided, other if rest == 1 else weak[:, channels:] + rest * (other - weak[:, channels:])], dim=1)
 
 
 def inside(t: float, low: float, high: float, closed: bool) -> bool:

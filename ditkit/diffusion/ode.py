@@ -8,6 +8,7 @@ combine with a state of any dtype on any device without changing either, and wit
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Iterator, Sequence
 from itertools import pairwise
 from typing import Literal, get_args
@@ -23,6 +24,7 @@ Denoising = Callable[[Tensor, Tensor, int | None], Estimate]
 Draws = Callable[[int], Tensor]
 Times = Tensor | Sequence[float]
 Order = Literal[1, 2, 3, 4]
+Variable = Literal["time", "log_snr"]
 Field = Callable[[Tensor, Tensor, int | None], Tensor]
 Tableau = tuple[tuple[tuple[float, ...], ...], tuple[float, ...]]
 
@@ -83,19 +85,33 @@ def euler(denoise: Denoising, path: Path, x: Tensor, times: Times, noise: Draws 
 
 
 def heun(
-    denoise: Denoising, path: Path, x: Tensor, times: Times, noise: Draws | None = None, *, correct_last: bool = False
-) -> Tensor:
+    denoise: Denoising, path: Path, x: Tensor, times: Times, noise: Draws | None = None, *,
+    correct_last: bool = False, reuse: bool = False,
+) -> Tensor:  # fmt: skip
     """Heun's trapezoidal method, order 2, two evaluations a step (Karras et al. 2022, algorithm 1).
 
-    The last step has no corrector (EDM, REPA: 2 N - 1 evaluations) unless `correct_last` (SiT: 2 N).
+    The last step has no corrector (EDM, REPA: 2 N - 1 evaluations) unless `correct_last` (SiT: 2 N). reuse: the
+    corrector's slope, of the predicted state, also begins the next step (DDT's release): N evaluations, still order 2.
     """
     grid, field = as_grid(times), velocity_field(denoise)
+    if reuse:
+        return heun_reusing(field, x, grid, correct_last=correct_last)
     if correct_last:
         return runge_kutta(field, x, grid, HEUN)
     last = len(grid) - 2
     if last:
         x = runge_kutta(field, x, grid[:-1], HEUN)
     return x + (grid[-1] - grid[-2]) * field(x, grid[-2], last)
+
+
+def heun_reusing(field: Field, x: Tensor, grid: Tensor, *, correct_last: bool) -> Tensor:
+    """Heun in the mode predict-evaluate-correct: the slope at a predicted state serves the corrected one as well."""
+    last = len(grid) - 2
+    slope = field(x, grid[0], 0)
+    for step, (t, end) in enumerate(pairwise(grid if correct_last else grid[:-1])):
+        ahead = field(x + (end - t) * slope, end, min(step + 1, last))
+        x, slope = x + 0.5 * (end - t) * (slope + ahead), ahead
+    return x if correct_last else x + (grid[-1] - grid[-2]) * slope
 
 
 def midpoint(denoise: Denoising, path: Path, x: Tensor, times: Times, noise: Draws | None = None) -> Tensor:
@@ -114,21 +130,34 @@ def rk4(denoise: Denoising, path: Path, x: Tensor, times: Times, noise: Draws | 
 
 
 def multistep(
-    denoise: Denoising, path: Path, x: Tensor, times: Times, noise: Draws | None = None, *, order: Order = 2
-) -> Tensor:
+    denoise: Denoising, path: Path, x: Tensor, times: Times, noise: Draws | None = None, *,
+    order: Order = 2, variable: Variable = "time",
+) -> Tensor:  # fmt: skip
     """Adams-Bashforth on any grid, orders 1-4, one evaluation a step (Lagrange form: DDT, Wang et al. 2025, sec. 4).
 
     The last `order` velocities are interpolated by a polynomial, which is integrated exactly; the order ramps 1, 2, ...
+    variable="log_snr" (DDT's release) takes the polynomial, and its mean over a step, in log(alpha / sigma) instead of
+    t, with 1e-3 added to sigma and below alpha: order 2 at most, for steps in t not below 1e-3.
     """
     if order not in get_args(Order):
         raise ValueError(f"multistep: order must be 1, 2, 3 or 4, got {order}")
+    if variable not in get_args(Variable):
+        raise ValueError(f"multistep: variable must be {' or '.join(get_args(Variable))}, got {variable!r}")
     nodes: list[float] = []
     slopes: list[Tensor] = []
     for step, (t, end) in intervals(times):
-        nodes = [*nodes, float(t)][-order:]
+        start, stop = (place(path, point, variable) for point in (t, end))
+        nodes = [*nodes, start][-order:]
         slopes = [*slopes, denoise(x, t, step).velocity][-order:]
-        x = x + (end - t) * weighted(lagrange_weights(nodes, float(t), float(end)), slopes)
+        x = x + (end - t) * weighted(lagrange_weights(nodes, start, stop), slopes)
     return x
+
+
+def place(path: Path, t: Tensor, variable: Variable) -> float:
+    """Where the scalar t lies on the axis of interpolation: t itself, or log(max(alpha, 0.001) / (sigma + 0.001))."""
+    if variable == "time":
+        return float(t)
+    return math.log(max(float(path.alpha(t)), 1e-3) / (float(path.sigma(t)) + 1e-3))
 
 
 def lagrange_weights(nodes: Sequence[float], start: float, end: float) -> list[float]:

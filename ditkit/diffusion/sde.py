@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
+from itertools import pairwise
 from typing import Literal, get_args
 
 import torch
@@ -89,13 +90,15 @@ def euler_maruyama(
 
 def heun_sde(
     denoise: Denoising, path: Path, x: Tensor, times: Times, noise: Draws, *,
-    form: Form = "sigma", norm: float = 1.0, last_rule: Rule = "mean",
+    form: Form = "sigma", norm: float = 1.0, last_rule: Rule = "mean", reuse: bool = False,
 ) -> Tensor:  # fmt: skip
     """SiT's Heun SDE sampler, two evaluations a step: the noise first, then a trapezoidal step of the drift.
 
-    `last_rule` as in `euler_maruyama`.
+    `last_rule` as in `euler_maruyama`. reuse: DDT's release, one evaluation a step; see `heun_sde_reusing`.
     """
     grid, noisy = split_grid(times, last_rule)
+    if reuse:
+        return heun_sde_reusing(denoise, path, x, grid, noise, form=form, norm=norm, last_rule=last_rule)
     for step, (t, end) in intervals(noisy) if len(noisy) > 1 else ():
         d, quotient = diffusion(form, path, t, norm)
         h = end - t
@@ -104,6 +107,27 @@ def heun_sde(
         second = drift(denoise(x + h * first, end, step), diffusion(form, path, end, norm)[1])
         x = x + 0.5 * h * (first + second)
     return last_step(denoise, path, x, grid, form=form, norm=norm, last_rule=last_rule)
+
+
+def heun_sde_reusing(
+    denoise: Denoising, path: Path, x: Tensor, grid: Tensor, noise: Draws, *, form: Form, norm: float, last_rule: Rule
+) -> Tensor:
+    """Heun's SDE step with D held at its start, whose second evaluation also begins the next step (and the last).
+
+    The draw is part of both the predicted and the corrected state. Raises ValueError for the last-step rule "none".
+    """
+    if last_rule == "none":
+        raise ValueError(
+            "heun_sde: with reuse the last step needs a rule: set last_rule to mean, euler or tweedie"
+        )
+    estimate = denoise(x, grid[0], 0)
+    for step, (t, end) in enumerate(pairwise(grid[:-1])):
+        d, quotient = diffusion(form, path, t, norm)
+        h = end - t
+        first, draw = drift(estimate, quotient), (2 * d * h.abs()).sqrt() * noise(step).to(x)
+        estimate = denoise(x + h * first + draw, end, step + 1)
+        x = x + 0.5 * h * (first + drift(estimate, d / path.sigma(end))) + draw
+    return last_move(estimate, path, x, grid, form=form, norm=norm, last_rule=last_rule)
 
 
 def split_grid(times: Times, last_rule: Rule) -> tuple[Tensor, Tensor]:
@@ -122,8 +146,15 @@ def last_step(
     """The deterministic step over the last interval of the grid: mean, euler, tweedie, or none."""
     if last_rule == "none":
         return x
-    t, h = grid[-2], grid[-1] - grid[-2]
-    estimate = denoise(x, t, len(grid) - 2)
+    estimate = denoise(x, grid[-2], len(grid) - 2)
+    return last_move(estimate, path, x, grid, form=form, norm=norm, last_rule=last_rule)
+
+
+def last_move(
+    estimate: Estimate, path: Path, x: Tensor, grid: Tensor, *, form: Form, norm: float, last_rule: Rule
+) -> Tensor:
+    """The last step from x by an estimate at its start."""
     if last_rule == "tweedie":
         return estimate.data
+    t, h = grid[-2], grid[-1] - grid[-2]
     return x + h * (estimate.velocity if last_rule == "euler" else drift(estimate, diffusion(form, path, t, norm)[1]))

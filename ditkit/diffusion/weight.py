@@ -82,6 +82,30 @@ class SD3Weight(Settings):
         return torch.ones_like(t)
 
 
+class SNRWeight(Settings):
+    """The weights of the velocity's error in DDT's release (flow_matching/training.py): r = alpha / sigma, not squared.
+
+    inverse_sigma: 1 / sigma^2. snr: r. snr_floor: max(r, limit), there named minsnr. snr_cap: min(r, limit), there
+    named maxsnr. inverse_sigma and snr are infinite at t = 0: draw times from a density that keeps off it.
+    """
+
+    kind: Literal["snr"] = "snr"
+    form: Literal["inverse_sigma", "snr", "snr_floor", "snr_cap"] = Field("snr", description="function of alpha, sigma")
+    limit: float = Field(5.0, gt=0, description="of snr_floor and snr_cap")
+
+    def __call__(self, path: Path, t: Tensor, kind: Kind = "noise") -> Tensor:
+        w = self._of_velocity(path.alpha(t), path.sigma(t))
+        return w if kind == "velocity" else w * squared_gain(path, t, "velocity") / squared_gain(path, t, kind)
+
+    def _of_velocity(self, alpha: Tensor, sigma: Tensor) -> Tensor:
+        if self.form == "inverse_sigma":
+            return 1 / sigma**2
+        ratio = alpha / sigma
+        if self.form == "snr":
+            return ratio
+        return ratio.clamp(min=self.limit) if self.form == "snr_floor" else ratio.clamp(max=self.limit)
+
+
 class DensityWeight(Settings):
     """pi(t) of a density: uniform times with this weight train the same expected loss as times from the density."""
 
@@ -92,7 +116,7 @@ class DensityWeight(Settings):
         return torch.exp(self.density.log_prob(t))
 
 
-AnyWeight = Annotated[Plain | SiTWeight | SD3Weight | DensityWeight, Field(discriminator="kind")]
+AnyWeight = Annotated[Plain | SiTWeight | SD3Weight | SNRWeight | DensityWeight, Field(discriminator="kind")]
 
 
 def squared_gain(path: Path, t: Tensor, kind: Kind) -> Tensor:
