@@ -224,7 +224,6 @@ def split(size: str, encoder_blocks: int, *fids: float) -> Recipe:
         "source": f"arXiv 2504.05741, figure {number}",
         "model": model,
         "align.depth": min(8, encoder_blocks),
-        "sampling": ODE,
     }
     return run(size, *figure(number, fids)).with_(changes)
 
@@ -270,7 +269,6 @@ def improved_repa(size: str, depth: int, *scores: float) -> Recipe:
         "model": ddt_settings(size, encoder_blocks=0),
         "align.depth": depth,
         "training.betas": (0.9, 0.999),
-        "sampling": ODE,
         "unpublished": ("align.depth", "align.projector_width"),
         "notes": (TRAINED, DECODED, SDE_CONFIG, "the aligned block is REPA's own for this size, the projector DDT's"),
     }

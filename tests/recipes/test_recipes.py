@@ -10,7 +10,7 @@ import torch
 
 from ditkit.align import Aligner
 from ditkit.config import diff, flatten
-from ditkit.diffusion import SampleNoise
+from ditkit.diffusion import SampleNoise, Sharing
 from ditkit.models import Condition, build_model
 from ditkit.recipes import RECIPES, recipe
 
@@ -72,7 +72,11 @@ def test_every_published_run_is_there():
     repa |= {f"repa.l_2_256_{teacher}" for teacher in teachers}
     repa |= {f"repa.l_2_256_depth_{block}" for block in (6, 10, 12, 14, 16)} | {"repa.l_2_256_cosine"}
     repa |= {f"repa.xl_2_256_lambda_{percent}" for percent in (25, 75, 100)}
-    assert set(PUBLISHED) == dit | sit | repa
+    ddt = {f"ddt.{name}" for name in ("b_2_256", "l_2_256", "xl_2_256", "xl_2_512")}
+    ddt |= {f"ddt.improved_{what}_{size}_2_256" for what in ("sit", "repa") for size in ("b", "l", "xl")}
+    ddt |= {f"ddt.b_2_256_{split}" for split in ("4en8de", "6en6de", "10en2de")}
+    ddt |= {f"ddt.l_2_256_{split}" for split in ("10en14de", "12en12de", "16en8de")}
+    assert set(PUBLISHED) == dit | sit | repa | ddt
     assert set(ALL) - set(PUBLISHED) == OURS
 
 
@@ -86,6 +90,10 @@ def test_every_published_run_is_there():
         ("repa.xl_2_256", 1.8, 0.7, (1.42, 4.70, 305.7, 0.80, 0.64)),
         ("repa.xl_2_256", 1.35, 1.0, (1.80, 4.50, 284.0, 0.81, 0.61)),
         ("repa.xl_2_512", 1.35, 1.0, (2.08, 4.19, 274.6, 0.83, 0.58)),
+        ("ddt.l_2_256", 2.0, 0.7, (1.64, None, 310.5, 0.81, 0.61)),
+        ("ddt.xl_2_256", 2.0, 0.7, (1.31, None, 308.1, 0.78, 0.62)),
+        ("ddt.xl_2_256", 2.0, 0.7, (1.26, None, 310.6, 0.79, 0.65)),
+        ("ddt.xl_2_512", 3.0, 0.7, (1.28, 4.22, 305.1, 0.80, 0.63)),
     ],
 )
 def test_headline_rows(name, scale, high, scores):
@@ -123,17 +131,20 @@ def test_unpublished_keys_exist(name):
 def test_conventions_of_the_family(name):
     r, family = recipe(name), name.partition(".")[0]
     on_dit = family == "dit" or name.startswith("repa.dit_")
-    maps = {"dit": (999.0, 0.0), "sit": (-1.0, 1.0), "repa": (1.0, 0.0), "digits": (1.0, 0.0)}
-    assert (r.model.time_scale, r.model.time_offset) == maps["dit" if on_dit else family]
+    maps = {"dit": (999.0, 0.0), "sit": (-1.0, 1.0), "repa": (1.0, 0.0), "ddt": (-1.0, 1.0), "digits": (1.0, 0.0)}
+    map_of = "dit" if on_dit else "ddt" if r.model.kind == "ddt" else family
+    assert (r.model.time_scale, r.model.time_offset) == maps[map_of]
     assert r.model.variance == ("learned" if on_dit else "dropped" if family == "sit" and name not in OURS else "none")
-    assert (r.align is not None) == (family == "repa" or name == "digits.repa")
+    aligned = family in ("repa", "ddt") and "improved_sit" not in name
+    assert (r.align is not None) == (aligned or name in ("digits.repa", "digits.ddt"))
     assert r.objective.drop == 0.1
     if family == "digits":
         return
-    assert (r.training.lr, r.training.batch, r.training.ema, r.training.betas) == (1e-4, 256, 0.9999, (0.9, 0.999))
+    betas = (0.9, 0.95) if family == "ddt" and "improved" not in name else (0.9, 0.999)
+    assert (r.training.lr, r.training.batch, r.training.ema, r.training.betas) == (1e-4, 256, 0.9999, betas)
     assert (r.training.weight_decay, r.training.warmup, r.training.schedule) == (0.0, 0, "constant")
     assert r.training.clip == (1.0 if family == "repa" else None)
-    assert r.data.flip == (family != "repa" or name == "repa.sit_s_2")
+    assert r.data.flip == (family not in ("repa", "ddt") or name == "repa.sit_s_2")
     assert r.codec.kind == "kl" and r.codec.source.startswith("stabilityai/sd-vae-ft-") and r.codec.scale is None
     if name in OURS:
         assert (r.data.size, r.data.channels, r.data.source) == (None, None, "images"), "from the user's images"
@@ -155,15 +166,22 @@ def test_published_samplers_are_the_papers(name):
             assert (2 * s.steps, s.options["correct_last"]) == (250, True)
         elif s.solver == "ancestral":
             assert s.steps == 250 or p.images == 10_000
-        assert p.quantise == ("floor_255" if family == "repa" else "truncate_128")
-        if g is not None:
+        elif s.solver == "euler":
+            assert (family, s.steps, s.last, p.labels) == ("ddt", 250, 0.04, "balanced")
+        assert p.quantise == {"repa": "floor_255", "ddt": "truncate_half"}.get(family, "truncate_128")
+        if g is not None and family == "ddt":
+            assert (g.channels, g.closed, g.skip_outside, g.low) == (None, False, False, 0.0)
+        elif g is not None:
             four = family == "repa" or "4 channels" in p.note
             assert (g.channels, g.closed, g.low) == (None if four else 3, True, 0.0)
     if name.startswith("dit.") and "512" not in name:
         assert r.published[0].decoder.endswith("ft-mse"), "the scaling rows were decoded with ft-MSE"
 
 
-@pytest.mark.parametrize("name", [n for n in PUBLISHED if "_256_" not in n and not n.startswith("repa.dit")])
+DIT_SIZED = [n for n in PUBLISHED if "_256_" not in n and not n.startswith(("repa.dit", "ddt."))]
+
+
+@pytest.mark.parametrize("name", DIT_SIZED)
 def test_parameter_counts_are_published(name):
     r = recipe(name)
     size, patch = name.split(".")[1].split("_")[:2]
@@ -206,6 +224,13 @@ IGNORED = {"name", "title", "source", "published", "notes", "unpublished"}
         ("dit.b_2_256", "dit.b_4_256", {"model.patch"}),
         ("dit.xl_8_256", "dit.xl_2_256", {"model.patch", "training.steps"}),
         ("sit.b_2_256", "sit.b_2_256_gvp_velocity", {"objective.path.kind"}),
+        ("ddt.b_2_256", "ddt.b_2_256_10en2de", {"model.encoder_blocks", "model.decoder_blocks"}),
+        ("ddt.l_2_256_10en14de", "ddt.l_2_256_16en8de", {"model.encoder_blocks", "model.decoder_blocks"}),
+        (
+            "ddt.b_2_256",
+            "ddt.improved_repa_b_2_256",
+            {"model.encoder_blocks", "model.decoder_blocks", "align.depth", "training.betas"},
+        ),
         ("sit.b_2_256_vp_score", "sit.b_2_256_vp_weighted_score", {"objective.weight.kind", "objective.weight.form"}),
     ],
 )
@@ -249,7 +274,11 @@ def test_sampler_runs_on_its_model(name, index):
     grid = sampling.times(path, prediction)
     assert len(grid) == sampling.steps + (path.kind != "ddpm")
     assert bool((grid.diff() < 0).all())
-    small = r.model.model_copy(update={"depth": 1, "width": 32, "heads": 2, "size": (4, 4), "patch": 2})
+    if sampling.sharing is not None:
+        assert sampling.evaluations(path, prediction) == sampling.sharing.evaluations
+        sampling = sampling.model_copy(update={"sharing": Sharing(rule="", evaluations=4, encode=(0, 2))})
+    blocks = {"encoder_blocks": 1, "decoder_blocks": 1} if r.model.kind == "ddt" else {"depth": 1}
+    small = r.model.model_copy(update={**blocks, "width": 32, "heads": 2, "size": (4, 4), "patch": 2})
     generator = torch.Generator().manual_seed(0)
     model = build_model(small, generator=generator).eval()
     for p in model.parameters():  # the published initialisation would answer 0

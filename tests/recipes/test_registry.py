@@ -62,7 +62,7 @@ def test_overrides_apply():
     ("spec", "answer"),
     [
         ("dit.xl_2_25", "dit.xl_2_25: no such recipe; did you mean 'dit.xl_2_256'"),
-        ("xl_2_512", "did you mean 'dit.xl_2_512' or 'sit.xl_2_512' or 'repa.xl_2_512'?"),
+        ("xl_2_512", "did you mean 'dit.xl_2_512' or 'sit.xl_2_512' or 'repa.xl_2_512' or 'ddt.xl_2_512'?"),
         ("repa.sit_s2", "did you mean 'repa.sit_s_2'"),
         ("something else entirely", "no such recipe (ditkit show lists all)"),
         ("nowhere.yaml", "nowhere.yaml: no such settings file"),
