@@ -21,6 +21,7 @@ from ditkit.checkpoints.files import EMA
 from ditkit.checkpoints.keys import Table, check, inverse, need, rename
 from ditkit.checkpoints.projectors import attach, official_projectors, split_projectors
 from ditkit.checkpoints.published import CheckpointError, Published, Shape, State
+from ditkit.checkpoints.repa import ALIGN_DEPTHS
 from ditkit.diffusion.path import AnyPath, Linear
 from ditkit.diffusion.prediction import Kind
 from ditkit.models import DDT as Network
@@ -43,7 +44,7 @@ _FINAL = ("final.linear.weight", "final.linear.bias")
 _PREFIX = "diffusion_trainer.proj."
 _TIME = (-1.0, 1.0)  # network time = -t + 1
 _ENCODER = {(s["encoder_blocks"] + s["decoder_blocks"], s["width"]): s["encoder_blocks"] for s in DDT_SIZES.values()}
-_ALIGN = 8  # arXiv 2504.05741: every published size aligns block 8
+_ALIGN = dict.fromkeys(_ENCODER, 8)  # the released configurations align block 8
 
 
 @dataclass(frozen=True)
@@ -52,6 +53,7 @@ class Official:
 
     source: str
     split: bool  # a condition encoder of its own
+    align: dict[tuple[int, int], int]  # depth and width -> the block that the projector reads, from 1
     arguments: tuple[str, ...]
 
     def load(self, state: State, shape: Shape, path: AnyPath | None, prediction: Kind | None) -> Published:
@@ -64,8 +66,8 @@ class Official:
             model = Network(settings)
         model.load_state_dict(self._ours(body, settings), assign=True)
         published = Published(model.eval(), path or Linear(), "velocity", None, None, settings, self.source)
-        default = _ALIGN if (settings.depth, settings.width) in _ENCODER else None
-        return attach(published, {f"0.{k}": v for k, v in heads.items()}, _PREFIX, shape.align_depth, default)
+        heads, default = {f"0.{k}": v for k, v in heads.items()}, self.align.get((settings.depth, settings.width))
+        return attach(published, heads, _PREFIX, shape.align_depth, default)
 
     def export(self, model: nn.Module, projectors: nn.ModuleList | None, prediction: Kind | None) -> State:
         """Our model -> the keys of the official network; with projectors those of its trainer's module, EMA weights."""
@@ -190,5 +192,5 @@ def _ratio(hidden: int, width: int) -> float:
 
 
 _SHAPE = ("heads", "patch", "size", "null", "align_depth")
-DDT = Official("ddt", True, (*_SHAPE, "encoder_blocks"))
-IMPROVED_DIT = Official("improved-dit", False, _SHAPE)
+DDT = Official("ddt", True, _ALIGN, (*_SHAPE, "encoder_blocks"))
+IMPROVED_DIT = Official("improved-dit", False, ALIGN_DEPTHS, _SHAPE)  # its REPA rows are REPA on these blocks

@@ -17,7 +17,7 @@ from ditkit.diffusion.prediction import Kind
 from ditkit.models import SIZES
 
 # arXiv 2410.06940 and the authors' correction (REPA issue 5): B aligns block 4, L and XL block 8
-_ALIGN = {(SIZES[f"{n}/2"]["depth"], SIZES[f"{n}/2"]["width"]): d for n, d in (("B", 4), ("L", 8), ("XL", 8))}
+ALIGN_DEPTHS = {(SIZES[f"{n}/2"]["depth"], SIZES[f"{n}/2"]["width"]): d for n, d in (("B", 4), ("L", 8), ("XL", 8))}
 _PREFIX = "projectors."
 _BODY = Official("repa", (1.0, 0.0), Linear(), ("velocity",), None, qk_norm=True)
 
@@ -35,7 +35,7 @@ class Repa:
         body, heads = split_projectors(state, _PREFIX)
         published = _BODY.load(body, shape, path, prediction)
         s = published.settings
-        depth = legacy_depth or _ALIGN.get((s.depth, s.width))
+        depth = legacy_depth or ALIGN_DEPTHS.get((s.depth, s.width))
         published = attach(published, heads, _PREFIX, shape.align_depth, depth)
         if heads and legacy_depth not in (None, published.align_depth):
             raise CheckpointError(

@@ -23,10 +23,12 @@ def convert(
         list[str] | None, typer.Argument(help="weights=raw step=1000 ...; see below.", metavar="[KEY=VALUE]...")
     ] = None,
     source: Annotated[
-        str | None, typer.Option("--source", help="Family of a published file: dit, sit, repa, diffusers-dit.")
+        str | None,
+        typer.Option("--source", help="Family of a published file: dit, sit, repa, ddt, improved-dit, diffusers-dit."),
     ] = None,
     to: Annotated[
-        str | None, typer.Option("--to", help="Write this family's published layout: dit, sit, repa, diffusers-dit.")
+        str | None,
+        typer.Option("--to", help="The published layout to write: dit, sit, repa, ddt, improved-dit, diffusers-dit."),
     ] = None,
 ) -> None:
     """Turn a run or a published file into a model folder, or (with --to) a model into a published file.
@@ -34,8 +36,9 @@ def convert(
     A model folder opens with `ditkit sample FOLDER` and `ditkit.load(FOLDER)`. Nothing is overwritten, and a file
     appears complete or not at all. A model that a family's code cannot represent is refused, with the reason.
 
-    Further keys, as KEY=VALUE or --KEY VALUE: weights=ema|raw, step (of a run), heads and align-depth (of a published
-    file of unpublished size), shape.size=[64,64] (native latent size of a diffusers file).
+    Further keys, as KEY=VALUE or --KEY VALUE: weights=ema|raw, step (of a run), heads, patch, encoder-blocks and
+    align-depth (of a published file of unpublished size), shape.size=[64,64] (native latent size of a diffusers or DDT
+    file).
 
     Example: ditkit convert SiT-XL-2-256x256.pt models/sit-xl --source sit
 

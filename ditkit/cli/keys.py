@@ -15,6 +15,8 @@ KEYS = {
     "steps": "sampling.steps",
     "solver": "sampling.solver",
     "heads": "shape.heads",
+    "patch": "shape.patch",
+    "encoder-blocks": "shape.encoder_blocks",
     "align-depth": "shape.align_depth",
     "split": "data.split",
 }

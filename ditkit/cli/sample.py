@@ -23,7 +23,8 @@ Keys = Annotated[
     typer.Argument(help="seed=1 sampling.options.order=2 ...; see below.", metavar="[KEY=VALUE]..."),
 ]
 Source = Annotated[
-    str | None, typer.Option("--source", help="Family of a published file: dit, sit, repa, diffusers-dit.")
+    str | None,
+    typer.Option("--source", help="Family of a published file: dit, sit, repa, ddt, improved-dit, diffusers-dit."),
 ]
 Count = Annotated[int | None, typer.Option("--n", help="Images.")]
 Classes = Annotated[
@@ -58,8 +59,9 @@ def sample(
     Sampler, guidance and codec are the recipe's unless you say otherwise; a published file brings those of its paper.
 
     Further keys, as KEY=VALUE or --KEY VALUE: seed, steps, solver, interval=LOW,HIGH (times of guidance; 0 = data),
-    weights=ema|raw, step (of a run), size=256 or HEIGHTxWIDTH, chunk, uint8=round|dit|sit|repa, heads and align-depth
-    (of a published file of unpublished size), and sampling.* (sampling.options.order=2, sampling.last=0.04, ...).
+    weights=ema|raw, step (of a run), size=256 or HEIGHTxWIDTH, chunk, uint8=round|dit|sit|repa, heads, patch,
+    encoder-blocks and align-depth (of a published file of unpublished size), and sampling.* (sampling.options.order=2,
+    sampling.last=0.04, ...).
 
     --sharing runs a DDT's encoder at some of the N evaluations and reuses its result between them: uniform:K and
     every:r need nothing, dp:K and velocity:K what `ditkit analyze sharing` measured. keep_modulations=false takes less

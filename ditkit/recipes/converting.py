@@ -12,7 +12,11 @@ from ditkit.files import write_atomic
 from ditkit.recipes.load import Loaded, contiguous, save_exported
 
 # the paths that a family's own samplers can follow; the file itself does not tell which it was
-PATHS = {"dit": ("ddpm",), "diffusers-dit": ("ddpm",), "sit": ("linear", "cosine", "vp"), "repa": ("linear", "cosine")}
+PATHS = {
+    "dit": ("ddpm",), "diffusers-dit": ("ddpm",), "sit": ("linear", "cosine", "vp"), "repa": ("linear", "cosine"),
+    "ddt": ("linear",), "improved-dit": ("linear",),
+}  # fmt: skip
+ALIGNED = ("repa", "ddt", "improved-dit")  # families whose files can hold projectors
 
 
 def to_folder(loaded: Loaded, folder: Path) -> list[str]:
@@ -36,7 +40,7 @@ def to_published(loaded: Loaded, family: str, file: Path) -> list[str]:
     if file.exists():
         raise CheckpointError(f"{file}: exists already; choose another name or remove it")
     paths = PATHS.get(family, (loaded.path.kind,))
-    projectors = loaded.projectors if family == "repa" else None
+    projectors = loaded.projectors if family in ALIGNED else None
     state = contiguous(export_published(loaded.model, family, projectors, prediction=loaded.prediction))
     if loaded.path.kind not in paths:
         raise CheckpointError(

@@ -106,21 +106,22 @@ def recipe_of(published: Published) -> Recipe:
     family = {"diffusers-dit": "dit", "improved-dit": "ddt"}.get(published.source, published.source)
     rows = {name: make() for name, make in RECIPES.items() if name.startswith(f"{family}.")}
     same = [r.model_copy(update={"name": n}) for n, r in rows.items() if _trained(r, published)]
+    aligned = published.projectors is not None
     if same:  # the improved DiT's weights are the same network with and without alignment
-        aligned = published.projectors is not None
         return max(same, key=lambda r: ((r.align is not None) == aligned, r.training.steps))
-    largest = "improved_sit_xl_2_256" if published.source == "improved-dit" else "xl_2_256"
-    base, model = rows[f"{family}.{largest}"], published.settings
+    baseline = ("improved_repa_" if aligned else "improved_sit_") if published.source == "improved-dit" else ""
+    base, model = rows[f"{family}.{baseline}xl_2_256"], published.settings
     tree: dict[str, Any] = {"model": model, "published": (), "name": "", "title": f"{published.source} checkpoint"}
     tree["unpublished"] = (*base.unpublished, "training")  # how it was trained is not in the file
     tree["data"] = base.data.model_copy(update={"size": (8 * model.size[0], 8 * model.size[1])})  # the VAE's factor
     tree["objective"] = _objective(base, published)
     if model.variance != "learned" and base.sampling.solver == "ancestral":
         tree["sampling"] = base.sampling.model_copy(update={"options": {"variance": "fixed_large"}})
-    if base.align is not None and published.align_depth is None:
+    if base.align is not None and published.projectors is None:
         tree |= {"align": None, "teachers": ()}
-    elif base.align is not None:
-        tree["align"] = base.align.model_copy(update={"depth": published.align_depth})
+    elif base.align is not None and published.projectors is not None:
+        hidden = len(published.projectors.get_parameter("0.0.weight"))
+        tree["align"] = base.align.model_copy(update={"depth": published.align_depth, "projector_width": hidden})
     return base.model_copy(update=tree)
 
 

@@ -29,6 +29,9 @@ SHORT = {
     "steps": "sampling.steps",
     "solver": "sampling.solver",
     "heads": "shape.heads",
+    "patch": "shape.patch",
+    "encoder_blocks": "shape.encoder_blocks",
+    "encoder-blocks": "shape.encoder_blocks",
     "align_depth": "shape.align_depth",
     "align-depth": "shape.align_depth",
 }

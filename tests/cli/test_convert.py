@@ -115,7 +115,10 @@ def test_refusals_name_the_reason_and_write_nothing(refused, published, tiny_run
     assert "time embedding cannot be remapped" in refused("convert", tiny_run, out, "--to", "sit")
     assert "predicts noise or data, not velocity" in refused("convert", published_dit(tmp_path), out, "--to", "dit")
     assert "samples on ddpm" in refused("convert", published_dit(tmp_path, "noise"), out, "--to", "dit")
-    assert "choose from dit, sit, repa, diffusers-dit" in refused("convert", tiny_run, out, "--to", "ddt")
+    assert "choose from dit, sit, repa, ddt, improved-dit, diffusers-dit" in refused(
+        "convert", tiny_run, out, "--to", "edm"
+    )
+    assert "source 'ddt' takes a DDT, not a DiT" in refused("convert", tiny_run, out, "--to", "ddt")
     assert "end the name in .safetensors or .pt" in refused("convert", tiny_run, tmp_path / "x.bin", "--to", "repa")
     assert "no such run" in refused("convert", tmp_path / "gone", out)
     words, _ = published("sit_forward", "sit")
