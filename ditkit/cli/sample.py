@@ -60,8 +60,7 @@ def sample(
 
     Further keys, as KEY=VALUE or --KEY VALUE: seed, steps, solver, interval=LOW,HIGH (times of guidance; 0 = data),
     weights=ema|raw, step (of a run), size=256 or HEIGHTxWIDTH, chunk, uint8=round|dit|sit|repa, heads, patch,
-    encoder-blocks and align-depth (of a published file of unpublished size), and sampling.* (sampling.options.order=2,
-    sampling.last=0.04, ...).
+    encoder-blocks and align-depth (published files of other sizes), and sampling.* (sampling.options.order=2, ...).
 
     --sharing runs a DDT's encoder at some of the N evaluations and reuses its result between them: uniform:K and
     every:r need nothing, dp:K and velocity:K what `ditkit analyze sharing` measured. keep_modulations=false takes less
