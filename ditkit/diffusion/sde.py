@@ -117,9 +117,7 @@ def heun_sde_reusing(
     The draw is part of both the predicted and the corrected state. Raises ValueError for the last-step rule "none".
     """
     if last_rule == "none":
-        raise ValueError(
-            "heun_sde: with reuse the last step needs a rule: set last_rule to mean, euler or tweedie"
-        )
+        raise ValueError("heun_sde: with reuse the last step needs a rule: set last_rule to mean, euler or tweedie")
     estimate = denoise(x, grid[0], 0)
     for step, (t, end) in enumerate(pairwise(grid[:-1])):
         d, quotient = diffusion(form, path, t, norm)

@@ -86,7 +86,7 @@ class SNRWeight(Settings):
     """The weights of the velocity's error in DDT's release (flow_matching/training.py): r = alpha / sigma, not squared.
 
     inverse_sigma: 1 / sigma^2. snr: r. snr_floor: max(r, limit), there named minsnr. snr_cap: min(r, limit), there
-    named maxsnr. inverse_sigma and snr are infinite at t = 0: draw times from a density that keeps off it.
+    named maxsnr. All but snr_cap are infinite at t = 0: draw times from a density that keeps off it.
     """
 
     kind: Literal["snr"] = "snr"
