@@ -95,7 +95,10 @@ def begin(job: Job, recipe: Recipe, loaded: Loaded | None) -> list[str]:
     step = "" if loaded.step is None else f", step {loaded.step}"
     lines = [f"begins from {recipe.start.path}{step}, {which} weights{_projectors(job, recipe, loaded)}"]
     there, here = loaded.settings, recipe.model
-    if there.size != here.size:
+    told = (
+        loaded.source == "ditkit" or TABLE in loaded.model.state_dict()
+    )  # DDT's published files do not say their size
+    if told and there.size != here.size:
         sizes = [f"{size[0]}x{size[1]}" for size in (there.size, here.size)]
         lines.append(f"they were trained on {sizes[0]}, here it is {sizes[1]}; positions follow")
     objective = recipe.objective
