@@ -12,6 +12,7 @@ from typing import Annotated, Literal, NamedTuple, Protocol
 import torch
 from pydantic import Field, model_validator
 from torch import Tensor
+from torch.nn import functional as F
 
 from ditkit.config import Settings
 from ditkit.diffusion.broadcast import expand, mean_per_sample
@@ -77,7 +78,8 @@ def captured(auxiliary: Sequence[Auxiliary]) -> tuple[int, ...]:
 class Flow(Settings):
     """Flow matching and its relatives (SiT, REPA, DDT, SD3, EDM): weighted mean squared error of one prediction.
 
-    loss_i = w(t_i) mean |network(x_t, t) - target|^2. A score prediction is compared as sigma * score with -eps (SiT).
+    loss_i = w(t_i) mean |network(x_t, t) - target|^2 + cosine (1 - mean cos(network, target)). A score prediction is
+    compared as sigma * score with -eps (SiT).
     """
 
     kind: Literal["flow"] = "flow"
@@ -85,6 +87,7 @@ class Flow(Settings):
     prediction: Kind = Field("velocity", description="what the network returns")
     density: AnyDensity = Uniform()
     weight: AnyWeight = Plain()
+    cosine: float = Field(0.0, ge=0, description="factor of 1 - cosine of output and target over channels (DDT's COS)")
     drop: float = Field(0.1, ge=0, le=1, description="probability of training a sample without its label or text")
 
     @model_validator(mode="after")
@@ -117,15 +120,26 @@ class Flow(Settings):
         output = model(network_input(self.path, x_t, t), t, cond, capture=captured(auxiliary))
         if output.sample.shape != x.shape:
             raise ValueError(f"Flow: the network returns {tuple(output.sample.shape)} for latents {tuple(x.shape)}")
-        return add_terms(self.per_sample(output.sample, x, eps, t), {}, t, output.hidden, auxiliary)
+        main, named = self.per_sample(output.sample, x, eps, t), {}
+        if self.cosine:
+            named["cosine"] = self.direction(output.sample, x, eps, t)
+            main = main + self.cosine * named["cosine"]
+        return add_terms(main, named, t, output.hidden, auxiliary)
 
     def per_sample(self, value: Tensor, x: Tensor, eps: Tensor, t: Tensor) -> Tensor:
-        """The weighted loss (B,) of the network output `value`."""
+        """The weighted squared error (B,) of the network output `value`."""
+        value, wanted = self._compared(value, x, eps, t)
+        return self.weight(self.path, t, self.prediction) * mean_per_sample((value - wanted) ** 2)
+
+    def direction(self, value: Tensor, x: Tensor, eps: Tensor, t: Tensor) -> Tensor:
+        """1 - cosine of output and target over channels, averaged over places: (B,), in [0, 2]."""
+        value, wanted = self._compared(value, x, eps, t)
+        return mean_per_sample(1 - F.cosine_similarity(value.float(), wanted.float(), dim=1))
+
+    def _compared(self, value: Tensor, x: Tensor, eps: Tensor, t: Tensor) -> tuple[Tensor, Tensor]:
         if self.prediction == "score":
-            error = expand(self.path.sigma(t), x) * value + eps
-        else:
-            error = value - target(self.prediction, self.path, x, eps, t)
-        return self.weight(self.path, t, self.prediction) * mean_per_sample(error**2)
+            return expand(self.path.sigma(t), x) * value, -eps
+        return value, target(self.prediction, self.path, x, eps, t)
 
 
 class ImprovedDDPM(Settings):

@@ -212,10 +212,10 @@ def test_another_network_is_refused_by_what_differs(runs, tmp_path, changes, tol
 
 
 def test_other_kinds_and_classes_are_refused(runs, tmp_path):
-    with pytest.raises(ValueError, match="model.kind is dit there, ddt here"):
+    with pytest.raises(ValueError, match=r"model\.kind is dit there, ddt here"):
         job_of(tiny("ddt", start=str(runs / "repa")), tmp_path)
     made = tiny("ddt", start=str(runs / "ddt"), **{"model.num_classes": 12})
-    with pytest.raises(ValueError, match="model.num_classes is 10 there, 12 here"):
+    with pytest.raises(ValueError, match=r"model\.num_classes is 10 there, 12 here"):
         open_start(made, tmp_path)
 
 
@@ -250,7 +250,7 @@ def test_the_command_line_replaces_a_recipes_start_and_adds_to_it():
     assert recipe("sit.s_2", ["start=a/b.pt"]).start.path == "a/b.pt"
     with pytest.raises(ValueError, match="start: name a run"):
         choose("ddt.xl_2_512", ["start="])
-    with pytest.raises(ValueError, match="--start runs/a and start.path=runs/b contradict each other"):
+    with pytest.raises(ValueError, match=r"--start runs/a and start\.path=runs/b contradict each other"):
         choose("ddt.xl_2_512", ["start=runs/a", "start.path=runs/b"])
 
 
