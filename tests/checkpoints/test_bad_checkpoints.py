@@ -157,8 +157,7 @@ WRONG = {
 }
 
 
-@pytest.mark.parametrize("family", WRONG)
-@pytest.mark.parametrize("source", ["dit", "sit", "repa", "diffusers-dit"])
+@pytest.mark.parametrize(("family", "source"), [(f, s) for f in WRONG for s in SOURCES if f != s])
 def test_wrong_family_is_named(family, source):
     message = refused({k: torch.zeros(1) for k in WRONG[family]}, source, match=family)
     if "looks like '" in message:  # what ditkit cannot load it does not send you to
@@ -175,7 +174,8 @@ def test_related_families_are_told_apart(state):
     refused(repa, "dit", match="looks like 'repa'")
     refused(repa, "sit", match="looks like 'repa'")
     refused(state, "repa", match="looks like 'dit' or 'sit'")
-    refused(state, "diffusers-dit", match="looks like 'dit' or 'sit'")
+    for source in ("diffusers-dit", "ddt", "improved-dit"):
+        refused(state, source, match="looks like 'dit' or 'sit'")
     refused({"a": torch.zeros(1)}, match="no family that ditkit knows; its keys: a")
 
 

@@ -7,7 +7,7 @@ import torch
 
 from ditkit.align import Projector
 from ditkit.checkpoints import SOURCES, CheckpointError, export_published, load_published
-from ditkit.models import Condition, DiT, DiTSettings, dit_settings
+from ditkit.models import Condition, DDTSettings, DiT, DiTSettings, build_model, ddt_settings, dit_settings
 
 RECORDED = [
     ("dit_forward_learnsigma", "dit", {"heads": 3}),
@@ -17,21 +17,38 @@ RECORDED = [
     ("repa_forward_1enc", "repa", {"heads": 4, "align_depth": 2}),
     ("repa_forward_2enc", "repa", {"align_depth": 1}),
     ("diffusers_dit_pair", "diffusers-dit", {"heads": 4, "size": (8, 8)}),
+    ("ddt_forward", "ddt", {"encoder_blocks": 3}),
+    ("ddt_improved_dit_forward", "improved-dit", {"heads": 4, "patch": 2}),
 ]
 TIMES = {"dit": (999.0, 0.0), "sit": (-1.0, 1.0), "repa": (1.0, 0.0), "diffusers-dit": (999.0, 0.0)}
+# of tiny models: encoder and decoder blocks; what their tensors do not tell
+SPLIT = {"ddt": (1, 2), "improved-dit": (0, 2)}
+UNTOLD = {"diffusers-dit": {"size": (8, 8)}, "ddt": {"size": (8, 8), "encoder_blocks": 1},
+          "improved-dit": {"size": (8, 8)}}  # fmt: skip
 
 
 def tiny(source="dit", **overrides):
     """A random model with the time map of `source`."""
-    scale, offset = TIMES[source]
-    base = {"depth": 2, "width": 32, "heads": 4, "size": (8, 8), "num_classes": 5}
-    settings = DiTSettings(**{**base, "time_scale": scale, "time_offset": offset, **overrides})
-    model = DiT(settings)
+    base = {"width": 32, "heads": 4, "size": (8, 8), "num_classes": 5}
+    if source in SPLIT:
+        encoder, decoder = SPLIT[source]
+        settings = DDTSettings(**{**base, "encoder_blocks": encoder, "decoder_blocks": decoder, **overrides})
+    else:
+        scale, offset = TIMES[source]
+        settings = DiTSettings(**{**base, "depth": 2, "time_scale": scale, "time_offset": offset, **overrides})
+    model = build_model(settings)
     generator = torch.Generator().manual_seed(0)
     with torch.no_grad():
         for p in model.parameters():
             p.normal_(std=0.1, generator=generator)
     return model
+
+
+def aligned(source):
+    """Projectors as the files of `source` hold them, and the argument that comes with them."""
+    count = {"repa": 2, "ddt": 1, "improved-dit": 1}.get(source, 0)
+    projectors = torch.nn.ModuleList(Projector(32, 6 + 4 * i, 8) for i in range(count))
+    return (projectors, {"align_depth": 1}) if count else (None, {})
 
 
 def equal(a, b):
@@ -60,15 +77,13 @@ def test_recorded_weights_come_back(reference, name, source, shape):
 @pytest.mark.parametrize("source", SOURCES)
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
 def test_own_models_come_back(source, dtype):
-    model = tiny(source).to(dtype)
-    projectors = torch.nn.ModuleList([Projector(32, 6, 8), Projector(32, 10, 8)]) if source == "repa" else None
+    model, (projectors, depth) = tiny(source).to(dtype), aligned(source)
     state = export_published(model, source, projectors)
-    shape = {"align_depth": 1} if source == "repa" else {"size": (8, 8)} if source == "diffusers-dit" else {}
-    again = load_published(state, source, heads=4, **shape)
+    again = load_published(state, source, heads=4, **UNTOLD.get(source, {}), **depth)
     assert again.settings == model.settings and again.source == source
     assert equal(again.model.state_dict(), model.state_dict())
     assert equal(export_published(again.model, source, again.projectors), state)
-    if source == "repa":
+    if projectors is not None:
         assert equal(again.projectors.state_dict(), projectors.state_dict()) and again.align_depth == 1
 
 
@@ -94,6 +109,37 @@ def test_published_xl_needs_no_arguments(reference, row, source):
     back = export_published(published.model, source, published.projectors)
     assert {k: v.shape for k, v in back.items()} == {k: v.shape for k, v in state.items()}
     assert (len(back), sum(v.numel() for v in back.values())) == (info["tensors"], info["state_elements"])
+
+
+@pytest.mark.parametrize("row, source, name", [("DDT-XL/2 22en6de", "ddt", "XL/2"),
+                                               ("improved-DiT-XL", "improved-dit", "XL/2")])  # fmt: skip
+def test_published_ddt_needs_no_arguments(reference, row, source, name):
+    info = reference("state_keys_full").meta["info"][f"MCG-NJU/DDT:{row}"]
+    state = dict(_expanded(info["keys"]))
+    published = load_published(state, source)
+    assert published.settings == (ddt_settings(name) if source == "ddt" else ddt_settings(name, encoder_blocks=0))
+    assert (published.path.kind, published.prediction, published.projectors) == ("linear", "velocity", None)
+    back = export_published(published.model, source)
+    assert {k: v.shape for k, v in back.items()} == {k: v.shape for k, v in state.items()}
+    assert (len(back), sum(v.numel() for v in back.values())) == (info["tensors"], info["state_elements"])
+    high = load_published(state, source, size=(64, 64))  # 512 x 512 pixels: the same tensors
+    assert high.settings == published.settings.with_({"size": (64, 64)})
+
+
+def test_parameter_counts_of_the_ddt_repository(reference):
+    case = reference("state_keys_full")
+    rows = {
+        "DDT-XL/2 22en6de": ("ddt", ddt_settings("XL/2")),
+        "improved-DiT-XL": ("improved-dit", ddt_settings("XL/2", encoder_blocks=0)),
+        "improved-DiT-L": ("improved-dit", ddt_settings("L/2", encoder_blocks=0)),
+    }
+    assert {r.partition(":")[2] for r in case.meta["info"] if r.startswith("MCG-NJU/DDT")} == rows.keys()
+    for row, (source, settings) in rows.items():
+        with torch.device("meta"):
+            state = export_published(build_model(settings), source)
+        info, count = case.meta["info"][f"MCG-NJU/DDT:{row}"], sum(v.numel() for v in state.values())
+        assert (count, count, len(state)) == (info["parameters"], info["trainable"], info["tensors"]), row
+        case.close(f"params.MCG-NJU/DDT:{row}", torch.tensor(count))
 
 
 @pytest.mark.parametrize("size, depth", [("B/2", 4), ("L/2", 8), ("XL/2", 8), ("S/2", None)])
@@ -188,9 +234,27 @@ def test_one_class_and_null_label():
     assert model.null(Condition(label=torch.tensor([0]))).label.tolist() == [1]
 
 
+def test_initialisation_and_memory_settings_are_no_part_of_a_ddt_file():
+    model = tiny("ddt", adaln_zero=True, checkpointing=True)
+    again = load_published(export_published(model, "ddt"), "ddt", size=(8, 8), encoder_blocks=1)
+    assert again.settings == model.settings.with_({"adaln_zero": False, "checkpointing": False})
+
+
+@pytest.mark.parametrize("width, ratio", [(32, 2.0), (48, 4.0), (64, 3.5), (1024, 4.0), (32, 1.0), (48, 8 / 3)])
+def test_mlp_ratio_of_a_ddt_is_found_again(width, ratio):
+    model = tiny("improved-dit", width=width, mlp_ratio=ratio)
+    found = load_published(export_published(model, "improved-dit"), "improved-dit").settings
+    assert found.hidden == model.settings.hidden and found.mlp_ratio == pytest.approx(ratio, abs=1e-9)
+
+
 @pytest.mark.parametrize(
     "source, overrides, reason",
     [
+        ("ddt", {"encoder_blocks": 0, "decoder_blocks": 2}, "no 'ddt': it has no encoder blocks; use 'improved-dit'"),
+        ("improved-dit", {"encoder_blocks": 1}, "it has 1 encoder blocks; use 'ddt'"),
+        ("ddt", {"time_scale": 1.0, "time_offset": 0.0}, r"network time 1 t \+ 0, the family -1 t \+ 1.*time_scale=-1"),
+        ("improved-dit", {"time_scale": 1000.0, "time_offset": 0.0}, r"network time 1000 t \+ 0"),
+        ("ddt", {"num_classes": 0}, "unconditional"),
         ("sit", {"time_scale": 1.0, "time_offset": 0.0}, r"network time 1 t \+ 0.*-1 t \+ 1.*train with time_scale=-1"),
         ("dit", {"time_scale": 1.0}, "train with time_scale=999"),
         ("repa", {"time_scale": 1000.0}, "train with time_scale=1"),
@@ -211,6 +275,13 @@ def test_export_refuses_what_the_official_class_cannot_be(source, overrides, rea
 def test_export_refuses_other_objects():
     with pytest.raises(CheckpointError, match="takes a DiT, not a Linear"):
         export_published(torch.nn.Linear(2, 2), "dit")
+    for source, model in (("ddt", tiny("sit")), ("improved-dit", torch.nn.Linear(2, 2))):
+        with pytest.raises(CheckpointError, match=f"source '{source}' takes a DDT, not a {type(model).__name__}"):
+            export_published(model, source)
+    with pytest.raises(CheckpointError, match="takes a DiT, not a DDT"):
+        export_published(tiny("improved-dit"), "sit")
+    with pytest.raises(CheckpointError, match="predicts velocity, not noise"):
+        export_published(tiny("ddt"), "ddt", prediction="noise")
     with pytest.raises(CheckpointError, match="has no projectors"):
         export_published(tiny("sit"), "sit", torch.nn.ModuleList([Projector(32, 6, 8)]))
     with pytest.raises(CheckpointError, match="no source 'edm'; choose from dit, sit"):
@@ -218,3 +289,7 @@ def test_export_refuses_other_objects():
     for misfit in ([Projector(16, 6, 8)], [Projector(32, 6, 8), Projector(32, 6, 12)]):
         with pytest.raises(CheckpointError, match="all must read the model's tokens of width 32 through one hidden"):
             export_published(tiny("repa"), "repa", torch.nn.ModuleList(misfit))
+    with pytest.raises(CheckpointError, match="'ddt' has one projector, not 2"):
+        export_published(tiny("ddt"), "ddt", torch.nn.ModuleList([Projector(32, 6, 8), Projector(32, 6, 8)]))
+    with pytest.raises(CheckpointError, match="width 32 through one hidden"):
+        export_published(tiny("ddt"), "ddt", torch.nn.ModuleList([Projector(16, 6, 8)]))
