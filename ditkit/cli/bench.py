@@ -89,7 +89,9 @@ def sort_words(words: list[str]) -> tuple[str, list[str], list[str]]:
     seen = [key for key in keys if key.startswith(MATTER)]
     own = [key for key in keys if key not in seen]
     if strange := [key for key in own if "." in key.partition("=")[0]]:
-        raise ValueError(f"bench: {strange[0]} changes nothing here: of a recipe, {', '.join(MATTER)} keys matter")
+        raise ValueError(
+            f"bench: {strange[0]} changes nothing here: of a recipe only model.*, sampling.* and objective.* matter"
+        )
     return (names[0] if names else RECIPE), own, seen
 
 
@@ -127,7 +129,7 @@ def print_result(found: dict) -> None:
     sampler = results["sampler"]
     typer.echo(
         f"{found['recipe']}, random weights: {sampler['solver']}, {sampler['steps']} steps, batch {settings['batch']}, "
-        f"{settings['precision']}, on {environment['device']} ({environment['cpu']}, {environment['threads']} threads)"
+        f"{settings['precision']}, on {environment['device']} ({environment['cpu']}, threads: {environment['threads']})"
     )
     {"sampling": print_sampling, "sharing": print_sharing}[found["what"]](results)
 
@@ -160,7 +162,7 @@ def print_sharing(results: dict) -> None:
             (name, span(arm["seconds_a_run"]), span(whole), span(alone), f"{arm['gmacs_a_run']:.4g}",
              f"{arm['gmacs_a_second']['median']:.4g}", f"{arm['loop_percent']['median']:.2f}")
         )  # fmt: skip
-    names = ("", "run, s", "evaluation, s", "decoder alone, s", "GMACs a run", "GMAC/s", "loop, %")
+    names = ("", "run, s", "with encoder, s", "without, s", "GMACs a run", "GMAC/s", "loop, %")
     print_table(names, lines, right=(1, 2, 3, 4, 5, 6))
     typer.echo("")
     gains = [

@@ -12,18 +12,30 @@ from typing import Literal, NamedTuple, cast
 
 import torch
 from pydantic import Field
-from torch import nn
+from torch import Tensor, nn
 
 from ditkit.analysis.cost import cost, sharing_cost
 from ditkit.config import Settings, nearest
 from ditkit.diffusion import CFG, SampleNoise, SamplerSettings, Sharing, every_schedule
+from ditkit.diffusion.ode import Draws
 from ditkit.models import AnyModel, Condition, DDTSettings, DiTSettings, build_model
 from ditkit.protocols import Denoiser
 from ditkit.recipes.environment import environment
 from ditkit.recipes.memory import available, count
 from ditkit.recipes.recipe import Recipe
 from ditkit.recipes.registry import recipe as find_recipe
-from ditkit.recipes.stopwatch import Call, Run, cpu_name, cpu_threads, spread, stopwatch, synchronise, timed
+from ditkit.recipes.stopwatch import (
+    Call,
+    Run,
+    cpu_name,
+    cpu_threads,
+    runs_ahead,
+    seconds_of,
+    spread,
+    stopwatch,
+    synchronise,
+    timed,
+)
 
 DDT, SHARED, REMADE = "DDT", "DDT shared", "DDT shared, modulations remade"
 ENOUGH, MOST = 10.0, 100  # seconds of runs, and runs, where no number is asked for
@@ -138,6 +150,7 @@ def sharing(bench: Bench, progress: Progress | None = None) -> dict:
 
 
 BENCHES: dict[str, Callable[[Bench, Progress | None], dict]] = {"sampling": sampling, "sharing": sharing}
+OWN = {"sampling": ("peak",), "sharing": ("every", "against")}  # settings that the others have no use for
 
 
 def measure(what: str, bench: Bench, command: str = "", progress: Progress | None = None) -> dict:
@@ -145,6 +158,10 @@ def measure(what: str, bench: Bench, command: str = "", progress: Progress | Non
     if what not in BENCHES:
         raise ValueError(f"bench: no benchmark {what!r}{nearest(what, BENCHES)}")
     recipe, settings, device = bench
+    for other in BENCHES.keys() - {what}:
+        for key in OWN[other]:
+            if getattr(settings, key) != BenchSettings.model_fields[key].default:
+                raise ValueError(f"bench {what}: {key} is a setting of bench {other} and has no use here")
     with cpu_threads(settings.threads):
         results = BENCHES[what](bench, progress)
         return {
@@ -215,22 +232,27 @@ def _told(told: Progress, before: int, total: int, step: int, _: int) -> None:
 
 
 def timed_run(bench: Bench, arm: Arm, told: Callable[[int, int], None]) -> Run:
-    """One run of `SamplerSettings.run` from the bench's noise, the calls inside it timed."""
+    """One run of `SamplerSettings.run` from the bench's noise, the calls inside it timed.
+
+    Waiting for an accelerator at every call slows the run, so there it is run once more without.
+    """
     recipe, settings, device = bench
     model, shape, denoiser = arm.model, arm.shape, cast(Denoiser, arm.model)
     draws = SampleNoise(settings.seed, range(settings.batch), (shape.channels, *shape.size), device)
     noise, cond = draws.initial(), condition(shape, settings.batch, device)
     calls: list[Call] = []
-    with torch.no_grad(), precision(settings, device), timed(model, device, calls):
-        synchronise(device)
-        began = time.perf_counter()
-        latents, spent = arm.sampler.run(
-            denoiser, noise, cond, path=recipe.objective.path, prediction=recipe.objective.prediction,
-            noise_source=stopwatch("noise", draws, device, calls), progress=told,
-        )  # fmt: skip
-        synchronise(device)
-        seconds = time.perf_counter() - began
-    return Run(seconds, calls, spent, latents)
+
+    def run(source: Draws) -> tuple[Tensor, int]:
+        with precision(settings, device):
+            return arm.sampler.run(
+                denoiser, noise, cond, path=recipe.objective.path, prediction=recipe.objective.prediction,
+                noise_source=source, progress=told,
+            )  # fmt: skip
+
+    with timed(model, device, calls):
+        watched, (latents, spent) = seconds_of(lambda: run(stopwatch("noise", draws, device, calls)), device)
+    alone = seconds_of(lambda: run(draws), device)[0] if runs_ahead(device) else watched
+    return Run(alone, watched, calls, spent, latents)
 
 
 def arm_facts(arm: Arm, runs: list[Run], batch: int) -> dict:
