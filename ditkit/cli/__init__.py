@@ -22,11 +22,14 @@ app = typer.Typer(
     context_settings={"help_option_names": ["-h", "--help"]},
 )
 
-VERBS = ("show", "train", "teacher", "sample", "evaluate", "convert", "doctor", "bench", "demo")
+VERBS = ("show", "train", "teacher", "sample", "evaluate", "analyze", "convert", "doctor", "bench", "demo")
 
 for _verb in VERBS:
     _module = importlib.import_module(f"ditkit.cli.{_verb}")
-    app.command(_verb, cls=getattr(_module, "Command", None))(getattr(_module, _verb))
+    if isinstance(_group := getattr(_module, "app", None), typer.Typer):  # a verb with sub-commands
+        app.add_typer(_group, name=_verb)
+    else:
+        app.command(_verb, cls=getattr(_module, "Command", None))(getattr(_module, _verb))
 
 
 @app.callback(invoke_without_command=True)

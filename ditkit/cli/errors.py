@@ -36,8 +36,11 @@ class Verbs(TyperGroup):
 
 def _usage(error) -> str:
     """A mistyped option or verb: what is wrong, and where help is."""
-    verb = getattr(error.ctx, "info_name", None) if error.ctx and error.ctx.parent else None
-    return f"{error.format_message()} (see ditkit {f'{verb} ' if verb else ''}--help)"
+    context, words = error.ctx, ["--help"]
+    while context is not None and context.parent is not None:  # the outermost is ditkit itself
+        words.insert(0, context.info_name)
+        context = context.parent
+    return f"{error.format_message()} (see ditkit {' '.join(words)})"
 
 
 def _line(error: BaseException) -> str:

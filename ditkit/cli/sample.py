@@ -32,10 +32,6 @@ Classes = Annotated[
     typer.Option("--classes", "--labels", help="random, balanced, or numbers or names: 207,360 (they take turns)."),
 ]
 Guidance = Annotated[float | None, typer.Option("--guidance", help="Guidance scale; 1 is none. Default: the recipe's.")]
-Sharing = Annotated[
-    str | None,
-    typer.Option("--sharing", help="Of a DDT's encoder: dp:K, velocity:K, uniform:K, every:r, FILE or none."),
-]
 Codec = Annotated[str | None, typer.Option("--codec", help="pixels, ft-ema, ft-mse, a hub id or a folder.")]
 Device = Annotated[str, typer.Option("--device", help="auto, cpu, cuda, cuda:1, mps, ...")]
 
@@ -48,7 +44,6 @@ def sample(
     classes: Classes = None,
     guidance: Guidance = None,
     codec: Codec = None,
-    sharing: Sharing = None,
     out: Annotated[
         Path | None, typer.Option("--out", help="Folder. Default: RUN/samples/... (or samples/...).")
     ] = None,
@@ -62,9 +57,9 @@ def sample(
     weights=ema|raw, step (of a run), size=256 or HEIGHTxWIDTH, chunk, uint8=round|dit|sit|repa, heads, patch,
     encoder-blocks and align-depth (published files of other sizes), and sampling.* (sampling.options.order=2, ...).
 
-    --sharing runs a DDT's encoder at some of the N evaluations and reuses its result between them: uniform:K and
-    every:r need nothing, dp:K and velocity:K what `ditkit analyze sharing` measured. keep_modulations=false takes less
-    memory and more time.
+    --sharing RULE runs a DDT's encoder at some of the N evaluations and reuses its result between them: uniform:K or
+    every:r, dp:K or velocity:K of what `ditkit analyze sharing` measured, or a schedule's .json file.
+    keep_modulations=false takes less memory and more time.
 
     Example: ditkit sample DiT-XL-2-256x256.pt --source dit --classes 207,360,387,974 --guidance 4 --seed 1
     """
@@ -87,7 +82,7 @@ def sample(
     if out is not None:
         check_writable(out)
     own, sampler_keys = split(keys or [])
-    given = {"n": n, "classes": classes, "guidance": guidance, "codec": codec, "sharing": sharing}
+    given = {"n": n, "classes": classes, "guidance": guidance, "codec": codec}
     choices = override(Choices(), own).with_({key: value for key, value in given.items() if value is not None})
     loaded = open_model(what, source, choices, pick_device(device))
     sampling, notes = choose_sampler(loaded, choices, sampler_keys, what)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from functools import cache
 from typing import TYPE_CHECKING, Annotated
 
@@ -194,7 +195,7 @@ def _print_json(value: object) -> None:
     typer.echo(json.dumps(value, indent=2))
 
 
-def print_table(names: tuple[str, ...], lines: list[tuple], right: tuple[int, ...] = ()) -> None:
+def print_table(names: Sequence[str], lines: Sequence[Sequence], right: tuple[int, ...] = ()) -> None:
     """A plain table: as wide as the terminal when there is one, never cut when piped."""
     from rich.console import Console
     from rich.markup import escape

@@ -15,7 +15,7 @@ from pathlib import Path
 
 import numpy as np
 
-from ditkit.analysis.sharing import optimal_schedule, sharing_schedule
+from ditkit.analysis.schedule import optimal_schedule, sharing_schedule
 from ditkit.config import SettingsError, dump, nearest, read_file, read_settings
 from ditkit.diffusion import SamplerSettings, SharedEncoder, Sharing, every_schedule, uniform_schedule
 from ditkit.diffusion.sharing import check_budget

@@ -1,0 +1,123 @@
+"""`ditkit analyze`: look into a trained model; each analysis is a sub-command."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, ClassVar
+
+import typer
+
+from ditkit.cli.keys import KEYS, Keyed
+from ditkit.cli.sample import Device, Guidance, Source, What
+from ditkit.cli.show import print_table
+
+if TYPE_CHECKING:
+    from ditkit.recipes.analyze_sharing import Analysis, Plan
+
+app = typer.Typer(
+    no_args_is_help=True,
+    rich_markup_mode="rich",
+    help="Look into a trained model: how its encoder can be shared.",
+    epilog="Example: ditkit analyze sharing runs/ddt --budget 5 --trade-off",
+)
+
+Keys = Annotated[
+    list[str] | None,
+    typer.Argument(help="seed=1 templates=16 sampling.steps=50 ...; see below.", metavar="[KEY=VALUE]..."),
+]
+Budget = Annotated[
+    list[int] | None,
+    typer.Option("--budget", help="Encoder runs K. May be repeated. Default: 1 evaluation in 2, 3, 5 and 10."),
+]
+TradeOff = Annotated[
+    bool, typer.Option("--trade-off", help="Sample with every schedule: time and quality against no sharing.")
+]
+Count = Annotated[int | None, typer.Option("--n", help="Images of --trade-off, for each schedule. Default: 256.")]
+
+
+@app.callback()
+def _group() -> None:
+    """A group of one is a group too: `ditkit analyze sharing`, not `ditkit analyze`."""
+
+
+class SharingKeys(Keyed):
+    """`--templates 16` is another spelling of templates=16, and so on for what this analysis adds."""
+
+    keys: ClassVar = {**KEYS, "templates": "templates", "data": "data"}
+
+
+@app.command("sharing", cls=SharingKeys)
+def sharing(
+    what: What,
+    keys: Keys = None,
+    budget: Budget = None,
+    trade_off: TradeOff = False,
+    n: Count = None,
+    guidance: Guidance = None,
+    out: Annotated[
+        Path | None, typer.Option("--out", help="Folder. Default: RUN/sharing/..., where `sample --sharing` looks.")
+    ] = None,
+    source: Source = None,
+    device: Device = "auto",
+) -> None:
+    """Measure how DDT's encoder can be shared between sampling steps: schedules for K encoder runs, and a report.
+
+    The recipe's sampler, or the one you choose, samples a few templates; the self-conditions s of all its evaluations
+    are compared, and the velocities that older s would give. dp:K is the best schedule by the similarity of s (DDT's
+    dynamic programme), velocity:K by the error in the velocity. `ditkit sample RUN --sharing dp:K` then uses them.
+
+    --trade-off samples --n images without sharing and with the uniform and both solved schedules of every budget, in
+    one run: time, change of the images, Frechet distance to the real images; a table, and a plot in the report.
+
+    Further keys, as KEY=VALUE or --KEY VALUE: templates (8), seed, steps, solver, interval, weights, step, size, chunk,
+    codec, sampling.* as in `ditkit sample`; of the trade-off classes, real, split, data.*, data (real images),
+    classifier.* as in `ditkit evaluate`.
+
+    Example: ditkit analyze sharing runs/ddt --budget 5 --budget 10 --guidance 2 --trade-off
+    """
+    from ditkit.cli.progress import bars
+    from ditkit.recipes.analyze_sharing import analyze, make_plan
+    from ditkit.recipes.build import pick_device
+    from ditkit.recipes.place import check_writable
+
+    if out is not None:
+        check_writable(out)
+    words = [k for k in keys or [] if not k.startswith("data=")]
+    data = next((k.partition("=")[2] for k in keys or [] if k.startswith("data=")), None)
+    plan = make_plan(
+        what, words, {"n": n, "guidance": guidance}, pick_device(device),
+        budgets=budget or (), trade_off=trade_off, source=source, data=data, out=out,
+    )  # fmt: skip
+    with bars() as bar:
+        for note in plan.notes:
+            bar.say(note)
+        found = analyze(plan, bar)
+    _print(plan, found, what if out is None else None)
+
+
+def _print(plan: Plan, found: Analysis, run: Path | None) -> None:
+    """The schedules, the trade-off if measured, where the files are, and what to do next."""
+    from ditkit.recipes.sampling import describe_sampler, describe_weights
+    from ditkit.recipes.sharing_page import compared, trade_off_columns, trade_off_rows
+
+    there = " (measured before)" if found.reused else ""
+    facts = found.findings.measured.facts
+    typer.echo(f"weights    {describe_weights(plan.loaded)}")
+    typer.echo(f"sampler    {describe_sampler(plan.sampling)}: {facts['evaluations']} evaluations")
+    typer.echo(f"statistics {facts['templates']} templates, {facts['seconds']:g} s{there}")
+    for made in found.findings.schedules:
+        typer.echo(f"{made.rule:10s} {', '.join(map(str, made.encode))}")
+    if (tried := found.findings.trade_off) is not None:
+        columns = trade_off_columns(tried)
+        typer.echo("")
+        print_table(columns, trade_off_rows(tried), right=tuple(range(1, len(columns))))
+        for line in compared(tried):
+            typer.echo(line)
+    typer.echo(f"schedules  {plan.folder}{os.sep}*.json")
+    typer.echo(f"report     {found.report}")
+    rule = found.findings.schedules[0].rule
+    if run is not None:
+        typer.echo(f"use        ditkit sample {run} --sharing {rule} (and the same sampler)")
+    else:
+        typer.echo(f"use        ditkit sample ... --sharing {found.files[0]}")

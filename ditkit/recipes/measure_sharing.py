@@ -1,0 +1,86 @@
+"""Measuring what encoder sharing can build on: how alike s is, and what an older s does to the velocity."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Iterable
+from pathlib import Path
+from typing import Any, cast
+
+from torch import Tensor
+
+from ditkit.analysis.sharing import draw_templates, state_similarity, velocity_error
+from ditkit.diffusion import SamplerSettings
+from ditkit.protocols import Condition, Decoupled, Output, SelfCondition
+from ditkit.recipes.load import Loaded
+from ditkit.recipes.sharing import Measured, check_shareable, digest
+
+Bar = Callable[..., None]  # bar(stage, done, total)
+
+
+class Watched:
+    """A `Decoupled` model that tells a bar how many rows it has decoded, of `total`."""
+
+    def __init__(self, model: Decoupled, bar: Bar, stage: str, total: int):
+        self.model, self.bar, self.stage, self.total, self.done = model, bar, stage, total, 0
+        self.settings = getattr(model, "settings", None)
+
+    def __call__(self, x: Tensor, t: Tensor, cond: Condition, *, capture: tuple[int, ...] = ()) -> Output:
+        return self.model(x, t, cond, capture=capture)
+
+    def null(self, cond: Condition) -> Condition:
+        """The model's."""
+        return self.model.null(cond)
+
+    def parameters(self) -> Iterable[Tensor]:
+        """The model's."""
+        return self.model.parameters()  # type: ignore[attr-defined]
+
+    def encode(self, x: Tensor, t: Tensor, cond: Condition) -> Tensor:
+        """The model's."""
+        return self.model.encode(x, t, cond)
+
+    def decode(self, x: Tensor, s: Tensor | SelfCondition) -> Tensor:
+        """The model's, counted."""
+        self.done = min(self.total, self.done + len(x))
+        self.bar(self.stage, self.done, self.total)
+        return self.model.decode(x, s)
+
+
+def measure(
+    loaded: Loaded, sampling: SamplerSettings, templates: int, seed: int, size: tuple[int, int], bar: Bar
+) -> Measured:
+    """Sample `templates` latents of random classes without sharing; compare all s, and the velocities they give."""
+    steps, began = check_shareable(loaded, sampling), time.perf_counter()
+    model = cast(Decoupled, loaded.model)
+    drawn = draw_templates(model, templates, seed, size)
+    rows = templates * (2 if sampling.guidance is not None else 1)
+    how: dict[str, Any] = {"path": loaded.path, "prediction": loaded.prediction}
+    found = state_similarity(Watched(model, bar, "similarity", rows * steps), sampling, drawn, **how)
+    pairs = rows * steps * (steps + 1) // 2
+    error = velocity_error(Watched(model, bar, "velocity", pairs), sampling, drawn, **how)
+    branches = {} if found.between is None else {"similarity of s": found.between.numpy()}
+    facts = {
+        "templates": templates,
+        "seed": seed,
+        "evaluations": steps,
+        "seconds": round(time.perf_counter() - began, 2),
+    }
+    return Measured(found.similarity.numpy(), error.numpy(), found.times.numpy(), branches, facts)
+
+
+def obtain(
+    loaded: Loaded, sampling: SamplerSettings, templates: int, seed: int, size: tuple[int, int], folder: Path, bar: Bar
+) -> tuple[Measured, bool]:
+    """(What is stored in `folder`, or measured and stored now; whether it was there).
+
+    What is stored counts if it is of this model, sampler and size (their digest) and of these templates.
+    """
+    asked = {"templates": templates, "seed": seed, "digest": digest(loaded, sampling, size)}
+    stored = Measured.load(folder)
+    if stored is not None and asked == {key: stored.facts.get(key) for key in asked}:
+        return stored, True
+    measured = measure(loaded, sampling, templates, seed, size, bar)
+    measured.facts.update(asked)
+    measured.save(folder)
+    return measured, False

@@ -1,0 +1,219 @@
+"""What was measured about encoder sharing, as sections of a report and as rows of a table."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+
+from ditkit.diffusion import Sharing, uniform_schedule
+from ditkit.evaluation import Panel, Section, Series
+from ditkit.evaluation.maps import HeatMap, Ticks
+from ditkit.evaluation.sections import curves, facts, heat_maps, join, table, tick_rows
+from ditkit.recipes.sharing import Measured
+from ditkit.recipes.trade_off import Point, TradeOff
+
+KINDS = {"uniform": "uniform", "dp": "DP on similarity", "velocity": "DP on velocity error"}  # in the plots' order
+SPACES = {"pixels": "pixels", "classifier": "classifier features"}
+BEGIN = "evaluation (0 = noise)"
+
+
+@dataclass(frozen=True)
+class SharingFindings:
+    """What the sections show: measurements, solved schedules (uniform ones are added), the trade-off if measured."""
+
+    measured: Measured
+    schedules: Sequence[Sharing]
+    trade_off: TradeOff | None = None
+
+
+def sharing_sections(f: SharingFindings) -> list[Section]:
+    """Alikeness, schedules, trade-off (where measured), branches, and how all was measured."""
+    found = [alikeness(f), schedules(f)]
+    if f.trade_off is not None:
+        found.append(trade_off(f.trade_off))
+    if f.measured.branches:
+        found.append(branches(f.measured))
+    return [*found, protocol(f)]
+
+
+def kind_of(sharing: Sharing) -> str:
+    """The rule's first word: "dp"."""
+    return sharing.rule.partition(":")[0]
+
+
+def middle(f: SharingFindings, kind: str) -> tuple[int, ...]:
+    """The schedule of this kind whose budget is nearest to a fifth of the evaluations; () where there is none."""
+    mine = [s for s in f.schedules if kind_of(s) == kind]
+    best = min(mine, key=lambda s: abs(s.budget - s.evaluations / 5), default=None)
+    return best.encode if best else ()
+
+
+def alikeness(f: SharingFindings) -> Section:
+    """Heat maps of similarity and of the error in the velocity, each with its schedule as blocks on the diagonal."""
+    error = np.where(np.isfinite(f.measured.error), f.measured.error, np.nan)
+    panels = [
+        HeatMap("Similarity of s", f.measured.similarity, BEGIN, "mean cosine", middle(f, "dp")),
+        HeatMap("Error that an older s causes", error, BEGIN, "in the velocity", middle(f, "velocity")),
+    ]
+    note = (
+        "Left: mean cosine similarity of the self-condition s between two evaluations. Right: the error in the "
+        "velocity when the evaluation of the row uses the s of the column. Squares: stretches that one s serves, as "
+        f"solved for {len(middle(f, 'dp'))} encoder runs."
+    )
+    return heat_maps("How alike the self-conditions are", panels, note)
+
+
+def schedules(f: SharingFindings) -> Section:
+    """Where the encoder runs, a row for each schedule."""
+    order, steps = list(KINDS), f.measured.evaluations
+    rows: dict[str, tuple[Sequence[int], int]] = {}
+    for budget in sorted({s.budget for s in f.schedules}):
+        rows[f"uniform:{budget}"] = uniform_schedule(steps, budget), order.index("uniform")
+        for s in (s for s in f.schedules if s.budget == budget):
+            rows[s.rule] = s.encode, order.index(kind_of(s))
+    note = f"A tick is an evaluation, of {steps}, that runs the encoder. The sampler goes from noise (left) to data."
+    return tick_rows("Schedules", Ticks("Evaluations that run the encoder", rows, steps, BEGIN), note)
+
+
+def trade_off(t: TradeOff) -> Section:
+    """Speed-up against what it costs, a line for each kind of schedule; then all numbers."""
+    return join("Trade-off", [trade_off_plot(t), trade_off_table(t)])
+
+
+def trade_off_plot(t: TradeOff) -> Section:
+    """Panels: loss of quality in each space, and change of the images, over the measured speed-up."""
+    panels = []
+    for space in t.spaces:
+        label = f"Fréchet distance, {SPACES.get(space, space)}"
+        panels.append(
+            Panel(f"More {label}", [_line(t, kind, space) for kind in KINDS], "speed-up", "more than unshared")
+        )
+    panels.append(Panel("Change of the latents", [_line(t, kind) for kind in KINDS], "speed-up", "relative RMS"))
+    note = (
+        f"Speed-up as measured, against the same sampler without sharing; K: encoder runs, of {t.evaluations} "
+        "evaluations. Bars: 95 % limits of the difference, over the same images with and without sharing."
+    )
+    return curves("Speed against quality", panels, note)
+
+
+def _line(t: TradeOff, kind: str, space: str | None = None) -> Series:
+    """The points of one kind, fewest encoder runs last: loss in a space, or change of the latents."""
+    chosen = [p for p in t.points if p.sharing is not None and kind_of(p.sharing) == kind]
+    chosen.sort(key=lambda p: p.speedup)
+    words = [f"K={p.sharing.budget}" for p in chosen if p.sharing is not None]
+    x = [p.speedup for p in chosen]
+    if space is None:
+        return Series(KINDS[kind], x, [p.change for p in chosen], labels=words)
+    lost = [p.distances[space] for p in chosen]
+    limits = [d.more_interval or (d.more, d.more) for d in lost]
+    return Series(KINDS[kind], x, [d.more for d in lost], limits=limits, labels=words)
+
+
+def trade_off_columns(t: TradeOff) -> list[str]:
+    """The heads of `trade_off_rows`."""
+    spaces = [head for space in t.spaces for head in (f"FD {space}", "more than unshared")]
+    return ["sharing", "s/image", "speed-up", "predicted", "latents moved", "PSNR, dB", *spaces]
+
+
+def trade_off_rows(t: TradeOff) -> list[list[str]]:
+    """A row for no sharing, then one for each schedule, fewest savings first."""
+    rows = []
+    for p in (t.unshared, *sorted(t.points, key=lambda p: (-(p.sharing.budget if p.sharing else 0), _place(p)))):
+        cells = [p.sharing.rule if p.sharing else "none", f"{p.seconds:.4g}", f"{p.speedup:.2f}", f"{p.predicted:.2f}"]
+        cells += [f"{p.change:.2%}", "equal" if p.psnr is None else f"{p.psnr:.1f}"]
+        for space in t.spaces:
+            found = p.distances[space]
+            limits = "" if found.more_interval is None else " ({:+.2g} to {:+.2g})".format(*found.more_interval)
+            cells += [f"{found.value:.4g}", f"{found.more:+.2g}{limits}" if p.sharing else ""]
+        rows.append(cells)
+    return rows
+
+
+def _place(p: Point) -> int:
+    kinds = list(KINDS)
+    return kinds.index(kind_of(p.sharing)) if p.sharing and kind_of(p.sharing) in kinds else len(kinds)
+
+
+def trade_off_table(t: TradeOff) -> Section:
+    """The numbers behind the plot."""
+    note = (
+        f"{t.images:,} images without and with every schedule, from the same noise; seconds of network and solver for "
+        f"one image, median of {t.rounds} rounds in which the schedules take turns (batch {t.batch}, {t.device}, "
+        f"{t.threads} threads). Predicted: ratio of multiply-accumulates. FD: Fréchet distance to {t.real_images:,} "
+        "real images; in brackets the 95 % limits of the difference."
+    )
+    return table("Numbers", trade_off_columns(t), trade_off_rows(t), note)
+
+
+def branches(m: Measured) -> Section:
+    """One encoder run for both guidance branches: how alike their s are, and what it would do."""
+    x = list(range(m.evaluations))
+    panels = [Panel(name, [Series(name, x, [float(v) for v in values])], BEGIN) for name, values in m.branches.items()]
+    return curves("Between branches", panels, m.facts.get("branches", ""))
+
+
+def protocol(f: SharingFindings) -> Section:
+    """How it was measured."""
+    told: dict[str, Any] = {k: v for k, v in f.measured.facts.items() if isinstance(v, (str, int, float))}
+    sections = [facts("Statistics", told)]
+    if (t := f.trade_off) is not None:
+        values: dict[str, Any] = {
+            "sampler": t.sampler, "images": t.images, "labels": t.labels, "seed": t.seed, "batch": t.batch,
+            "rounds": t.rounds, "device": t.device, "threads": t.threads, "real images": t.real_images,
+            "their fingerprint": t.real, **{f"features, {name}": told for name, told in t.spaces.items()},
+        }  # fmt: skip
+        if t.classifier_accuracy is not None:
+            values["classifier, held-out accuracy"] = f"{t.classifier_accuracy:.1%}"
+        sections.append(facts("Trade-off", values))
+    return join("How it was measured", sections)
+
+
+def summary(f: SharingFindings) -> list[str]:
+    """The findings in words; what did not win is said as well."""
+    m, steps = f.measured, f.measured.evaluations
+    near = float(np.mean(np.diagonal(m.similarity, -1))) if steps > 1 else 1.0
+    lines = [
+        f"{steps} evaluations a run; s is {near:.4f} alike from one to the next and {m.similarity[-1, 0]:.4f} from the "
+        "first to the last (mean cosine)."
+    ]
+    return lines if f.trade_off is None else [*lines, *compared(f.trade_off)]
+
+
+def compared(t: TradeOff) -> list[str]:
+    """A sentence for each schedule at about one encoder run in five, and one on which kind moved the images least."""
+    budgets = sorted({p.sharing.budget for p in t.points if p.sharing})
+    budget = min(budgets, key=lambda k: abs(k - t.evaluations / 5))
+    space = list(t.spaces)[-1]
+    lines = []
+    for names, p in _different(t, budget).items():
+        lost, base = p.distances[space], t.unshared.distances[space]
+        lines.append(
+            f"Encoder at {budget} of {t.evaluations} evaluations, {names}: {p.speedup:.2f} times as fast "
+            f"(multiply-accumulates predict {p.predicted:.2f}); Fréchet distance in {SPACES.get(space, space)} "
+            f"{lost.value:.4g} against {base.value:.4g}{_limits(lost.more_interval)}; the latents move by "
+            f"{p.change:.1%}."
+        )
+    least: dict[str, list[int]] = {}
+    for k in budgets:
+        found = _different(t, k)
+        least.setdefault(min(found, key=lambda names: found[names].change), []).append(k)
+    told = "; ".join(f"{names} at K = {', '.join(map(str, ks))}" for names, ks in least.items())
+    return [*lines, f"The latents move least with {told}."]
+
+
+def _different(t: TradeOff, budget: int) -> dict[str, Point]:
+    """Names of kinds -> point, of the different schedules with this budget: "uniform = DP on similarity"."""
+    kinds: dict[tuple[int, ...], list[str]] = {}
+    points: dict[tuple[int, ...], Point] = {}
+    for kind in KINDS:
+        if (p := t.find(f"{kind}:{budget}")) is not None and p.sharing is not None:
+            kinds.setdefault(p.sharing.encode, []).append(KINDS[kind])
+            points[p.sharing.encode] = p
+    return {" = ".join(names): points[encode] for encode, names in kinds.items()}
+
+
+def _limits(interval: tuple[float, float] | None) -> str:
+    return "" if interval is None else f" (difference {interval[0]:+.2g} to {interval[1]:+.2g})"
