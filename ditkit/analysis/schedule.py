@@ -77,13 +77,19 @@ def sharing_schedule(similarity: Matrix, budget: int) -> list[int]:
     return optimal_schedule(1.0 - square(similarity, "similarity"), budget)
 
 
+def check_schedule(schedule: Sequence[int], steps: int) -> tuple[int, ...]:
+    """The schedule as integers; ValueError, in one line, unless it ascends strictly from 0 and stays below `steps`."""
+    runs = tuple(int(i) for i in schedule)
+    if not runs or runs[0] != 0 or runs[-1] >= steps or any(a >= b for a, b in pairwise(runs)):
+        raise ValueError(f"sharing: the schedule {list(runs)} must ascend strictly from 0 and stay below {steps}")
+    return runs
+
+
 def schedule_cost(error: Matrix, schedule: Sequence[int]) -> float:
     """Summed error of a schedule: every evaluation l pays error[l][j], j the last scheduled evaluation up to l.
 
-    Raises ValueError when the schedule is not strictly ascending from 0 or leaves the matrix.
+    Raises ValueError as `check_schedule` and `cumulative_error` do.
     """
-    array, runs = square(error, "error", never=True), [int(i) for i in schedule]
-    if not runs or runs[0] != 0 or runs[-1] >= len(array) or any(a >= b for a, b in pairwise(runs)):
-        raise ValueError(f"sharing: the schedule {runs} must ascend strictly from 0 and stay below {len(array)}")
-    rows = np.arange(len(array))
-    return float(array[rows, np.asarray(runs)[np.searchsorted(runs, rows, side="right") - 1]].sum())
+    array = square(error, "error", never=True)
+    runs, rows = np.asarray(check_schedule(schedule, len(array))), np.arange(len(array))
+    return float(array[rows, runs[np.searchsorted(runs, rows, side="right") - 1]].sum())
