@@ -10,19 +10,26 @@ import torch
 
 from ditkit.align import Aligner, AlignSettings, compute_targets
 from ditkit.data import Digits, Loader, to_float
-from ditkit.diffusion import Flow, ImprovedDDPM
-from ditkit.models import DiT, DiTSettings
+from ditkit.diffusion import Flow, ImprovedDDPM, LogitNormal
+from ditkit.models import DDTSettings, DiTSettings, build_model
 from ditkit.pretrained.toy import ToyExtractor
 from ditkit.protocols import Condition
 from ditkit.training import Interrupted, Job, TrainSettings, fit, list_steps
 from ditkit.training.checkpoint import read_tensors
 
 SMALL = DiTSettings(depth=2, width=32, heads=2, patch=2, channels=1, size=(8, 8), num_classes=10)
+SMALL_DDT = DDTSettings(
+    encoder_blocks=1, decoder_blocks=1, width=32, heads=2, patch=2, channels=1, size=(8, 8), num_classes=10
+)
 RECIPES = {
     "sit": dict(objective=Flow()),
     "repa": dict(objective=Flow(), align=AlignSettings(depth=1, projector_width=32, stop_step=5)),
     "dit": dict(objective=ImprovedDDPM(), variance="learned", time_scale=999.0),
-}
+    "ddt": dict(
+        network=SMALL_DDT, objective=Flow(density=LogitNormal()), betas=(0.9, 0.95),
+        align=AlignSettings(depth=1, projector_width=32, projector_init="torch", stop_step=5),
+    ),
+}  # fmt: skip
 # (loss, gradient norm) of the first six steps; the alignment's stop shows at the last
 GOLDEN = {
     "sit": [
@@ -49,6 +56,14 @@ GOLDEN = {
         (0.9343872, 1.351188),
         (0.8471894, 1.55938),
     ],
+    "ddt": [
+        (1.671541, 1.879346),
+        (1.68891, 1.974931),
+        (1.672524, 1.730986),
+        (1.598793, 1.769782),
+        (1.526117, 1.493895),
+        (1.669375, 1.619399),
+    ],
 }
 
 
@@ -60,10 +75,11 @@ def digits():
 def job_of(name: str, folder, source, *, workers: int = 0, **settings) -> Job:
     recipe = dict(RECIPES[name])
     objective, align = recipe.pop("objective"), recipe.pop("align", None)
-    chosen = TrainSettings(**dict(steps=6, batch=16, lr=2e-3, ema=0.9, log_every=1) | settings)
+    network, betas = recipe.pop("network", SMALL), recipe.pop("betas", (0.9, 0.999))
+    chosen = TrainSettings(**dict(steps=6, batch=16, lr=2e-3, ema=0.9, log_every=1, betas=betas) | settings)
     teacher = ToyExtractor(width=8)
     return Job(
-        model=DiT(SMALL.model_copy(update=recipe), generator=torch.Generator().manual_seed(0)),
+        model=build_model(network.model_copy(update=recipe), generator=torch.Generator().manual_seed(0)),
         objective=objective,
         encode=lambda images, noise: to_float(images),
         batches=lambda start: iter(Loader(source, chosen.batch, 0, start_step=start, workers=workers, flip=True)),
@@ -86,40 +102,43 @@ def test_first_losses(name, threads, digits, tmp_path):
         assert got == pytest.approx(want, rel=1e-5)
 
 
-def test_an_interrupted_run_on_real_parts_is_exact(digits, tmp_path, same):
+@pytest.mark.parametrize("name", ["repa", "ddt"])
+def test_an_interrupted_run_on_real_parts_is_exact(name, digits, tmp_path, same):
     settings = dict(save_every=2, keep_last=9, accumulate=3, clip=0.5, warmup=4)
-    fit(job_of("repa", tmp_path / "unbroken", digits, **settings))
+    fit(job_of(name, tmp_path / "unbroken", digits, **settings))
     for at in (3, 5):
         with pytest.raises(Interrupted):
-            fit(job_of("repa", tmp_path / "broken", digits, **settings), on_step=_interrupt(at))
-    fit(job_of("repa", tmp_path / "broken", digits, workers=1, **settings))
+            fit(job_of(name, tmp_path / "broken", digits, **settings), on_step=_interrupt(at))
+    fit(job_of(name, tmp_path / "broken", digits, workers=1, **settings))
     assert list_steps(tmp_path / "broken") == [2, 3, 4, 5, 6]
-    for name in ("model", "ema", "align", "align_ema", "optimizer"):
-        same(read_tensors(tmp_path / "broken", 6, name), read_tensors(tmp_path / "unbroken", 6, name))
+    for file in ("model", "ema", "align", "align_ema", "optimizer"):
+        same(read_tensors(tmp_path / "broken", 6, file), read_tensors(tmp_path / "unbroken", 6, file))
 
 
 def _interrupt(at: int):
     return lambda step, values: os.kill(os.getpid(), signal.SIGINT) if step == at else None
 
 
-def test_bf16_stays_close_and_keeps_float32_losses(digits, tmp_path):
+@pytest.mark.parametrize("name", ["repa", "ddt"])
+def test_bf16_stays_close_and_keeps_float32_losses(name, digits, tmp_path):
     """bfloat16 has 8 bits: a few parts in a thousand on the loss, none on what is stored."""
     losses = {}
     for precision in ("fp32", "bf16"):
         seen = losses[precision] = []
         state = fit(
-            job_of("repa", tmp_path / precision, digits, precision=precision),
+            job_of(name, tmp_path / precision, digits, precision=precision),
             on_step=lambda step, values, seen=seen: seen.append(values["loss"]),
         )
         assert {p.dtype for p in state.parameters} == {torch.float32}
     assert losses["bf16"] == pytest.approx(losses["fp32"], rel=1e-2) and losses["bf16"] != losses["fp32"]
 
 
-def test_compiled_dit_has_the_same_losses(digits, tmp_path):
+@pytest.mark.parametrize("name", ["repa", "ddt"])
+def test_compiled_blocks_have_the_same_losses(name, digits, tmp_path):
     seen = []
-    job = job_of("repa", tmp_path, digits, compile=True, backend="aot_eager")
+    job = job_of(name, tmp_path, digits, compile=True, backend="aot_eager")
     fit(job, on_step=lambda step, values: seen.append((values["loss"], values["grad_norm"])))
-    for got, want in zip(seen, GOLDEN["repa"], strict=True):
+    for got, want in zip(seen, GOLDEN[name], strict=True):
         assert got == pytest.approx(want, rel=1e-4)
     assert not [key for key in job.model.state_dict() if "_orig_mod" in key]
 
