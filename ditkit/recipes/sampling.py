@@ -19,7 +19,7 @@ from ditkit.evaluation.images import enlarge, viewing_factor
 from ditkit.pretrained import CodecSettings
 from ditkit.recipes.choose import parse_size
 from ditkit.recipes.load import Loaded, load
-from ditkit.recipes.sharing import Place, command, parse_sharing
+from ditkit.recipes.sharing import Place, parse_sharing
 from ditkit.training.files import prepare as prepare_folder
 
 MEASURED = ("weights", "step", "guidance", "interval", "size")  # choices that `ditkit analyze sharing` must share
@@ -117,12 +117,13 @@ def choose_sampler(
 
 
 def sharing_place(what: Path, loaded: Loaded, choices: Choices, overrides: Sequence[str] = ()) -> Place:
-    """Where the measurements of this model are kept, and the command that makes them for these choices."""
+    """Where the measurements of this model are kept, and the words that name it and these choices."""
     chosen = {k: v for k, v in choices.model_dump(exclude_defaults=True).items() if k in MEASURED}
     words = [f"{k}={','.join(f'{t:g}' for t in v) if isinstance(v, tuple) else v}" for k, v in chosen.items()]
     shape = [f"shape.{k}={v}" for k, v in choices.shape.model_dump(exclude_defaults=True).items()]
     size = latent_size(loaded, choices.size) or tuple(getattr(loaded.settings, "size", (0, 0)))
-    return Place(home_of(what), size, command(what, loaded.source, [*words, *shape, *overrides]))
+    published = [] if loaded.source == "ditkit" or home_of(what) == what else ["--source", loaded.source]
+    return Place(home_of(what), size, (str(what), *published, *words, *shape, *overrides))
 
 
 def home_of(what: Path) -> Path:
@@ -281,7 +282,8 @@ def describe_sampler(sampling: SamplerSettings) -> str:
     last += "" if (shared := sampling.sharing) is None else f", {describe_sharing(shared)}"
     if (g := sampling.guidance) is None:
         return f"{sampling.solver}, {sampling.steps} steps{options}{last}, no guidance"
-    where = f" for {g.low:g} <= t <= {g.high:g}" if (g.low, g.high) != (0, 1) else ""
+    to = "<=" if g.closed else "<"
+    where = f" for {g.low:g} {to} t {to} {g.high:g}" if (g.low, g.high) != (0, 1) else ""
     first = f" on the first {g.channels} channels" if g.channels else ""
     return f"{sampling.solver}, {sampling.steps} steps{options}{last}, guidance {g.scale:g}{first}{where}"
 

@@ -37,7 +37,8 @@ def lightning(networks):
         state |= {f"ema_denoiser.{compiled}{k}": v for k, v in ema.items()}
         return {
             "epoch": 3, "global_step": 400_000, "pytorch-lightning_version": "2.5.0",
-            "state_dict": {**state, **trainer}, "loops": {"fit_loop": {"state_dict": {}}}, "optimizer_states": [{"state": {0: torch.zeros(2)}}],
+            "state_dict": {**state, **trainer},
+            "loops": {"fit_loop": {"state_dict": {}}}, "optimizer_states": [{"state": {0: torch.zeros(2)}}],
             "callbacks": {}, "lr_schedulers": [],
         }  # fmt: skip
 

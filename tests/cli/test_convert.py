@@ -7,6 +7,7 @@ import torch
 from safetensors.torch import load_file, save_file
 
 import ditkit as package
+from ditkit.align import Projector
 from ditkit.diffusion import Flow, Linear, Uniform
 from ditkit.models import build_model
 from ditkit.recipes import recipe
@@ -18,6 +19,9 @@ ROWS = [
     ("repa_forward_1enc", "repa", ["--align-depth", "2"]),
     ("repa_forward_1enc", "repa", ["align_depth=2"]),
     ("repa_forward_2enc", "repa", ["shape.align_depth=1"]),
+    ("ddt_forward", "ddt", ["--encoder-blocks", "3"]),
+    ("ddt_forward", "ddt", ["encoder_blocks=3", "shape.size=[16,8]"]),
+    ("ddt_improved_dit_forward", "improved-dit", ["--patch", "2"]),
 ]
 
 
@@ -28,7 +32,8 @@ def published(reference, tmp_path):
     def make(name: str, source: str):
         found, file = reference(name), tmp_path / f"{name}.safetensors"
         save_file(found.state, file)
-        return [file, "--source", source, "--heads", found.meta["constructor"]["num_heads"]], found.state
+        maker = found.meta["constructor"]
+        return [file, "--source", source, "--heads", maker.get("num_heads") or maker["num_groups"]], found.state
 
     return make
 
@@ -57,6 +62,29 @@ def test_there_and_back(ditkit, published, tmp_path, name, source, words, suffix
     assert (loaded.projectors is not None) == (source == "repa")
     assert f"{source} file {back}" in ok(ditkit("convert", folder, back, "--to", source))
     assert equal(read(back), state)
+
+
+@pytest.mark.parametrize("weights", ["ema", "raw"])
+def test_a_lightning_checkpoint_keeps_its_projector(ditkit, refused, reference, tmp_path, weights):
+    official, file, back = reference("ddt_forward").state, tmp_path / "R256.ckpt", tmp_path / "back.safetensors"
+    projector = {f"diffusion_trainer.proj.0.{k}": v for k, v in Projector(48, 16, 32).state_dict().items()}
+    copies = {f"ema_denoiser._orig_mod.{k}": v for k, v in official.items()}
+    copies |= {f"denoiser._orig_mod.{k}": v + 1 for k, v in official.items()}
+    torch.save({"state_dict": {**copies, **projector}, "epoch": 1, "loops": {}, "callbacks": {}}, file)
+    words = ["convert", file, tmp_path / "folder", "--source", "ddt", "--encoder-blocks", 3, "--weights", weights]
+    assert "give align_depth=" in refused(*words)
+    ok(ditkit(*words, "--align-depth", 2))
+    loaded = package.load(tmp_path / "folder")
+    assert (loaded.weights, loaded.align_depth, len(loaded.projectors)) == (weights, 2, 1)
+    assert (loaded.recipe.align.depth, loaded.recipe.align.projector_width) == (2, 32)
+    ok(ditkit("convert", tmp_path / "folder", back, "--to", "ddt"))
+    chosen = official if weights == "ema" else {k: v + 1 for k, v in official.items()}
+    state = load_file(back)  # one network, under the name that its sampling application reads
+    assert state.keys() == {f"ema_denoiser.{k}" for k in official} | projector.keys()
+    assert all(torch.equal(state[k], v) for k, v in projector.items())
+    assert all(torch.equal(state[f"ema_denoiser.{k}"], v) for k, v in chosen.items())
+    again = package.load(back, source="ddt", encoder_blocks=3, align_depth=2)
+    assert equal(again.model.state_dict(), loaded.model.state_dict())
 
 
 def test_heads_have_every_spelling(ditkit, refused, published, tmp_path):

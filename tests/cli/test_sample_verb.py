@@ -6,6 +6,7 @@ import argparse
 import json
 import signal
 import time
+from itertools import pairwise
 
 import numpy as np
 import pytest
@@ -13,7 +14,9 @@ import torch
 from PIL import Image
 
 from ditkit.cli.keys import respell
+from ditkit.diffusion import SampleNoise
 from ditkit.evaluation import open_generated
+from ditkit.protocols import Condition
 from ditkit.recipes.load import load, save_exported
 
 
@@ -32,7 +35,8 @@ def published(reference, tmp_path):
     def make(name: str, source: str):
         found, file = reference(name), tmp_path / f"{name}.pt"
         torch.save({"model": found.state, "ema": found.state, "opt": {}, "args": argparse.Namespace(lr=1e-4)}, file)
-        return [file, "--source", source, "--heads", found.meta["constructor"]["num_heads"]]
+        maker = found.meta["constructor"]
+        return [file, "--source", source, "--heads", maker.get("num_heads") or maker["num_groups"]]
 
     return make
 
@@ -126,6 +130,7 @@ def test_interval_guides_where_it_says(ditkit, tiny_run, tmp_path):
         ),
         ("sit_forward", "sit", [], "euler_maruyama, 4 steps, form sigma, last_rule mean, last step 0.04, guidance 1.5"),
         ("repa_forward_1enc", "repa", ["--align-depth", "2"], "euler_maruyama, 4 steps, form linear"),
+        ("ddt_improved_dit_forward", "improved-dit", ["patch=2", "shape.size=[8,8]"], "euler, 4 steps, last step 0.04"),
     ],
 )
 def test_a_published_file_gives_pictures(ditkit, reference, published, vae, tmp_path, name, source, words, says):
@@ -134,8 +139,43 @@ def test_a_published_file_gives_pictures(ditkit, reference, published, vae, tmp_
     told = ok(ditkit("sample", *published(name, source), *words))
     assert says in told["sampler"] and told["weights"] == "averaged (EMA)"
     with Image.open(out / "000001.png") as image:
-        side = 4 * reference(name).meta["constructor"]["input_size"]
+        side = 4 * reference(name).meta["constructor"].get("input_size", 8)
         assert image.size == (side, side) and image.mode == "RGB"
+
+
+def test_a_lightning_checkpoint_of_ddt_is_sampled_as_its_paper_does(ditkit, refused, reference, vae, tmp_path):
+    """Euler, a last step of 0.04, guidance 2 on their (0.3, 1): ends excluded, both passes at every step."""
+    official, file, out = reference("ddt_forward").state, tmp_path / "R256.ckpt", tmp_path / "out"
+    copies = {f"ema_denoiser.{k}": v for k, v in official.items()} | {f"denoiser.{k}": v for k, v in official.items()}
+    torch.save({"state_dict": copies, "epoch": 1, "callbacks": {}}, file)
+    words = ["sample", file, "--source", "ddt", "--heads", 3, "--patch", 2, "--n", 2, "--codec", vae, "--out", out]
+    assert "5 blocks of width 48 are no published size; give encoder_blocks=" in refused(*words)
+    told = ok(ditkit(*words, "--encoder-blocks", 3, "--steps", 5, "shape.size=[8,8]", "--classes", "3,5"))
+    assert told["weights"] == "averaged (EMA)"
+    says = "euler, 5 steps, last step 0.04, guidance 2 for 0 < t < 0.7: 10 network evaluations an image"
+    assert told["sampler"] == says
+    sampler = json.loads((out / "request.json").read_text())["sampler"]
+    guidance = {"scale": 2, "low": 0, "high": 0.7, "closed": False, "skip_outside": False}
+    assert guidance.items() <= sampler["guidance"].items() and (sampler["steps"], sampler["last"]) == (5, 0.04)
+
+    loaded = load(file, source="ddt", encoder_blocks=3, size=(8, 8))
+    settings = loaded.recipe.sampling.with_({"steps": 5})
+    draws = SampleNoise(0, (0, 1), (4, 8, 8))
+    latents, _ = settings.run(
+        loaded.model, draws.initial(), Condition(label=torch.tensor([3, 5])), path=loaded.path, prediction="velocity"
+    )
+    assert torch.allclose(latents, by_hand(loaded.model, draws.initial(), (3, 5)), atol=1e-5)
+
+
+def by_hand(model, x, classes):
+    """The published sampler, written out in their time: 0 is noise, [unconditional, conditional] in one batch."""
+    labels = Condition(label=torch.tensor([model.settings.num_classes] * 2 + list(classes)))
+    times = [*torch.linspace(0, 1 - 0.04, 5).tolist(), 1.0]
+    for t, after in pairwise(times):
+        v = -model(torch.cat([x, x]), torch.tensor(1 - t), labels).sample
+        null, cond = v.chunk(2)
+        x = x + (after - t) * (null + (2.0 if 0.3 < t < 1 else 1.0) * (cond - null))
+    return x.detach()
 
 
 def test_other_sizes(ditkit, refused, published, vae, tmp_path):
