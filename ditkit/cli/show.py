@@ -157,7 +157,8 @@ def _published_line(p: Published) -> tuple[str, ...]:
     g = p.sampling.guidance
     guidance = "" if g is None else f"{g.scale:g}"
     if g is not None and (g.low, g.high) != (0.0, 1.0):
-        guidance += f" on [{g.low:g}, {g.high:g}]"
+        left, right = "[]" if g.closed else "()"
+        guidance += f" on {left}{g.low:g}, {g.high:g}{right}"
     if g is not None and g.channels:
         guidance += f", {g.channels} channels"
     scores = (p.fid, p.sfid, p.inception_score, p.precision, p.recall, p.accuracy)
@@ -165,6 +166,8 @@ def _published_line(p: Published) -> tuple[str, ...]:
         x for x in (p.note, "" if p.images == 50_000 else f"{p.images:,} images", "" if p.exact else "≈") if x
     )
     form = f" {p.sampling.options['form']}" if "form" in p.sampling.options else ""
+    if p.sampling.sharing is not None:
+        form += f" {p.sampling.sharing.rule}"
     decoder = p.decoder.rpartition("sd-vae-")[2]
     return (
         p.table, f"{p.steps:,}", f"{p.sampling.solver} {p.sampling.steps}{form}", guidance,

@@ -38,7 +38,7 @@ def open_start(recipe: Recipe, folder: Path) -> Loaded | None:
     try:
         loaded = load(place, start.weights, step=start.step, source=start.source, **shape)
     except ValueError as error:
-        mend = "" if place.exists() else "; name other weights with --start"
+        mend = "" if place.exists() else "; name other weights with --start, or none"
         raise CheckpointError(f"start: {error}{mend}") from None
     if wrong := differences(loaded.settings, recipe.model):
         raise ValueError(f"start: {place} holds another network: {'; '.join(wrong)}")

@@ -127,3 +127,19 @@ def test_a_grey_teacher_and_a_damaged_one(home, ditkit):
     (home / "teacher" / "model.safetensors").write_bytes(b"x")
     result = ditkit(*words)
     assert result.exit_code == 1 and "damaged" in lines(result, "fail")
+
+
+def test_the_weights_to_begin_from_are_looked_at(home, ditkit):
+    tiny = ("model.width=32", "model.heads=2", "align.depth=1", "align.projector_width=16", "training.batch=8")
+    words = ("digits.ddt", *tiny, "--teacher", "toy", "--device", "cpu")
+    trained = ditkit("train", *words, "sampling.steps=2", "--steps", 1, "--out", "first")
+    assert trained.exit_code == 0, trained.output
+    found = ditkit("doctor", *words, "--steps", 300, "--out", "second", "--start", "first")
+    assert found.exit_code == 0, found.output
+    assert "start     first: step 1 fits" in lines(found, "ok")
+    assert "the random start" not in found.stdout
+    other = ditkit("doctor", *words, "--steps", 300, "--out", "second", "--start", "first", "model.encoder_blocks=2")
+    assert other.exit_code == 1
+    assert "model.encoder_blocks is 3 there, 2 here" in lines(other, "fail")
+    again = ditkit("doctor", *words, "--steps", 300, "--out", "first", "start=first")
+    assert "holds another run: start" in again.stdout

@@ -50,6 +50,15 @@ def test_prints_guidance_and_what_stands_in():
     assert "no row; this recipe is not of a paper" in text("repa.sit_s_2")
 
 
+def test_prints_open_intervals_and_shared_encoders():
+    """DDT's interval leaves its ends out; a line sampled with a shared encoder says by which rule."""
+    lines = [line for line in text("ddt.xl_2_256").splitlines() if line.startswith("DDT Table")]
+    shared = [line for line in lines if "euler 250 every:5" in line]
+    assert len(shared) == 1 and "2 on (0, 0.7)" in shared[0] and "1.36" in shared[0]
+    assert [("1.33" in line) for line in lines if "dp:50" in line] == [True]
+    assert "on [0, 0.7]" in text("repa.xl_2_256")
+
+
 def test_json_is_the_resolved_recipe():
     made = json.loads(text("sit.s_2", "training.lr=2e-4", "--json"))
     assert made["training"]["lr"] == 2e-4

@@ -224,3 +224,42 @@ def test_signals_leave_a_state_that_the_same_command_continues(tmp_path, picture
     result = ditkit(*words, "--steps", step + 1)
     assert result.exit_code == 0, result.output
     assert f"resumed at step {step}" in result.stderr
+
+
+# ----------------------------------------------------------------------------------------- beginning from weights
+
+DIGITS = (
+    "model.encoder_blocks=1", "model.decoder_blocks=1", "model.width=32", "model.heads=2", "align.depth=1",
+    "align.projector_width=16", "training.batch=8", "training.validate_every=none", "sampling.steps=2",
+    "--teacher", "toy", "--device", "cpu",
+)  # fmt: skip
+
+
+@pytest.fixture(scope="module")
+def at_8(tmp_path_factory, ditkit):
+    """A DDT of two steps on 8 x 8 digits."""
+    folder = tmp_path_factory.mktemp("start") / "at_8"
+    result = ditkit("train", "digits.ddt", *DIGITS, "--steps", 2, "--out", folder)
+    assert result.exit_code == 0, result.output
+    return folder
+
+
+def test_start_begins_at_another_size_and_is_kept(tmp_path, ditkit, at_8):
+    words = ("train", "digits.ddt", *DIGITS, "--data", "digits", "--size", 12, "--out", tmp_path / "run")
+    result = ditkit(*words, f"--start={at_8}", "start.weights=raw", "--steps", 1)
+    assert result.exit_code == 0, result.output
+    assert f"begins from {at_8}, step 2, raw weights and projectors" in result.stderr
+    assert "they were trained on 8x8, here it is 12x12; positions follow" in result.stderr
+    made = recipe(tmp_path / "run")
+    assert (made.start.path, made.start.weights, made.model.size) == (str(at_8), "raw", (12, 12))
+    result = ditkit("train", tmp_path / "run", "--steps", 2)
+    assert result.exit_code == 0 and "begins from" not in result.stderr, result.output
+
+
+def test_start_is_refused_in_one_line(tmp_path, refused, at_8):
+    words = ("train", "digits.ddt", *DIGITS, "--steps", 1, "--out", tmp_path / "run", "--start")
+    assert "model.width is 32 there, 64 here" in refused(*words, at_8, "model.width=64")
+    assert "no such run" in refused(*words, tmp_path / "nowhere")
+    assert "start: name a run" in refused(*words)
+    assert "--start a and start.path=b contradict each other" in refused(*words, "a", "start.path=b")
+    assert not (tmp_path / "run").exists()
