@@ -68,6 +68,8 @@ PUBLISHED = [
     ("dit_forward_fixedsigma", "dit", {}, "ancestral", "fixed_large", None),
     ("sit_forward", "sit", {}, "euler_maruyama", None, None),
     ("repa_forward_1enc", "repa", {"align_depth": 2}, "euler_maruyama", None, 2),
+    ("ddt_forward", "ddt", {"encoder_blocks": 3, "size": (8, 8)}, "euler", None, None),
+    ("ddt_improved_dit_forward", "improved-dit", {"patch": 2}, "euler", None, None),
 ]
 
 
@@ -81,7 +83,8 @@ def test_published_files(reference, tmp_path, name, source, shape, solver, varia
         torch.save({"model": raw, "ema": state, "opt": {}, "args": argparse.Namespace(lr=1e-4)}, file)
     else:
         save_file(state, file)
-    heads = {"heads": found.meta["constructor"]["num_heads"]}
+    maker = found.meta["constructor"]
+    heads = {"heads": maker.get("num_heads") or maker["num_groups"]}
     loaded = ditkit.load(file, source=source, **heads, **shape)
     assert loaded.weights == ("ema" if kind == "ema.pt" else "flat")
     assert loaded.recipe.sampling.solver == solver and loaded.recipe.codec.kind == "kl"
@@ -105,6 +108,53 @@ def test_a_published_row_brings_its_scores():
         objective = row.objective
         made = Published(None, objective.path, objective.prediction, None, None, row.model, name[:3])
         assert recipe_of(made).name == name and recipe_of(made).published
+
+
+DDT_ROWS = [
+    ("xl_2_256", "ddt", False), ("xl_2_512", "ddt", True), ("l_2_256_12en12de", "ddt", True),
+    ("improved_sit_xl_2_256", "improved-dit", False), ("improved_repa_xl_2_256", "improved-dit", True),
+]  # fmt: skip
+
+
+@pytest.mark.parametrize(("name", "source", "aligned"), DDT_ROWS)
+def test_published_ddt_files_find_their_row(name, source, aligned):
+    """From the official keys: the split and the size are told, the projector tells the baselines apart."""
+    from ditkit.align import Projector
+    from ditkit.checkpoints import export_published, load_published
+    from ditkit.models import build_model
+    from ditkit.recipes import recipe
+    from ditkit.recipes.load import recipe_of
+
+    row = recipe(f"ddt.{name}")
+    with torch.device("meta"):
+        width = row.model.width
+        projectors = torch.nn.ModuleList([Projector(width, 768, width)]) if aligned else None
+        state = export_published(build_model(row.model), source, projectors)
+    split = {"encoder_blocks": row.model.encoder_blocks} if source == "ddt" else {}
+    published = load_published(state, source, size=row.model.size, **split)
+    assert recipe_of(published) == row.model_copy(update={"name": f"ddt.{name}"})
+    assert published.align_depth == (row.align.depth if aligned else None)
+
+
+@pytest.mark.parametrize("aligned", [True, False])
+def test_a_ddt_of_no_published_row_keeps_its_own_sizes(reference, aligned):
+    from ditkit.align import Projector
+    from ditkit.checkpoints import export_published, load_published
+    from ditkit.recipes.load import recipe_of
+
+    for name, source, split in (("ddt_forward", "ddt", {"encoder_blocks": 3}),
+                                ("ddt_improved_dit_forward", "improved-dit", {})):  # fmt: skip
+        published = load_published(reference(name).state, source, **split)
+        if aligned:
+            width = published.settings.width
+            with_head = export_published(published.model, source, torch.nn.ModuleList([Projector(width, 16, 24)]))
+            published = load_published(with_head, source, align_depth=2, **split)
+        found = recipe_of(published)
+        assert found.model == published.settings and not found.published and not found.name
+        assert (found.align is not None) == aligned == bool(found.teachers)
+        if aligned:
+            assert (found.align.depth, found.align.projector_width) == (2, 24)
+        assert found.title == f"{source} checkpoint" and "training" in found.unpublished
 
 
 def test_what_is_no_model_is_said_in_one_line(tiny_run, tmp_path):
