@@ -10,6 +10,7 @@ from torch.nn.functional import silu
 from ditkit.checkpoints import export_published
 from ditkit.models import DDT, Condition, DDTSettings, SelfCondition, build_model, ddt_settings
 from ditkit.nn.modulation import TokenModulation
+from ditkit.nn.position import rope_table
 
 BASE = {"encoder_blocks": 2, "decoder_blocks": 2, "width": 32, "heads": 4, "size": (8, 8), "num_classes": 5}
 SPLITS = {
@@ -75,7 +76,9 @@ def test_kept_modulations_are_bit_equal(case, network, batch, precision):
     assert [tuple(m.shape) for m in made] == [(3, tokens, 192)] * settings.decoder_blocks + [(3, tokens, 64)]
 
 
-def test_kept_modulations_are_not_computed_again(ddt, batch):
+@pytest.mark.parametrize("name", ["2_2", "checkpointing"])
+def test_kept_modulations_are_not_computed_again(name, network, batch):
+    ddt = network(SPLITS[name])
     x, t, cond = batch(ddt.settings)
     calls = []
     for module in ddt.modules():
@@ -192,6 +195,12 @@ def test_positions_interpolate(ddt):
     step = math.acos(fine[0, 1, 2].item())  # pair 2: the second column frequency, 10000^(-1/2)
     assert step == pytest.approx(16 / 7 / 100, rel=1e-3)
     assert math.acos(coarse[0, 1, 2].item()) == pytest.approx(16 / 3 / 100, rel=1e-3)
+
+
+def test_rows_and_columns_are_those_of_the_latent(ddt):
+    rotation = ddt._rotation(torch.zeros(1, 4, 8, 12))
+    for got, want, turned in zip(rotation, rope_table(4, 6, 8), rope_table(6, 4, 8), strict=True):
+        assert torch.equal(got, want) and not torch.equal(got, turned)
 
 
 def test_there_is_no_other_position(ddt):
