@@ -79,3 +79,19 @@ def tiny_run(tmp_path_factory) -> Path:
     folder = tmp_path_factory.mktemp("runs") / "tiny"
     train(repa().with_(changes), folder, torch.device("cpu"))
     return folder
+
+
+@pytest.fixture(scope="session")
+def tiny_ddt(tmp_path_factory) -> Path:
+    """A run of six steps of a tiny DDT (2 + 1 blocks, no teacher) on digits, sampled in 6; not to be changed."""
+    from ditkit.recipes.digits import ddt
+    from ditkit.recipes.run import train
+
+    changes = {
+        "name": "tiny-ddt", "model.encoder_blocks": 2, "model.width": 16, "model.heads": 2, "align": None,
+        "teachers": (), "sampling.steps": 6, "training.steps": 6, "training.batch": 16, "training.save_every": 3,
+        "training.keep_last": 5, "training.ema": 0.5, "training.validate_every": 6, "training.lr": 1e-2,
+    }  # fmt: skip
+    folder = tmp_path_factory.mktemp("runs") / "tiny-ddt"
+    train(ddt().with_(changes), folder, torch.device("cpu"))
+    return folder

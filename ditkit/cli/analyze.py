@@ -79,10 +79,7 @@ def sharing(
     from ditkit.cli.progress import bars
     from ditkit.recipes.analyze_sharing import analyze, make_plan
     from ditkit.recipes.build import pick_device
-    from ditkit.recipes.place import check_writable
 
-    if out is not None:
-        check_writable(out)
     words = [k for k in keys or [] if not k.startswith("data=")]
     data = next((k.partition("=")[2] for k in keys or [] if k.startswith("data=")), None)
     plan = make_plan(
@@ -93,10 +90,10 @@ def sharing(
         for note in plan.notes:
             bar.say(note)
         found = analyze(plan, bar)
-    _print(plan, found, what if out is None else None)
+    _print(plan, found, stored=out is None)
 
 
-def _print(plan: Plan, found: Analysis, run: Path | None) -> None:
+def _print(plan: Plan, found: Analysis, stored: bool) -> None:
     """The schedules, the trade-off if measured, where the files are, and what to do next."""
     from ditkit.recipes.sampling import describe_sampler, describe_weights
     from ditkit.recipes.sharing_page import compared, trade_off_columns, trade_off_rows
@@ -116,8 +113,7 @@ def _print(plan: Plan, found: Analysis, run: Path | None) -> None:
             typer.echo(line)
     typer.echo(f"schedules  {plan.folder}{os.sep}*.json")
     typer.echo(f"report     {found.report}")
-    rule = found.findings.schedules[0].rule
-    if run is not None:
-        typer.echo(f"use        ditkit sample {run} --sharing {rule} (and the same sampler)")
-    else:
-        typer.echo(f"use        ditkit sample ... --sharing {found.files[0]}")
+    use = found.fifth.rule if stored else plan.folder / f"{found.fifth.rule.replace(':', '-')}.json"
+    typer.echo(f"next       {plan.place.command('sample')} --sharing {use}")
+    if tried is None:
+        typer.echo(f"           {plan.place.command('analyze', 'sharing')} --trade-off   (what each gains and costs)")

@@ -14,9 +14,9 @@ MAP = "viridis"  # even steps of brightness: also read without colour, on light 
 
 @dataclass(frozen=True)
 class HeatMap:
-    """values (N, N), row and column 0 at the upper left. blocks: where squares on the diagonal begin, 0 first.
+    """values (N, N), row and column 0 at the upper left; NaN stays empty.
 
-    unit: what the colours measure. The last block ends with the matrix.
+    blocks: where squares on the diagonal begin, 0 first; the last ends with the matrix. unit: what the colours measure.
     """
 
     title: str
@@ -40,6 +40,7 @@ def draw_heat_map(panel: HeatMap, identity: str) -> str:
     """The matrix as an <svg> element with its scale of colours beside it. identity: unique in the page."""
     size = len(panel.values)
     figure, axes = blank(4.0, 3.3)
+    figure.get_layout_engine().set(w_pad=0.12)  # the page's font may be wider than the one that is laid out here
     shown = axes.imshow(panel.values, cmap=MAP, interpolation="nearest", extent=(-0.5, size - 0.5, size - 0.5, -0.5))
     for start, stop in zip(panel.blocks, [*panel.blocks[1:], size], strict=True):
         low, high = start - 0.5, stop - 0.5
@@ -57,7 +58,7 @@ def draw_heat_map(panel: HeatMap, identity: str) -> str:
 
 def describe_heat_map(panel: HeatMap) -> str:
     """The map in words: its range, and the blocks."""
-    low, high = float(np.min(panel.values)), float(np.max(panel.values))
+    low, high = float(np.nanmin(panel.values)), float(np.nanmax(panel.values))
     text = f"{panel.title}: {panel.unit or 'values'} from {low:.4g} to {high:.4g} over {len(panel.values)} places"
     return f"{text}; blocks begin at {', '.join(map(str, panel.blocks))}" if len(panel.blocks) else text
 

@@ -9,7 +9,7 @@ from pathlib import Path
 import torch
 from pydantic import Field
 
-from ditkit.config import Settings, dump, override
+from ditkit.config import Settings, dump, nearest, override
 from ditkit.data import ImageSource, open_source
 from ditkit.diffusion import SamplerSettings, Sharing, uniform_schedule
 from ditkit.diffusion.sharing import check_budget
@@ -20,7 +20,9 @@ from ditkit.files import write_text
 from ditkit.recipes.environment import environment
 from ditkit.recipes.load import Loaded
 from ditkit.recipes.measure_sharing import obtain
+from ditkit.recipes.place import check_writable
 from ditkit.recipes.sampling import (
+    SHORT,
     Choices,
     check_codec,
     choose_request,
@@ -32,7 +34,7 @@ from ditkit.recipes.sampling import (
     split,
 )
 from ditkit.recipes.scoring import Judging, check_belongs, choose_judging
-from ditkit.recipes.sharing import SOLVED, Measured, check_shareable, write_schedule
+from ditkit.recipes.sharing import SOLVED, Measured, Place, check_shareable, write_schedule
 from ditkit.recipes.sharing_page import SharingFindings, sharing_sections, summary
 from ditkit.recipes.trade_off import TradeOff, appoint, measure_trade_off
 
@@ -55,7 +57,7 @@ class Plan:
 
     loaded: Loaded
     sampling: SamplerSettings
-    size: tuple[int, int]
+    place: Place
     folder: Path
     budgets: tuple[int, ...]
     templates: int
@@ -75,17 +77,20 @@ class Analysis:
     report: Path
     reused: bool
 
+    @property
+    def fifth(self) -> Sharing:
+        """The DP schedule whose budget is nearest to one encoder run in five."""
+        solved = [s for s in self.findings.schedules if s.rule.startswith("dp:")]
+        return min(solved, key=lambda s: abs(s.budget - s.evaluations / 5))
+
 
 def make_plan(
     what: Path, keys: Sequence[str], given: dict, device: torch.device, *,
     budgets: Sequence[int], trade_off: bool, source: str | None, data: str | None, out: Path | None,
 ) -> Plan:  # fmt: skip
     """Sort the command line's words and check them. One-line errors, before anything is computed."""
-    words = [(key.partition("=")[0].partition(".")[0].strip(), key) for key in keys]
-    judging_keys = [key for first, key in words if first in JUDGING]
-    own = override(AnalysisChoices(), [key for first, key in words if first in AnalysisChoices.model_fields])
-    rest = [key for first, key in words if first not in (*JUDGING, *AnalysisChoices.model_fields)]
-    chosen, sampler_keys = split(rest)
+    own_keys, judging_keys, rest = sort_keys(keys)
+    own, (chosen, sampler_keys) = override(AnalysisChoices(), own_keys), split(rest)
     choices = override(Choices(), chosen).with_({key: value for key, value in given.items() if value is not None})
     if choices.sharing is not None:
         raise ValueError("sharing is what is measured here: leave --sharing out, name budgets with --budget")
@@ -108,10 +113,25 @@ def make_plan(
         notes = [*notes, *check_belongs(loaded, judging)]
         images = real_images(loaded, judging, request)
     folder = out or place.folder(loaded, sampling)
+    check_writable(folder)
     return Plan(
-        loaded, sampling, place.size, folder, wanted, own.templates, choices.seed, request, judging, images,
+        loaded, sampling, place, folder, wanted, own.templates, choices.seed, request, judging, images,
         tuple(notes),
     )  # fmt: skip
+
+
+def sort_keys(keys: Sequence[str]) -> tuple[list[str], list[str], list[str]]:
+    """KEY=VALUE words: (of this analysis, of the real side of the trade-off, as of `sample`). ValueError for others."""
+    own: list[str] = []
+    judging: list[str] = []
+    rest: list[str] = []
+    known = {*AnalysisChoices.model_fields, *JUDGING, *Choices.model_fields, *SHORT, "sampling"}
+    for key in keys:
+        first = key.partition("=")[0].partition(".")[0].strip()
+        if "=" in key and first not in known:
+            raise ValueError(f"{first}: unknown key{nearest(first, known)}")
+        (own if first in AnalysisChoices.model_fields else judging if first in JUDGING else rest).append(key)
+    return own, judging, rest
 
 
 def real_images(loaded: Loaded, judging: Judging, request: Request) -> ImageSource:
@@ -141,7 +161,7 @@ def uniform(measured: Measured, budget: int) -> Sharing:
 def analyze(plan: Plan, bar: Bar) -> Analysis:
     """Measure (or find stored), solve, try where asked, and write schedules, numbers and report.html."""
     measured, reused = obtain(
-        plan.loaded, plan.sampling, plan.templates, plan.seed, plan.size, plan.folder, bar
+        plan.loaded, plan.sampling, plan.templates, plan.seed, plan.place.size, plan.folder, bar
     )  # fmt: skip
     found = solve(measured, plan.budgets)
     files = [write_schedule(sharing, plan.folder) for sharing in found]

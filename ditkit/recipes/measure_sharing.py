@@ -9,13 +9,15 @@ from typing import Any, cast
 
 from torch import Tensor
 
+from ditkit.analysis.harm import branch_error
 from ditkit.analysis.sharing import draw_templates, state_similarity, velocity_error
-from ditkit.diffusion import SamplerSettings
+from ditkit.diffusion import CFG, SamplerSettings, uniform_schedule
 from ditkit.protocols import Condition, Decoupled, Output, SelfCondition
 from ditkit.recipes.load import Loaded
 from ditkit.recipes.sharing import Measured, check_shareable, digest
 
 Bar = Callable[..., None]  # bar(stage, done, total)
+BRANCHES_EVERY = 5  # one evaluation in so many encodes both branches, where sharing between them is tried
 
 
 class Watched:
@@ -54,18 +56,21 @@ def measure(
     steps, began = check_shareable(loaded, sampling), time.perf_counter()
     model = cast(Decoupled, loaded.model)
     drawn = draw_templates(model, templates, seed, size)
-    rows = templates * (2 if sampling.guidance is not None else 1)
+    guided = isinstance(sampling.guidance, CFG) and sampling.guidance.scale != 1
+    rows = templates * steps * (2 if guided else 1)
     how: dict[str, Any] = {"path": loaded.path, "prediction": loaded.prediction}
-    found = state_similarity(Watched(model, bar, "similarity", rows * steps), sampling, drawn, **how)
-    pairs = rows * steps * (steps + 1) // 2
+    found = state_similarity(Watched(model, bar, "similarity", rows), sampling, drawn, **how)
+    pairs = rows * (steps + 1) // 2
     error = velocity_error(Watched(model, bar, "velocity", pairs), sampling, drawn, **how)
-    branches = {} if found.between is None else {"similarity of s": found.between.numpy()}
-    facts = {
-        "templates": templates,
-        "seed": seed,
-        "evaluations": steps,
-        "seconds": round(time.perf_counter() - began, 2),
-    }
+    facts: dict[str, Any] = {"templates": templates, "seed": seed, "evaluations": steps}
+    branches = {}
+    if found.between is not None:
+        full = uniform_schedule(steps, max(1, steps // BRANCHES_EVERY))
+        tried = branch_error(Watched(model, bar, "branches", 4 * rows), sampling, drawn, full, **how)
+        named = {"similarity": found.between, "branch": tried.branch, "time": tried.time, "same": tried.same}
+        branches = {name: values.numpy() for name, values in {**named, "output": tried.output}.items()}
+        facts["branch_work"] = tried.work
+    facts["seconds"] = round(time.perf_counter() - began, 2)
     return Measured(found.similarity.numpy(), error.numpy(), found.times.numpy(), branches, facts)
 
 

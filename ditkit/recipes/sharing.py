@@ -31,11 +31,11 @@ SPELLING = "write dp:K, velocity:K, uniform:K, every:r, none, or a schedule's .j
 
 @dataclass(frozen=True)
 class Place:
-    """Where a model's measurements are kept, and the command that makes them. size: latent (H, W)."""
+    """Where a model's measurements are kept. size: latent (H, W); words: those that name model and sampler."""
 
     home: Path
     size: tuple[int, int]
-    command: str
+    words: tuple[str, ...] = ()
 
     def folder(self, loaded: Loaded, sampling: SamplerSettings) -> Path:
         """The folder of this model and sampler, there or not."""
@@ -43,15 +43,20 @@ class Place:
 
     def measure_first(self, rule: str) -> str:
         """The end of an error line: how to get what `rule` ("dp:5") needs."""
-        return f"measure it first: {self.command} --budget {rule.partition(':')[2]}"
+        return f"measure it first: {self.command('analyze', 'sharing')} --budget {rule.partition(':')[2]}"
+
+    def command(self, *verb: str) -> str:
+        """The command line of a verb on this model with this sampler."""
+        return shlex.join(["ditkit", *verb, *self.words])
 
 
 @dataclass(frozen=True)
 class Measured:
     """What `ditkit analyze sharing` found along unshared runs of N evaluations.
 
-    similarity (N, N): mean cosine similarity of s; error (N, N): relative squared error of the velocity when the s of
-    column j is used at row l. times (N,): t of each evaluation. branches: name -> (N,). facts: how it was measured.
+    similarity (N, N): mean cosine similarity of s. error (N, N): what the velocity errors of an older s do to the final
+    sample, `velocity_error`. times (N,): t of each evaluation. branches: name -> (N,), of sharing between the guidance
+    branches: `between` and `branch_error`; empty without guidance. facts: how it was measured.
     """
 
     similarity: np.ndarray
@@ -166,9 +171,3 @@ def read_schedule(file: Path) -> Sharing:
 def write_schedule(sharing: Sharing, folder: Path) -> Path:
     """Write a schedule as FOLDER/dp-5.json and the like; `read_schedule` reads it back equal."""
     return write_text(folder / f"{sharing.rule.replace(':', '-')}.json", dump(sharing, "json"))
-
-
-def command(what: Path, source: str, words: list[str]) -> str:
-    """The command line that measures `what`, with the words that chose its sampler and weights."""
-    published = [] if source == "ditkit" else ["--source", source]
-    return shlex.join(["ditkit", "analyze", "sharing", str(what), *published, *words])

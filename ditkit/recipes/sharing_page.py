@@ -8,6 +8,7 @@ from typing import Any
 
 import numpy as np
 
+from ditkit.analysis.schedule import cumulative_error
 from ditkit.diffusion import Sharing, uniform_schedule
 from ditkit.evaluation import Panel, Section, Series
 from ditkit.evaluation.maps import HeatMap, Ticks
@@ -17,6 +18,11 @@ from ditkit.recipes.trade_off import Point, TradeOff
 
 KINDS = {"uniform": "uniform", "dp": "DP on similarity", "velocity": "DP on velocity error"}  # in the plots' order
 SPACES = {"pixels": "pixels", "classifier": "classifier features"}
+WAYS = {
+    "branch": "one branch encoded, their difference kept",
+    "time": "shared in time, equal work",
+    "same": "one s for both branches",
+}
 BEGIN = "evaluation (0 = noise)"
 
 
@@ -52,16 +58,19 @@ def middle(f: SharingFindings, kind: str) -> tuple[int, ...]:
 
 
 def alikeness(f: SharingFindings) -> Section:
-    """Heat maps of similarity and of the error in the velocity, each with its schedule as blocks on the diagonal."""
-    error = np.where(np.isfinite(f.measured.error), f.measured.error, np.nan)
+    """Heat maps of similarity and of the harm of reuse, each with its schedule as blocks on the diagonal."""
+    reached = np.where(np.isfinite(f.measured.error), f.measured.error, 0.0)
+    moved = np.sqrt(np.maximum(cumulative_error(reached), 0.0))
+    moved[np.triu_indices_from(moved, 1)] = np.nan
+    moved[~np.isfinite(f.measured.error)] = np.nan
     panels = [
         HeatMap("Similarity of s", f.measured.similarity, BEGIN, "mean cosine", middle(f, "dp")),
-        HeatMap("Error that an older s causes", error, BEGIN, "in the velocity", middle(f, "velocity")),
+        HeatMap("Harm of using an s again", moved, BEGIN, "RMS move of the sample", middle(f, "velocity")),
     ]
     note = (
-        "Left: mean cosine similarity of the self-condition s between two evaluations. Right: the error in the "
-        "velocity when the evaluation of the row uses the s of the column. Squares: stretches that one s serves, as "
-        f"solved for {len(middle(f, 'dp'))} encoder runs."
+        "Left: mean cosine similarity of the self-condition s between two evaluations. Right: how far the final sample "
+        "would move if the s of the column served until the row, by the velocity errors along runs without sharing. "
+        f"Squares: stretches that one s serves, as solved for {len(middle(f, 'dp'))} encoder runs."
     )
     return heat_maps("How alike the self-conditions are", panels, note)
 
@@ -87,10 +96,8 @@ def trade_off_plot(t: TradeOff) -> Section:
     """Panels: loss of quality in each space, and change of the images, over the measured speed-up."""
     panels = []
     for space in t.spaces:
-        label = f"Fréchet distance, {SPACES.get(space, space)}"
-        panels.append(
-            Panel(f"More {label}", [_line(t, kind, space) for kind in KINDS], "speed-up", "more than unshared")
-        )
+        lines, title = [_line(t, kind, space) for kind in KINDS], f"Fréchet distance, {SPACES.get(space, space)}"
+        panels.append(Panel(title, lines, "speed-up", "more than unshared"))
     panels.append(Panel("Change of the latents", [_line(t, kind) for kind in KINDS], "speed-up", "relative RMS"))
     note = (
         f"Speed-up as measured, against the same sampler without sharing; K: encoder runs, of {t.evaluations} "
@@ -100,9 +107,9 @@ def trade_off_plot(t: TradeOff) -> Section:
 
 
 def _line(t: TradeOff, kind: str, space: str | None = None) -> Series:
-    """The points of one kind, fewest encoder runs last: loss in a space, or change of the latents."""
+    """The points of one kind, most encoder runs first: loss in a space, or change of the latents."""
     chosen = [p for p in t.points if p.sharing is not None and kind_of(p.sharing) == kind]
-    chosen.sort(key=lambda p: p.speedup)
+    chosen.sort(key=lambda p: -p.sharing.budget if p.sharing else 0)
     words = [f"K={p.sharing.budget}" for p in chosen if p.sharing is not None]
     x = [p.speedup for p in chosen]
     if space is None:
@@ -119,22 +126,32 @@ def trade_off_columns(t: TradeOff) -> list[str]:
 
 
 def trade_off_rows(t: TradeOff) -> list[list[str]]:
-    """A row for no sharing, then one for each schedule, fewest savings first."""
-    rows = []
-    for p in (t.unshared, *sorted(t.points, key=lambda p: (-(p.sharing.budget if p.sharing else 0), _place(p)))):
-        cells = [p.sharing.rule if p.sharing else "none", f"{p.seconds:.4g}", f"{p.speedup:.2f}", f"{p.predicted:.2f}"]
-        cells += [f"{p.change:.2%}", "equal" if p.psnr is None else f"{p.psnr:.1f}"]
-        for space in t.spaces:
-            found = p.distances[space]
-            limits = "" if found.more_interval is None else " ({:+.2g} to {:+.2g})".format(*found.more_interval)
-            cells += [f"{found.value:.4g}", f"{found.more:+.2g}{limits}" if p.sharing else ""]
-        rows.append(cells)
+    """A row for no sharing, then one for each different schedule, most encoder runs first."""
+    rows = [_row(t, "none", t.unshared)]
+    for budget in sorted({p.sharing.budget for p in t.points if p.sharing}, reverse=True):
+        rows += [_row(t, f"{' = '.join(kinds)}:{budget}", p) for kinds, p in different(t, budget)]
     return rows
 
 
-def _place(p: Point) -> int:
-    kinds = list(KINDS)
-    return kinds.index(kind_of(p.sharing)) if p.sharing and kind_of(p.sharing) in kinds else len(kinds)
+def _row(t: TradeOff, name: str, p: Point) -> list[str]:
+    cells = [name, f"{p.seconds:.4g}", f"{p.speedup:.2f}", f"{p.predicted:.2f}"]
+    cells += [f"{p.change:.2%}", "equal" if p.psnr is None else f"{p.psnr:.1f}"]
+    for space in t.spaces:
+        found = p.distances[space]
+        limits = "" if found.more_interval is None else " ({:+.2g} to {:+.2g})".format(*found.more_interval)
+        cells += [f"{found.value:.4g}", f"{found.more:+.2g}{limits}" if p.sharing else ""]
+    return cells
+
+
+def different(t: TradeOff, budget: int) -> list[tuple[list[str], Point]]:
+    """(kinds that chose it, point) of every different schedule with this budget."""
+    kinds: dict[tuple[int, ...], list[str]] = {}
+    points: dict[tuple[int, ...], Point] = {}
+    for kind in KINDS:
+        if (p := t.find(f"{kind}:{budget}")) is not None and p.sharing is not None:
+            kinds.setdefault(p.sharing.encode, []).append(kind)
+            points[p.sharing.encode] = p
+    return [(names, points[encode]) for encode, names in kinds.items()]
 
 
 def trade_off_table(t: TradeOff) -> Section:
@@ -149,10 +166,29 @@ def trade_off_table(t: TradeOff) -> Section:
 
 
 def branches(m: Measured) -> Section:
-    """One encoder run for both guidance branches: how alike their s are, and what it would do."""
+    """Sharing between the conditional and the unconditional branch: how alike their s are, and what it does."""
     x = list(range(m.evaluations))
-    panels = [Panel(name, [Series(name, x, [float(v) for v in values])], BEGIN) for name, values in m.branches.items()]
-    return curves("Between branches", panels, m.facts.get("branches", ""))
+    output = np.maximum(m.branches["output"], np.finfo(float).tiny)
+    errors = [Series(WAYS[way], x, [float(v) for v in np.sqrt(m.branches[way] / output)]) for way in WAYS]
+    alike = Series("similarity of the two s", x, [float(v) for v in m.branches["similarity"]])
+    panels = [
+        Panel("The two branches", [alike], BEGIN, "mean cosine"),
+        Panel("Error of the guided velocity", errors, BEGIN, "relative RMS"),
+    ]
+    share = {way: _relative(m, way) for way in WAYS}
+    better = "less" if share["branch"] < share["time"] else "more"
+    note = (
+        f"At {m.facts['branch_work']:.0%} of the encoder runs: the conditional branch encoded at every evaluation, and "
+        f"the other one guessed by their last difference, errs by {share['branch']:.2%} of the guided velocity; both "
+        f"shared in time, by {share['time']:.2%}. So sharing between branches does {better} harm here; it can never "
+        f"save more than half. One s for both branches takes guidance away: {share['same']:.1%}."
+    )
+    return curves("Between branches", panels, note)
+
+
+def _relative(m: Measured, way: str) -> float:
+    """RMS error of the guided velocity over all evaluations, relative to its RMS."""
+    return float(np.sqrt(m.branches[way].sum() / max(m.branches["output"].sum(), np.finfo(float).tiny)))
 
 
 def protocol(f: SharingFindings) -> Section:
@@ -188,31 +224,23 @@ def compared(t: TradeOff) -> list[str]:
     budget = min(budgets, key=lambda k: abs(k - t.evaluations / 5))
     space = list(t.spaces)[-1]
     lines = []
-    for names, p in _different(t, budget).items():
+    for kinds, p in different(t, budget):
         lost, base = p.distances[space], t.unshared.distances[space]
         lines.append(
-            f"Encoder at {budget} of {t.evaluations} evaluations, {names}: {p.speedup:.2f} times as fast "
+            f"Encoder at {budget} of {t.evaluations} evaluations, {_named(kinds)}: {p.speedup:.2f} times as fast "
             f"(multiply-accumulates predict {p.predicted:.2f}); Fréchet distance in {SPACES.get(space, space)} "
             f"{lost.value:.4g} against {base.value:.4g}{_limits(lost.more_interval)}; the latents move by "
             f"{p.change:.1%}."
         )
     least: dict[str, list[int]] = {}
     for k in budgets:
-        found = _different(t, k)
-        least.setdefault(min(found, key=lambda names: found[names].change), []).append(k)
+        least.setdefault(_named(min(different(t, k), key=lambda found: found[1].change)[0]), []).append(k)
     told = "; ".join(f"{names} at K = {', '.join(map(str, ks))}" for names, ks in least.items())
     return [*lines, f"The latents move least with {told}."]
 
 
-def _different(t: TradeOff, budget: int) -> dict[str, Point]:
-    """Names of kinds -> point, of the different schedules with this budget: "uniform = DP on similarity"."""
-    kinds: dict[tuple[int, ...], list[str]] = {}
-    points: dict[tuple[int, ...], Point] = {}
-    for kind in KINDS:
-        if (p := t.find(f"{kind}:{budget}")) is not None and p.sharing is not None:
-            kinds.setdefault(p.sharing.encode, []).append(KINDS[kind])
-            points[p.sharing.encode] = p
-    return {" = ".join(names): points[encode] for encode, names in kinds.items()}
+def _named(kinds: Sequence[str]) -> str:
+    return " = ".join(KINDS[kind] for kind in kinds)
 
 
 def _limits(interval: tuple[float, float] | None) -> str:
