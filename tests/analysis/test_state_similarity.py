@@ -254,6 +254,14 @@ def test_reach_bounds_what_is_measured(ddt, coherent):
     assert max(b - a for a, b in pairwise([*optimal_schedule(near, 3), 6])) <= 3
 
 
+def test_reach_bounds_the_decoder_runs(ddt, monkeypatch):
+    calls = []
+    decode = ddt.decode
+    monkeypatch.setattr(ddt, "decode", lambda x, s: (calls.append(len(x)), decode(x, s))[1])
+    velocity_error(ddt, GUIDED, TEMPLATES, **RUN, reach=2, at_once=3)
+    assert calls == [6] * (6 + 0 + 1 + 2 + 2 + 2 + 2)  # each its own, then with the s of up to two before
+
+
 def test_runs_without_sharing_are_what_is_measured(ddt):
     """A sampler that shares already is measured as if it did not."""
     plain = state_similarity(ddt, GUIDED, TEMPLATES, **RUN).similarity
