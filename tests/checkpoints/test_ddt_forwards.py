@@ -5,12 +5,15 @@ Their time is one minus ours and their velocity the negative of ours; s is the s
 
 import pytest
 import torch
+from torch.nn import functional as F
 
 from ditkit.checkpoints import export_published, load_published
 from ditkit.diffusion import CFG, Linear, SamplerSettings, Sharing
 from ditkit.models import DDT, Condition, DDTSettings
 from ditkit.nn.position import rope_table
 from ditkit.protocols import SelfCondition
+
+T, Y = 1 - torch.tensor([0.25, 0.75]), Condition(label=torch.tensor([3, 1000]))
 
 
 def _ddt(reference):
@@ -93,6 +96,27 @@ def test_gradients(reference, made, source):
     _gradients_match(case, model, source)
 
 
+@pytest.mark.parametrize(("channels", "patch"), [(3, 2), (4, 4), (1, 2)])
+def test_patches_are_unfolded_and_folded(channels, patch):
+    """torch's unfold and fold, where channels are not P P: the recordings have 4 of both."""
+    settings = DDTSettings(encoder_blocks=1, decoder_blocks=1, width=32, heads=2, patch=patch, channels=channels)
+    model, size = DDT(settings), (4 * patch, 2 * patch)
+    torch.nn.init.normal_(model.final.linear.weight)
+    torch.nn.init.normal_(model.final.linear.bias)
+    state, seen = export_published(model, "ddt"), []
+    model.final.linear.register_forward_pre_hook(lambda _m, args: seen.append(args[0]))
+    x = torch.randn(2, channels, *size)
+    out = model(x, T, Y).sample
+    pieces = F.unfold(x, patch, stride=patch).transpose(1, 2)
+    for ours, official in ((model.patch, "x_embedder.proj"), (model.encoder_patch, "s_embedder.proj")):
+        expected = F.linear(pieces, state[f"{official}.weight"], state[f"{official}.bias"])
+        assert torch.allclose(ours(x), expected, atol=1e-5)
+    tokens = F.linear(seen[0], state["final_layer.linear.weight"], state["final_layer.linear.bias"])
+    assert torch.allclose(-out, F.fold(tokens.transpose(1, 2), size, patch, stride=patch), atol=1e-5)
+    again = load_published(state, "ddt", encoder_blocks=1, patch=patch)
+    assert again.settings == settings and torch.equal(again.model(x, T, Y).sample, out)
+
+
 # -------------------------------------------------------------------------------------------------- golden numbers
 
 
@@ -119,9 +143,6 @@ def _agrees(got, total, mean_abs, first, last):
     assert got.abs().mean().item() == pytest.approx(mean_abs, abs=2e-6)
     assert torch.allclose(got.flatten()[:4], torch.tensor(first, dtype=torch.float64), atol=2e-6)
     assert torch.allclose(got.flatten()[-2:], torch.tensor(last, dtype=torch.float64), atol=2e-6)
-
-
-T, Y = 1 - torch.tensor([0.25, 0.75]), Condition(label=torch.tensor([3, 1000]))
 
 
 def test_golden_ddt():
