@@ -134,10 +134,12 @@ def test_the_weights_to_begin_from_are_looked_at(home, ditkit):
     words = ("digits.ddt", *tiny, "--teacher", "toy", "--device", "cpu")
     trained = ditkit("train", *words, "sampling.steps=2", "--steps", 1, "--out", "first")
     assert trained.exit_code == 0, trained.output
-    found = ditkit("doctor", *words, "--steps", 300, "--out", "second", "--start", "first")
+    long_average = ("training.ema=0.9999", "--steps", 300, "--out", "second")
+    found = ditkit("doctor", *words, *long_average, "--start", "first")
     assert found.exit_code == 0, found.output
     assert "start     first: step 1 fits" in lines(found, "ok")
     assert "the random start" not in found.stdout
+    assert "the random start" in ditkit("doctor", *words, *long_average).stdout
     other = ditkit("doctor", *words, "--steps", 300, "--out", "second", "--start", "first", "model.encoder_blocks=2")
     assert other.exit_code == 1
     assert "model.encoder_blocks is 3 there, 2 here" in lines(other, "fail")
