@@ -1,4 +1,4 @@
-"""`ditkit demo`: teacher, SiT and SiT + REPA on real digits, scored and shown on one page; minutes on two cores."""
+"""`ditkit demo`: teacher, SiT, SiT + REPA and DDT on real digits, scored, on one page; minutes on two cores."""
 
 from __future__ import annotations
 
@@ -16,7 +16,9 @@ def demo(
     seed: Annotated[int, typer.Option("--seed", min=0, help="Of teacher, models and samples.")] = 0,
     device: Annotated[str, typer.Option("--device", help="auto, cpu, cuda, ...")] = "auto",
 ) -> None:
-    """Train a teacher, SiT and SiT + REPA on scikit-learn's digits; sample, score, write report.html.
+    """Train a teacher, SiT, SiT + REPA and DDT on scikit-learn's digits; sample, score, share, write report.html.
+
+    Share: DDT's encoder rests at most steps; the report shows what that gains and costs.
 
     No download. An interrupted demo continues where it was.
 

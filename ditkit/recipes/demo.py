@@ -1,6 +1,6 @@
-"""The demo: teacher, SiT and SiT + REPA on real images, sampled, scored and shown on one page.
+"""The demo: teacher, SiT, SiT + REPA and DDT on real images, sampled, scored and shown on one page.
 
-Fixed steps, not seconds; the same seed and budget for every arm. A further model is one more line in `arms`.
+Fixed steps, not seconds; the same seed and budget for every arm. A further model is one more line in `plan`.
 """
 
 from __future__ import annotations
@@ -8,7 +8,8 @@ from __future__ import annotations
 import json
 import time
 import warnings
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
@@ -37,9 +38,12 @@ from ditkit.pretrained import SelfTaught, TeacherSettings
 from ditkit.protocols import Extractor
 from ditkit.recipes import digits
 from ditkit.recipes.demo_page import Arm, Findings, page
+from ditkit.recipes.demo_sharing import Trial, headline, sections, share, sharing_seconds
 from ditkit.recipes.load import load
 from ditkit.recipes.recipe import Recipe
 from ditkit.recipes.run import train
+from ditkit.recipes.sharing_page import SharingFindings
+from ditkit.recipes.trade_off import Judge
 from ditkit.training.teacher import TeacherTraining, train_teacher
 
 Progress = Callable[..., None]  # progress(stage, done, total, note="")
@@ -56,18 +60,26 @@ class Budget:
     images: int = 1000
     pictures: int = 40
     probe_draws: int = 5
+    share_budgets: tuple[int, ...] = (3, 5, 10)  # encoder runs, of the sampler's 25 evaluations
+    share_images: int = 512
 
 
-SMOKE = Budget(teacher_steps=20, classifier_steps=20, steps=20, images=100, pictures=20, probe_draws=2)  # it runs
+SMOKE = Budget(  # it runs
+    teacher_steps=20, classifier_steps=20, steps=20, images=100, pictures=20, probe_draws=2, share_budgets=(5,),
+    share_images=20,
+)  # fmt: skip
 
 
 def expected_seconds(budget: Budget) -> dict[str, float]:
     """Seconds of each progress stage on two idle CPU cores, for the remaining time; measured at the full budget."""
-    arms = {"SiT": 0.06, "SiT + REPA": 0.07}  # seconds a step
+    arms = {"SiT": 0.06, "SiT + REPA": 0.07, "DDT": 0.09}  # seconds a step
+    images = {"SiT": 0.006, "SiT + REPA": 0.006, "DDT": 0.008}  # seconds a sample
     stages = {"teacher": 0.05 * budget.teacher_steps, "classifier": 0.006 * budget.classifier_steps}
     stages |= {name: seconds * budget.steps for name, seconds in arms.items()}
-    stages |= {f"samples of {name}": 0.006 * budget.images for name in arms}
-    return stages | {f"scores of {name}": 0.006 * budget.images for name in arms}
+    stages |= {f"samples of {name}": images[name] * budget.images for name in arms}
+    stages |= {f"scores of {name}": 0.006 * budget.images for name in arms}
+    trial = Trial(budget.share_budgets, budget.share_images, seed=0)
+    return stages | sharing_seconds(trial, images["DDT"])
 
 
 @dataclass(frozen=True)
@@ -96,6 +108,8 @@ def run_demo(out: Path, budget: Budget, device: torch.device, progress: Progress
     for name, recipe in plan(out / "teacher", budget, seed).items():
         state = train(recipe, out / recipe.name, device, on_step=counter(progress, name, budget.steps))
         arms.append(measure(name, out / recipe.name, state.seconds, judges, budget, device, progress))
+    sharing = try_sharing(arms[-1], judges, budget, device, progress)
+    assert sharing.trade_off is not None
     findings = Findings(
         arms=arms,
         real=read_images(source),
@@ -107,6 +121,8 @@ def run_demo(out: Path, budget: Budget, device: torch.device, progress: Progress
         environment=json.loads((arms[0].folder / "environment.json").read_text(encoding="utf-8")),
         seconds=time.perf_counter() - began,
         smoke=budget == SMOKE,
+        further=sections(sharing),
+        remarks=[headline(arms[-1].name, sharing.trade_off)],
     )
     write_text(out / "scores.json", json.dumps({a.name: dump_scores(a.scores) for a in arms}, indent=1) + "\n")
     return write_report(page(findings), out / "report.html")
@@ -119,12 +135,14 @@ def plan(teacher: Path, budget: Budget, seed: int) -> dict[str, Recipe]:
     return {
         "SiT": digits.sit().with_({**changes, "name": "sit"}),
         "SiT + REPA": digits.repa().with_({**changes, **aligned, "name": "repa"}),
+        "DDT": digits.ddt().with_({**changes, **aligned, "name": "ddt"}),
     }
 
 
 def claim(out: Path, budget: Budget, seed: int) -> None:
     """Write demo.json, or refuse a folder that holds something else."""
     card, wanted = out / "demo.json", {"budget": asdict(budget), "seed": seed}
+    wanted = json.loads(json.dumps(wanted))  # tuples as they read back
     if card.is_file():
         if json.loads(card.read_text(encoding="utf-8")) != wanted:
             raise ValueError(f"{out} holds a demo of another budget or seed; name another folder with --out")
@@ -182,8 +200,7 @@ def measure(
         progress=shown,
     )
     scores: dict[str, list[Score]] = {}
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore" if budget == SMOKE else "default", FewSamples)
+    with quiet(budget):
         for space, extractor in judges.spaces.items():
             reference = judges.references[space]
             protocol = made.protocol(reference, name="digits-demo")
@@ -193,6 +210,22 @@ def measure(
     pictures = generate(loaded, guided, make_request(budget.pictures, classes, "balanced", seed=seed), device=device)
     assert pictures.labels is not None
     return Arm(name, folder, recipe, scores, (pictures.images[:], pictures.labels), seconds)
+
+
+def try_sharing(arm: Arm, judges: Judges, budget: Budget, device: torch.device, progress: Progress) -> SharingFindings:
+    """Where the arm's encoder may rest, and what that gains and costs in spaces no model was trained towards."""
+    spaces = {name: Judge(judges.spaces[name], judges.references[name]) for name in ("pixels", "classifier")}
+    trial = Trial(budget.share_budgets, budget.share_images, arm.recipe.training.seed)
+    with quiet(budget):
+        return share(arm.folder, trial, spaces, judges.classifier.accuracy, device, progress)
+
+
+@contextmanager
+def quiet(budget: Budget) -> Iterator[None]:
+    """No warnings of few samples in the smoke run, which scores nothing worth a warning."""
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore" if budget == SMOKE else "default", FewSamples)
+        yield
 
 
 def counter(progress: Progress, stage: str, total: int) -> Callable[[int, dict[str, float]], None]:

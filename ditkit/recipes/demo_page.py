@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
+from itertools import combinations
 from pathlib import Path
 from typing import Any
 
@@ -21,7 +22,7 @@ TITLES = {
         "a small classifier trained on the same images; no model here was trained towards it",
     ),
     "pixels": ("Pixels", "nothing was trained for this space"),
-    "teacher": ("Teacher features", "REPA is trained towards this space, so it favours the aligned model"),
+    "teacher": ("Teacher features", "aligned models are trained towards this space, so it favours them"),
 }
 PROBES = {
     "knn": "k-NN",
@@ -45,7 +46,10 @@ class Arm:
 
 @dataclass(frozen=True)
 class Findings:
-    """Everything that the page shows. floors: space -> what half of the real images scores against the other half."""
+    """Everything that the page shows. floors: space -> what half of the real images scores against the other half.
+
+    further: sections after the cost; remarks: what the headline says of them.
+    """
 
     arms: Sequence[Arm]
     real: tuple[Tensor, Tensor]
@@ -58,15 +62,27 @@ class Findings:
     seconds: float
     smoke: bool = False
     further: Sequence[Section] = field(default_factory=tuple)
+    remarks: Sequence[str] = field(default_factory=tuple)
+
+    @property
+    def names(self) -> str:
+        """The arms in words: "A, B and C"."""
+        *first, last = (arm.name for arm in self.arms)
+        return f"{', '.join(first)} and {last}" if first else last
+
+    @property
+    def pairs(self) -> list[tuple[Arm, Arm]]:
+        """Who is compared: everyone with the first, and aligned models with each other."""
+        both = combinations(self.arms, 2)
+        return [(a, b) for a, b in both if a is self.arms[0] or (a.recipe.align and b.recipe.align)]
 
 
 def page(f: Findings) -> Report:
     """The findings as a report."""
-    names = " and ".join(arm.name for arm in f.arms)
     sections = [
         samples(f),
         scores(f),
-        training_curves({a.name: read_rows(a.folder / "metrics.jsonl") for a in f.arms}, " (held-out images)"),
+        losses(f),
         teacher(f),
         costs(f),
         *f.further,
@@ -76,7 +92,7 @@ def page(f: Findings) -> Report:
         ),
         json_block("Environment", f.environment, "Show versions and machine"),
     ]
-    title = f"{names} on handwritten digits"
+    title = f"{f.names} on handwritten digits"
     return Report(title, summary(f), sections, f"Made by ditkit in {f.seconds:.0f} s. Numbers are as measured.")
 
 
@@ -85,23 +101,55 @@ def summary(f: Findings) -> list[str]:
     first, steps = f.arms[0], f.arms[0].recipe.training.steps
     batch, n = first.recipe.training.batch, first.scores["classifier"][0].protocol.n
     lines = [
-        f"{len(f.real[0]):,} real 8x8 images of scikit-learn's digits; {' and '.join(a.name for a in f.arms)} trained "
+        f"{len(f.real[0]):,} real 8x8 images of scikit-learn's digits; {f.names} trained "
         f"from the same seed for {steps} steps of {batch} images; {n:,} samples of each, scored without guidance."
     ]
     if f.smoke:
         lines.insert(0, "Smoke run: it proves that everything works; its numbers mean nothing.")
-    for arm in f.arms[1:]:
-        for space in first.scores:
-            a, b = (next(s for s in one.scores[space] if s.metric == "frechet") for one in (first, arm))
-            lines.append(in_words(a, b, (first.name, arm.name), f"Fréchet distance, {TITLES[space][0].lower()}"))
-        a, b = (next(s for s in one.scores["classifier"] if s.metric == "agreement") for one in (first, arm))
-        lines.append(in_words(a, b, (first.name, arm.name), "Class agreement"))
+    for space in first.scores:
+        lines.append(compared(f, space, "frechet", f"Fréchet distance, {TITLES[space][0].lower()}"))
+    lines.append(compared(f, "classifier", "agreement", "Class agreement"))
     floor = f.floors["classifier"]["frechet"]
     lines.append(
         f"For scale: in classifier features one half of the real images is {floor:.3g} from the other half. "
         "One training seed: the limits cover the sampling of images, not a repetition of the training."
     )
-    return lines
+    return [*lines, *fairness(f), *f.remarks]
+
+
+def compared(f: Findings, space: str, metric: str, title: str) -> str:
+    """One measure in words, a sentence for each pair."""
+    told = []
+    for pair in f.pairs:
+        a, b = (next(s for s in arm.scores[space] if s.metric == metric) for arm in pair)
+        sentence = in_words(a, b, (pair[0].name, pair[1].name), title).removeprefix(f"{title}: ")
+        told.append(sentence[0].upper() + sentence[1:])
+    return f"{title}: {' '.join(told)}"
+
+
+def fairness(f: Findings) -> list[str]:
+    """What else than its split a DDT among the arms has of its own."""
+    decoupled = [arm for arm in f.arms if arm.recipe.model.kind == "ddt"]
+    partners = [arm.name for arm in f.arms if arm.recipe.align and arm not in decoupled]
+    if not decoupled or not partners:
+        return []
+    name, was, now = decoupled[0].name, *(arm.recipe.training.betas[1] for arm in (f.arms[0], decoupled[0]))
+    return [
+        f"{name} differs in more than its encoder and decoder: in its blocks (RMSNorm, SwiGLU, RoPE, modulation of "
+        f"every token), in the density of its training times (logit-normal) and in Adam's beta2 ({now}, not {was}). "
+        f"So recipe is compared with recipe. {partners[0]} is its fairer partner: both are aligned to one teacher."
+    ]
+
+
+def losses(f: Findings) -> Section:
+    """The curves of all trainings."""
+    section = training_curves({a.name: read_rows(a.folder / "metrics.jsonl") for a in f.arms}, " (held-out images)")
+    common = f.arms[0].recipe.objective
+    others = [arm.name for arm in f.arms if arm.recipe.objective != common]
+    if not others:
+        return section
+    note = f"{section.note} The training loss of {', '.join(others)} is over other times: compare validation losses."
+    return replace(section, note=note)
 
 
 def samples(f: Findings) -> Section:
