@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from itertools import pairwise
 
 import numpy as np
 
@@ -39,19 +40,20 @@ class Ticks:
 def draw_heat_map(panel: HeatMap, identity: str) -> str:
     """The matrix as an <svg> element with its scale of colours beside it. identity: unique in the page."""
     size = len(panel.values)
-    figure, axes = blank(4.0, 3.3)
-    figure.get_layout_engine().set(w_pad=0.12)  # the page's font may be wider than the one that is laid out here
+    figure, axes = blank(4.0, 3.0)
+    figure.set_layout_engine("none")  # a square beside its scale, with room for the page's font
+    axes.set_position((0.16, 0.19, 0.58, 0.58 * 4 / 3))
     shown = axes.imshow(panel.values, cmap=MAP, interpolation="nearest", extent=(-0.5, size - 0.5, size - 0.5, -0.5))
-    for start, stop in zip(panel.blocks, [*panel.blocks[1:], size], strict=True):
+    for start, stop in pairwise([*panel.blocks, size]):
         low, high = start - 0.5, stop - 0.5
         axes.plot([low, high, high, low, low], [low, low, high, high, low], color="white", linewidth=1.6)
         axes.plot([low, high, high, low, low], [low, low, high, high, low], color="black", linewidth=0.6)
     axes.set_xlim(-0.5, size - 0.5)
     axes.set_ylim(size - 0.5, -0.5)
     label_axes(axes, panel.label, panel.label)
-    bar = figure.colorbar(shown, ax=axes, fraction=0.05, pad=0.03)
+    bar = figure.colorbar(shown, cax=figure.add_axes((0.765, 0.19, 0.035, 0.58 * 4 / 3)), format="{x:.3g}")
     bar.outline.set_visible(False)
-    bar.ax.tick_params(colors=INK, labelsize=9)
+    bar.ax.tick_params(colors=INK, labelsize=8)
     bar.set_label(panel.unit, color=INK, parse_math=False)
     return as_svg(figure, identity, describe_heat_map(panel))
 

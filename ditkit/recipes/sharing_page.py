@@ -110,7 +110,7 @@ def _line(t: TradeOff, kind: str, space: str | None = None) -> Series:
     """The points of one kind, most encoder runs first: loss in a space, or change of the latents."""
     chosen = [p for p in t.points if p.sharing is not None and kind_of(p.sharing) == kind]
     chosen.sort(key=lambda p: -p.sharing.budget if p.sharing else 0)
-    words = [f"K={p.sharing.budget}" for p in chosen if p.sharing is not None]
+    words = [f"K={p.sharing.budget}" for p in chosen if p.sharing is not None and kind == "uniform"]
     x = [p.speedup for p in chosen]
     if space is None:
         return Series(KINDS[kind], x, [p.change for p in chosen], labels=words)
@@ -159,7 +159,7 @@ def trade_off_table(t: TradeOff) -> Section:
     note = (
         f"{t.images:,} images without and with every schedule, from the same noise; seconds of network and solver for "
         f"one image, median of {t.rounds} rounds in which the schedules take turns (batch {t.batch}, {t.device}, "
-        f"{t.threads} threads). Predicted: ratio of multiply-accumulates. FD: Fréchet distance to {t.real_images:,} "
+        f"threads {t.threads}). Predicted: ratio of multiply-accumulates. FD: Fréchet distance to {t.real_images:,} "
         "real images; in brackets the 95 % limits of the difference."
     )
     return table("Numbers", trade_off_columns(t), trade_off_rows(t), note)
