@@ -18,7 +18,7 @@ PYTEST := OMP_NUM_THREADS=1 HF_HUB_OFFLINE=1 $(BIN)/python -m pytest
 .PHONY: demo test test-long test-gpu lint format clean help
 
 help:
-	@echo "make demo       train, sample and score SiT and SiT+REPA on real digits; writes report.html"
+	@echo "make demo       train, sample and score SiT, SiT+REPA and DDT on real digits; writes report.html"
 	@echo "make test       the test suite (minutes on 2 cores)"
 	@echo "make test-long  the slow tests        make test-gpu  the tests that need a CUDA device"
 	@echo "make lint       ruff and mypy         make clean     remove the environment and caches"
