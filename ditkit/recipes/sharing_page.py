@@ -158,9 +158,10 @@ def trade_off_table(t: TradeOff) -> Section:
     """The numbers behind the plot."""
     note = (
         f"{t.images:,} images without and with every schedule, from the same noise; seconds of network and solver for "
-        f"one image, median of {t.rounds} rounds in which the schedules take turns (batch {t.batch}, {t.device}, "
-        f"threads {t.threads}). Predicted: ratio of multiply-accumulates. FD: Fréchet distance to {t.real_images:,} "
-        "real images; in brackets the 95 % limits of the difference."
+        f"one image, median of {t.rounds} rounds in which the schedules take turns, over all with as many encoder "
+        f"runs, which do the same work (batch {t.batch}, {t.device}, threads {t.threads}). Predicted: ratio of "
+        f"multiply-accumulates. FD: Fréchet distance to {t.real_images:,} real images; in brackets the 95 % limits of "
+        "the difference."
     )
     return table("Numbers", trade_off_columns(t), trade_off_rows(t), note)
 
@@ -219,19 +220,20 @@ def summary(f: SharingFindings) -> list[str]:
 
 
 def compared(t: TradeOff) -> list[str]:
-    """A sentence for each schedule at about one encoder run in five, and one on which kind moved the images least."""
+    """At about one encoder run in five: speed, then a sentence for each schedule; and which kind moved images least."""
     budgets = sorted({p.sharing.budget for p in t.points if p.sharing})
     budget = min(budgets, key=lambda k: abs(k - t.evaluations / 5))
     space = list(t.spaces)[-1]
-    lines = []
-    for kinds, p in different(t, budget):
-        lost, base = p.distances[space], t.unshared.distances[space]
-        lines.append(
-            f"Encoder at {budget} of {t.evaluations} evaluations, {_named(kinds)}: {p.speedup:.2f} times as fast "
-            f"(multiply-accumulates predict {p.predicted:.2f}); Fréchet distance in {SPACES.get(space, space)} "
-            f"{lost.value:.4g} against {base.value:.4g}{_limits(lost.more_interval)}; the latents move by "
-            f"{p.change:.1%}."
-        )
+    found = different(t, budget)
+    speed, base = found[0][1], t.unshared.distances[space].value
+    lines = [
+        f"Encoder at {budget} of {t.evaluations} evaluations: {speed.speedup:.2f} times as fast (multiply-accumulates "
+        f"predict {speed.predicted:.2f}). Fréchet distance in {SPACES.get(space, space)} without sharing: {base:.4g}."
+    ]
+    for kinds, p in found:
+        lost = p.distances[space]
+        told = f"{_named(kinds)}: Fréchet distance {lost.value:.4g}{_limits(lost.more_interval)}"
+        lines.append(f"{told[0].upper()}{told[1:]}, latents moved by {p.change:.1%}.")
     least: dict[str, list[int]] = {}
     for k in budgets:
         least.setdefault(_named(min(different(t, k), key=lambda found: found[1].change)[0]), []).append(k)

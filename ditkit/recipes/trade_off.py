@@ -50,11 +50,14 @@ class Distance(Settings):
 
 
 class Point(Settings):
-    """One schedule, measured. seconds: of network and solver for one image, median over rounds; codec not included."""
+    """One schedule, measured. seconds: of network and solver for one image, codec not included.
+
+    Times are medians over the rounds of all schedules with as many encoder runs, which do the same work.
+    """
 
     sharing: Sharing | None = Field(description="None: the encoder at every evaluation")
     seconds: float
-    speedup: float = Field(1.0, description="seconds without sharing over these, median of the ratios within a round")
+    speedup: float = Field(1.0, description="seconds without sharing over these, within a round")
     speedup_range: tuple[float, float] = Field((1.0, 1.0), description="lowest and highest ratio of a round")
     predicted: float = Field(1.0, description="the ratio of multiply-accumulates")
     change: float = Field(0.0, description="RMS change of the final latents, relative to their RMS")
@@ -198,9 +201,11 @@ def predict(loaded: Loaded, arm: Arm, unshared: Arm, size: tuple[int, int]) -> f
     return unshared.evaluations * costs.full / shared
 
 
-def point(loaded: Loaded, arm: Arm, unshared: Arm, judges: Mapping[str, Judge], size: tuple[int, int]) -> Point:
-    """What an arm has measured, beside the arm without sharing."""
-    ratios = [a / b for a, b in zip(unshared.seconds, arm.seconds, strict=True)]
+def point(
+    loaded: Loaded, arm: Arm, unshared: Arm, peers: Sequence[Arm], judges: Mapping[str, Judge], size: tuple[int, int]
+) -> Point:
+    """What an arm has measured, beside the arm without sharing. peers: arms of equal work, itself among them."""
+    ratios = [a / b for peer in peers for a, b in zip(unshared.seconds, peer.seconds, strict=True)]
     distances = {}
     for name, judge in judges.items():
         features = torch.cat(arm.features[name])
@@ -209,7 +214,7 @@ def point(loaded: Loaded, arm: Arm, unshared: Arm, judges: Mapping[str, Judge], 
     error = arm.bytes_squared / max(1, arm.bytes)
     return Point(
         sharing=arm.sampling.sharing,
-        seconds=statistics.median(arm.seconds),
+        seconds=statistics.median(s for peer in peers for s in peer.seconds),
         speedup=statistics.median(ratios),
         speedup_range=(min(ratios), max(ratios)),
         predicted=predict(loaded, arm, unshared, size),
@@ -218,6 +223,12 @@ def point(loaded: Loaded, arm: Arm, unshared: Arm, judges: Mapping[str, Judge], 
         psnr=10 * math.log10(255**2 / error) if error else None,
         distances=distances,
     )
+
+
+def work(arm: Arm) -> tuple[int, bool]:
+    """What an arm's time depends on: encoder runs (0: no sharing), and whether modulations are kept."""
+    sharing = arm.sampling.sharing
+    return (sharing.budget, sharing.keep) if sharing is not None else (0, False)
 
 
 def measure_trade_off(
@@ -236,7 +247,8 @@ def measure_trade_off(
     size = latent_shape(loaded, request)[1:]
     found = {}
     for key, arm in arms.items():
-        found[key] = point(loaded, arm, arms[None], judges, size)
+        peers = [other for other in arms.values() if work(other) == work(arm)]
+        found[key] = point(loaded, arm, arms[None], peers, judges, size)
         bar("distances", len(found), len(arms))
     reference = next(iter(judges.values())).reference
     return TradeOff(

@@ -16,7 +16,7 @@ from ditkit.recipes.load import load
 from ditkit.recipes.measure_sharing import Watched, measure
 from ditkit.recipes.sharing import Measured, Place, digest, parse_sharing, read_schedule, write_schedule
 from ditkit.recipes.sharing_page import SharingFindings, compared, different, sharing_sections, trade_off_rows
-from ditkit.recipes.trade_off import Arm, Distance, Point, TradeOff, distance, predict, run_arms
+from ditkit.recipes.trade_off import Arm, Distance, Point, TradeOff, distance, point, predict, run_arms, work
 
 SIZE = (8, 8)
 
@@ -186,12 +186,14 @@ def test_equal_schedules_are_one_row(tried):
 
 def test_the_words_say_who_wins_and_who_does_not(tried):
     lines = compared(tried)
-    assert len(lines) == 3, "uniform, the solved ones (equal at K = 2, one in three), and who moves least"
-    assert "Encoder at 2 of 6 evaluations, uniform: 2.00 times as fast (multiply-accumulates predict 2.20)" in lines[0]
-    assert lines[1].startswith("Encoder at 2 of 6 evaluations, DP on similarity = DP on velocity error")
-    assert lines[2] == (
-        "The latents move least with DP on similarity = DP on velocity error at K = 2; DP on velocity error at K = 3."
-    )
+    assert lines == [
+        "Encoder at 2 of 6 evaluations: 2.00 times as fast (multiply-accumulates predict 2.20). Fréchet distance in "
+        "pixels without sharing: 2.",
+        "Uniform: Fréchet distance 2.4 (difference +0 to +0.8), latents moved by 40.0%.",
+        "DP on similarity = DP on velocity error: Fréchet distance 2.3 (difference +0 to +0.6), latents moved by "
+        "30.0%.",
+        "The latents move least with DP on similarity = DP on velocity error at K = 2; DP on velocity error at K = 3.",
+    ]
 
 
 def test_sections_without_a_trade_off_and_beyond_a_reach(measured, tried):
@@ -203,3 +205,17 @@ def test_sections_without_a_trade_off_and_beyond_a_reach(measured, tried):
     ]  # fmt: skip
     whole = sharing_sections(SharingFindings(measured, schedules, tried))
     assert [s.title for s in whole][2] == "Trade-off" and "dp = velocity:2" in whole[2].body
+
+
+def test_schedules_of_equal_work_share_their_times(loaded):
+    def arm(rule, encode, seconds, keep=True):
+        sharing = Sharing(rule=rule, evaluations=6, encode=encode, keep=keep)
+        sampling = loaded.recipe.sampling.model_copy(update={"sharing": sharing})
+        return Arm(sampling, seconds=seconds, evaluations=6)
+
+    unshared = Arm(loaded.recipe.sampling, seconds=[4.0, 4.0, 4.0], evaluations=6)
+    a, b = arm("uniform:2", (0, 3), [2.0, 2.0, 1.0]), arm("dp:2", (0, 4), [1.0, 1.0, 1.0])
+    others = arm("uniform:3", (0, 2, 4), [3.0] * 3), arm("light", (0, 3), [3.0] * 3, keep=False)
+    assert work(a) == work(b) and len({work(x) for x in (unshared, a, *others)}) == 4
+    found = point(loaded, a, unshared, [a, b], {}, SIZE)
+    assert (found.seconds, found.speedup, found.speedup_range) == (1.0, 4.0, (2.0, 4.0))
