@@ -74,8 +74,10 @@ class Protocol(Settings):
         )
 
     def _sampler(self) -> str:
-        values = {k: v for k, v in self.sampler.items() if k not in ("solver", "steps", "options")}
+        values = {k: v for k, v in self.sampler.items() if k not in ("solver", "steps", "options", "sharing")}
         told = _not_default({**self.sampler.get("options", {}), **values}, SamplerSettings())
+        if shared := self.sampler.get("sharing"):
+            told.append(f"sharing {shared['rule']} (encoder at {', '.join(map(str, shared['encode']))})")
         return " ".join([str(self.sampler.get("solver")), str(self.sampler.get("steps")), *told])
 
     def _guidance(self) -> str:

@@ -176,7 +176,7 @@ def test_a_schedule_by_hand_and_the_memory_switch(ditkit, tiny_ddt, tmp_path):
 def test_evaluate_scores_shared_samples_and_says_so(ditkit, run, tmp_path):
     words = ["--n", 12, "--sharing", "uniform:2", "--real", 40, "classifier.steps=2"]
     out = ok(ditkit("evaluate", run, *words))
-    assert "uniform:2" in out.partition("protocol")[2]
+    assert "euler 6 sharing uniform:2 (encoder at 0, 3), no guidance" in out
     stored = json.loads(next((run / "samples").glob("*/scores.json")).read_text())
     assert stored["spaces"]["pixels"]["scores"][0]["protocol"]["sampler"]["sharing"]["encode"] == [0, 3]
 
