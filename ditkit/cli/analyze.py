@@ -16,7 +16,6 @@ if TYPE_CHECKING:
     from ditkit.recipes.analyze_sharing import Analysis, Plan
 
 app = typer.Typer(
-    no_args_is_help=True,
     rich_markup_mode="rich",
     help="Look into a trained model: how its encoder can be shared.",
     epilog="Example: ditkit analyze sharing runs/ddt --budget 5 --trade-off",
@@ -44,7 +43,7 @@ def _group() -> None:
 class SharingKeys(Keyed):
     """`--templates 16` is another spelling of templates=16, and so on for what this analysis adds."""
 
-    keys: ClassVar = {**KEYS, "templates": "templates", "data": "data"}
+    keys: ClassVar = {**KEYS, "templates": "templates", "reach": "reach", "data": "data"}
 
 
 @app.command("sharing", cls=SharingKeys)
@@ -70,7 +69,8 @@ def sharing(
     --trade-off samples --n images without sharing and with the uniform and both solved schedules of every budget, in
     one run: time, change of the images, Frechet distance to the real images; a table, and a plot in the report.
 
-    Further keys, as KEY=VALUE or --KEY VALUE: templates (8), seed, steps, solver, interval, weights, step, size, chunk,
+    Further keys, as KEY=VALUE or --KEY VALUE: templates (8), reach (evaluations that velocity:K may use an s again; all
+    of up to 100, beyond that 4 N / K of the smallest K), seed, steps, solver, interval, weights, step, size, chunk,
     codec, sampling.* as in `ditkit sample`; of the trade-off classes, real, split, data.*, data (real images),
     classifier.* as in `ditkit evaluate`.
 

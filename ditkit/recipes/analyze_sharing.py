@@ -19,7 +19,7 @@ from ditkit.evaluation.sections import json_block
 from ditkit.files import write_text
 from ditkit.recipes.environment import environment
 from ditkit.recipes.load import Loaded
-from ditkit.recipes.measure_sharing import obtain
+from ditkit.recipes.measure_sharing import choose_reach, obtain
 from ditkit.recipes.place import check_writable
 from ditkit.recipes.sampling import (
     SHORT,
@@ -49,6 +49,9 @@ class AnalysisChoices(Settings):
     """What `ditkit analyze sharing` measures on, beside the choices of the sampler."""
 
     templates: int = Field(8, ge=1, description="sampling runs that s is compared along (DDT: 8)")
+    reach: int | None = Field(
+        None, ge=1, description="evaluations that a velocity:K schedule may use an s again; None: all up to 100"
+    )
 
 
 @dataclass(frozen=True)
@@ -62,6 +65,7 @@ class Plan:
     budgets: tuple[int, ...]
     templates: int
     seed: int
+    reach: int
     request: Request | None
     judging: Judging | None
     source: ImageSource | None
@@ -103,6 +107,7 @@ def make_plan(
     wanted = tuple(sorted(set(budgets or default_budgets(steps))))
     for budget in wanted:
         check_budget(steps, budget)
+    reach = choose_reach(steps, wanted, own.reach)
     place = sharing_place(what, loaded, choices, sampler_keys)
     request, judging, images = None, None, None
     if trade_off:
@@ -115,7 +120,7 @@ def make_plan(
     folder = out or place.folder(loaded, sampling)
     check_writable(folder)
     return Plan(
-        loaded, sampling, place, folder, wanted, own.templates, choices.seed, request, judging, images,
+        loaded, sampling, place, folder, wanted, own.templates, choices.seed, reach, request, judging, images,
         tuple(notes),
     )  # fmt: skip
 
@@ -161,7 +166,7 @@ def uniform(measured: Measured, budget: int) -> Sharing:
 def analyze(plan: Plan, bar: Bar) -> Analysis:
     """Measure (or find stored), solve, try where asked, and write schedules, numbers and report.html."""
     measured, reused = obtain(
-        plan.loaded, plan.sampling, plan.templates, plan.seed, plan.place.size, plan.folder, bar
+        plan.loaded, plan.sampling, plan.templates, plan.seed, plan.place.size, plan.folder, bar, plan.reach
     )  # fmt: skip
     found = solve(measured, plan.budgets)
     files = [write_schedule(sharing, plan.folder) for sharing in found]

@@ -55,8 +55,9 @@ class Measured:
     """What `ditkit analyze sharing` found along unshared runs of N evaluations.
 
     similarity (N, N): mean cosine similarity of s. error (N, N): what the velocity errors of an older s do to the final
-    sample, `velocity_error`. times (N,): t of each evaluation. branches: name -> (N,), of sharing between the guidance
-    branches: `between` and `branch_error`; empty without guidance. facts: how it was measured.
+    sample, `velocity_error`; infinite beyond `reach`. times (N,): t of each evaluation. branches: name -> (N,), of
+    sharing between the guidance branches: `between` and `branch_error`; empty without guidance. facts: how it was
+    measured.
     """
 
     similarity: np.ndarray
@@ -70,8 +71,22 @@ class Measured:
         """N."""
         return len(self.times)
 
+    @property
+    def reach(self) -> int:
+        """For how many evaluations after its own the error of an s was measured: N - 1, or less."""
+        return int(np.isfinite(self.error[:, 0]).sum()) - 1
+
     def schedule(self, kind: str, budget: int) -> Sharing:
-        """The schedule of `budget` runs that is best by this measurement. ValueError for a budget not in 1 ... N."""
+        """The schedule of `budget` runs that is best by this measurement.
+
+        ValueError, one line, for a budget not in 1 ... N, or so small that reuse beyond `reach` is needed.
+        """
+        check_budget(self.evaluations, budget)
+        if kind == "velocity" and (longest := -(-self.evaluations // budget)) > self.reach + 1:
+            raise ValueError(
+                f"sharing velocity:{budget}: some s has to serve {longest} of the {self.evaluations} evaluations, and "
+                f"the error was measured for {self.reach + 1} at most"
+            )
         solved = sharing_schedule(self.similarity, budget) if kind == "dp" else optimal_schedule(self.error, budget)
         return Sharing(rule=f"{kind}:{budget}", evaluations=self.evaluations, encode=tuple(solved))
 
@@ -147,7 +162,10 @@ def _by_rule(kind: str, number: int, steps: int, loaded: Loaded, sampling: Sampl
     measured = Measured.load(place.folder(loaded, sampling))
     if measured is None:
         raise ValueError(f"sharing {rule}: {SOLVED[kind]} was not measured here; {place.measure_first(rule)}")
-    return measured.schedule(kind, number)
+    try:
+        return measured.schedule(kind, number)
+    except ValueError as error:
+        raise ValueError(f"{error}; {place.measure_first(rule)}") from None
 
 
 def _whole(text: str, value: str) -> int:

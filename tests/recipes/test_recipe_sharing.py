@@ -13,7 +13,7 @@ from ditkit.diffusion import CFG, Sharing
 from ditkit.evaluation import Moments, Reference, make_request
 from ditkit.protocols import Condition
 from ditkit.recipes.load import load
-from ditkit.recipes.measure_sharing import Watched, measure
+from ditkit.recipes.measure_sharing import Watched, choose_reach, measure, obtain
 from ditkit.recipes.sharing import Measured, Place, digest, parse_sharing, read_schedule, write_schedule
 from ditkit.recipes.sharing_page import SharingFindings, compared, different, sharing_sections, trade_off_rows
 from ditkit.recipes.trade_off import Arm, Distance, Point, TradeOff, distance, point, predict, run_arms, work
@@ -96,6 +96,41 @@ def test_measuring_reports_all_of_its_work(loaded):
     assert (
         set(found.branches) == {"similarity", "branch", "time", "same", "output"} and found.facts["branch_work"] > 0.5
     )
+
+
+def test_the_harm_is_measured_as_far_as_the_budgets_need():
+    assert choose_reach(100, [10]) == 99 and choose_reach(250, [25, 50]) == 40 and choose_reach(250, [2]) == 249
+    assert choose_reach(250, [25], 9) == 9 and choose_reach(6, [3], 80) == 5 and choose_reach(1, [1]) == 0
+    with pytest.raises(ValueError, match=r"reach=8: 25 encoder runs for 250 evaluations .* give reach=9 or more"):
+        choose_reach(250, [50, 25], 8)
+
+
+def test_a_short_reach_takes_less_work_and_is_found_again_by_those_that_need_no_more(loaded, tmp_path):
+    told: list[tuple[int, int]] = []
+
+    def bar(stage, done, total):
+        if stage == "velocity":
+            told.append((done, total))
+
+    def obtained(reach):
+        return obtain(loaded, loaded.recipe.sampling, 2, 0, SIZE, tmp_path, bar, reach)
+
+    short, there = obtained(2)
+    rows = 2 * (6 + 1 + 2 + 2 + 2 + 2)  # the decoder once for itself, and once for each s within reach
+    assert not there and short.reach == short.facts["reach"] == 2 and told[-1] == (rows, rows)
+    assert obtained(1)[1] and obtained(2)[1]
+    assert short.schedule("velocity", 2).budget == 2
+    with pytest.raises(ValueError, match=r"some s has to serve 6 of the 6 .* measured for 3 at most$"):
+        short.schedule("velocity", 1)
+    assert short.schedule("dp", 1).encode == (0,), "the similarity is known everywhere"
+    place = Place(tmp_path / "home", SIZE, ("run",))
+    short.save(place.folder(loaded, loaded.recipe.sampling))
+    with pytest.raises(ValueError, match=r"at most; measure it first: ditkit analyze sharing run --budget 1$"):
+        parse_sharing("velocity:1", loaded, loaded.recipe.sampling, place)
+    whole, there = obtained(None)
+    assert not there and whole.reach == 5 and obtained(4)[1] and obtained(99)[1] and obtained(None)[1]
+    near = np.isfinite(short.error)
+    assert np.allclose(short.error[near], whole.error[near], rtol=1e-5, atol=1e-12)
 
 
 def test_a_watched_model_says_what_the_model_says(loaded):
