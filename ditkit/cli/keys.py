@@ -33,7 +33,7 @@ class Keyed(TyperCommand):
 
 
 def respell(words: list[str], declared: set[str], keys: Mapping[str, str] = KEYS) -> list[str]:
-    """["--seed", "3"] -> ["seed=3"], but for declared options; a key without a value is refused later."""
+    """["--seed", "3"] -> ["seed=3"], but for declared options. ValueError for a key without a value."""
     result: list[str] = []
     rest = iter(words)
     for word in rest:
@@ -42,8 +42,9 @@ def respell(words: list[str], declared: set[str], keys: Mapping[str, str] = KEYS
             return [*result, word, *rest]
         if not word.startswith("--") or f"--{name}" in declared or (name := name.replace("_", "-")) not in keys:
             result.append(word)
-        elif equals:
-            result.append(f"{keys[name]}={value}")
-        else:
-            result.append(f"{keys[name]}={next(rest, '')}")
+            continue
+        value = value if equals else next(rest, "")
+        if not value:  # key= would mean none
+            raise ValueError(f"--{name}: its value is missing")
+        result.append(f"{keys[name]}={value}")
     return result

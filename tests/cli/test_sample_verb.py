@@ -271,6 +271,9 @@ def test_keys_have_two_spellings():
     assert respell(["run", "--n", "3", "--seed", "5", "--steps=7", "--labels", "1,2"], declared) == [
         "run", "--n", "3", "seed=5", "sampling.steps=7", "classes=1,2",
     ]  # fmt: skip
+    for words in (["run", "--sharing"], ["run", "--sharing="], ["run", "--sharing", ""]):
+        with pytest.raises(ValueError, match=r"^--sharing: its value is missing$"):
+            respell(words, declared)
     assert respell(["--codec", "pixels", "--unknown", "--", "--seed", "1"], declared) == [
         "--codec", "pixels", "--unknown", "--", "--seed", "1",
     ]  # fmt: skip
