@@ -113,8 +113,9 @@ class Measured:
 
 
 def digest(loaded: Loaded, sampling: SamplerSettings, size: tuple[int, int]) -> str:
-    """12 hex digits of everything that decides how s moves: weights, path, sampler (but its sharing), latent size."""
+    """12 hex digits of everything that decides how s moves: network, path, sampler (but its sharing), latent size."""
     asked = {
+        "model": loaded.settings.model_dump(mode="json", exclude={"size", "checkpointing"}),  # heads, split
         "weights": weights_fingerprint(loaded.model),
         "path": loaded.path.model_dump(mode="json"),
         "prediction": loaded.prediction,

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -76,11 +77,14 @@ def test_a_digest_is_of_all_that_moves_s(loaded, tiny_ddt):
         digest(loaded, sampling, (16, 8)),
         digest(load(tiny_ddt, "raw"), sampling, SIZE),
         digest(load(tiny_ddt, step=3), sampling, SIZE),
+        # a published file does not tell heads and split: the same weights are another network
+        digest(replace(loaded, settings=loaded.settings.with_({"heads": 1})), sampling, SIZE),
+        digest(replace(loaded, settings=loaded.settings.with_({"encoder_blocks": 1})), sampling, SIZE),
         *(digest(loaded, sampling.with_(changes), SIZE) for changes in (
             {"steps": 7}, {"shift": 2.0}, {"last": 0.1}, {"solver": "multistep"}, {"guidance": CFG(scale=2)},
         )),
     ]  # fmt: skip
-    assert len({first, *others}) == 9
+    assert len({first, *others}) == 11
 
 
 def test_measuring_reports_all_of_its_work(loaded):
