@@ -250,6 +250,8 @@ def test_bad_analyses(refused, tiny_ddt, tmp_path):
         "did you mean 'templates'?": ["templatse=3"],
         "no checkpoint of step 7": ["step=7"],
         "data 'nowhere': no such file or folder": ["--trade-off", "--data", "nowhere"],
+        "--n 1: distances are of 2 images at least": ["--trade-off", "--n", 1],
+        "reach=1: 2 encoder runs for 6 evaluations need an s that serves 3: give reach=2": ["--budget", 2, "--reach", 1],
         "cannot write to /dev/null/x": ["--out", "/dev/null/x"],
     }.items():
         assert says in refused("analyze", "sharing", tiny_ddt, *words), words
@@ -269,3 +271,8 @@ def test_a_damaged_measurement_is_named(ditkit, refused, tiny_ddt, tmp_path):
 def test_help_has_an_example(ditkit):
     out = " ".join(ditkit("analyze", "sharing", "--help").stdout.replace("│", " ").split())
     assert "Example: ditkit analyze sharing runs/ddt --budget 5" in out
+
+
+def test_the_verb_alone_and_unknown_analyses(refused):
+    assert "Missing command. (see ditkit analyze --help)" in refused("analyze")
+    assert "No such command 'shairng'" in refused("analyze", "shairng")
