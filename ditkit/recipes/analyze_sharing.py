@@ -114,6 +114,8 @@ def make_plan(
         check_codec(loaded)
         # other noise than the templates', so that no schedule is tried on what it was made from
         request = choose_request(loaded, choices.with_({"seed": choices.seed + 1}), DEFAULT_N)
+        if request.n < 2:
+            raise ValueError(f"--n {request.n}: distances are of 2 images at least, and mean little of few")
         judging = choose_judging(judging_keys, data, loaded.recipe)
         notes = [*notes, *check_belongs(loaded, judging)]
         images = real_images(loaded, judging, request)

@@ -251,7 +251,7 @@ def test_bad_analyses(refused, tiny_ddt, tmp_path):
         "no checkpoint of step 7": ["step=7"],
         "data 'nowhere': no such file or folder": ["--trade-off", "--data", "nowhere"],
         "--n 1: distances are of 2 images at least": ["--trade-off", "--n", 1],
-        "reach=1: 2 encoder runs for 6 evaluations need an s that serves 3: give reach=2": ["--budget", 2, "--reach", 1],
+        "2 encoder runs for 6 evaluations need an s that serves 3: give reach=2": ["--budget", 2, "--reach", 1],
         "cannot write to /dev/null/x": ["--out", "/dev/null/x"],
     }.items():
         assert says in refused("analyze", "sharing", tiny_ddt, *words), words
