@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from itertools import count
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, ClassVar
@@ -53,7 +53,8 @@ def bench(
     the speed-up beside the one that multiply-accumulates predict. Euler, no guidance.
 
     Further keys, as KEY=VALUE or --KEY VALUE: warmup (1: calls before the clock starts), seed, peak (TFLOP/s that the
-    device's maker states), every (5), against (a recipe instead of SiT, or none); model.* and sampling.* of the recipe.
+    device's maker states), every (5), against (a recipe instead of SiT, or none); model.* of the recipe, and where its
+    sampler is measured sampling.*, but for its steps.
 
     Example: ditkit bench sampling sit.xl_2_256 --batch 4 --precision bf16 --peak 989
 
@@ -62,6 +63,7 @@ def bench(
     import json
 
     from ditkit.cli.progress import bars
+    from ditkit.config import override
     from ditkit.files import write_text
     from ditkit.recipes import recipe as find_recipe
     from ditkit.recipes.bench import Bench, measure, public_name
@@ -70,7 +72,10 @@ def bench(
     options = {"batch": batch, "steps": steps, "repeats": repeats, "precision": precision, "threads": threads}
     given = {key: value for key, value in options.items() if value is not None}
     spec, own, keys = sort_words(words or [])
-    chosen, settings, where = find_recipe(spec, keys), bench_settings(own, given), pick_device(device)
+    check_sampling(what, keys)
+    # without alignment, which is no part of sampling but would refuse networks with fewer blocks
+    chosen = override(find_recipe(spec).with_({"align": None, "teachers": (), "unpublished": ()}), keys)
+    settings, where = bench_settings(own, given), pick_device(device)
     command = ["ditkit bench", what, public_name(chosen), *(f"{k}={v}" for k, v in given.items()), *own, *keys]
     file = result_file(out, f"{what}-{public_name(chosen)}-{where.type}")
     with bars() as bar:
@@ -93,6 +98,15 @@ def sort_words(words: list[str]) -> tuple[str, list[str], list[str]]:
             f"bench: {strange[0]} changes nothing here: of a recipe only model.*, sampling.* and objective.* matter"
         )
     return (names[0] if names else RECIPE), own, seen
+
+
+def check_sampling(what: str, keys: Sequence[str]) -> None:
+    """ValueError for a key of the sampler that the benchmark does not look at."""
+    for text in keys:
+        if what == "sharing" and text.startswith("sampling."):
+            raise ValueError(f"bench sharing: {text} has no use here: it samples with Euler without guidance")
+        if text.partition("=")[0].strip() == "sampling.steps":
+            raise ValueError(f"bench: {text} has no use here: the steps of a run are --steps")
 
 
 def bench_settings(own: list[str], given: Mapping[str, object]) -> BenchSettings:

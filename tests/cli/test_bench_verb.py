@@ -52,6 +52,12 @@ def test_an_evaluation_without_sharing_leaves_its_column_empty(ditkit):
     assert next(line for line in done.stdout.splitlines() if line.startswith("DDT shared ")).split()[-4] == "-"
 
 
+def test_networks_smaller_than_the_recipe_aligns(ditkit):
+    small = ("model.encoder_blocks=1", "model.decoder_blocks=1", *TINY)
+    done = ditkit("bench", "sharing", "ddt.b_2_256", "model.size=[4,4]", *small, "--every", "2", "--steps", "2")
+    assert done.exit_code == 0, done.output
+
+
 BAD = {
     "nothing": ((), "Missing argument"),
     "unknown benchmark": (("samplin",), "did you mean 'sampling'?"),
@@ -65,6 +71,8 @@ BAD = {
     "unknown key": (("sampling", "digits.sit", "warmupp=1"), "warmupp: unknown key; did you mean 'warmup'?"),
     "model key": (("sampling", "digits.sit", "model.dept=3"), "model.dept: unknown key; did you mean 'model.depth'?"),
     "no influence": (("sampling", "digits.sit", "training.lr=3"), "training.lr=3 changes nothing here"),
+    "other steps": (("sampling", "digits.sit", "sampling.steps=50"), "the steps of a run are --steps"),
+    "no sampler": (("sharing", "digits.ddt", "sampling.solver=heun"), "it samples with Euler without guidance"),
     "other's key": (("sampling", "digits.sit", "--every", "2"), "every is a setting of bench sharing"),
     "device": (("sampling", "digits.sit", "--device", "toaster"), "device 'toaster' cannot be used"),
     "there already": (("sampling", "digits.sit", "--out", "file"), "file: exists already"),
