@@ -67,7 +67,7 @@ class Denoise:
         model = self.model if model is None else model
         n, count = len(x), len(conds)
         dtype = next((p.dtype for p in parameters_of(model) if p.is_floating_point()), x.dtype)
-        time = t.to(x.device, torch.float32).expand(n * count)
+        time = torch.full((n * count,), float(t), dtype=torch.float32, device=x.device)  # filled there: no copy waits
         seen = network_input(self.path, x, t).to(dtype)
         batch = seen if count == 1 else torch.cat([seen] * count)
         self.evaluations += count
