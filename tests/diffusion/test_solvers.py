@@ -59,6 +59,9 @@ def test_lagrange_weights_recorded(reference):
         weights = tensor(*lagrange_weights(nodes.tolist(), float(start), float(end)))
         ref.close(f"{name}.coeffs", weights)
         ref.close(f"{name}.value", (end - start) * weights @ ref.inputs[f"{name}.vs"][-case["order"] :])
+    nodes, powers = tensor(0.1, 0.4, 0.6, 1.0), torch.arange(4)  # four nodes integrate a cubic exactly
+    values = (ref.inputs["poly"] * nodes[:, None] ** powers).sum(1)
+    ref.close("polynomial", (0.9 - 0.2) * tensor(*lagrange_weights(nodes.tolist(), 0.2, 0.9)) @ values)
 
 
 @pytest.mark.parametrize("order", [1, 2, 3, 4])
