@@ -1,4 +1,4 @@
-"""At which evaluations a shared encoder should run: the statistical dynamic programme (DDT, section 3.4), pure numbers.
+"""At which evaluations a shared encoder should run: the statistical dynamic programme (DDT, section 4.3), pure numbers.
 
 error[l][j] is what it costs at evaluation l to use what the encoder said at evaluation j <= l: 1 - cosine similarity in
 the paper, but any measured harm will do, and +infinity means never. A schedule ascends strictly from 0.

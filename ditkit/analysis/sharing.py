@@ -1,4 +1,4 @@
-"""Encoder sharing (DDT, section 3.4): how alike s is from evaluation to evaluation, and schedules made of it.
+"""Encoder sharing (DDT, section 4.3): how alike s is from evaluation to evaluation, and schedules made of it.
 
 `state_similarity` is the paper's statistic, `velocity_error` the harm itself (see harm.py); `sharing_schedule` and
 `optimal_schedule` make schedules of them (see schedule.py).
@@ -48,7 +48,7 @@ def state_similarity(
     model: Decoupled, sampler: SamplerSettings, templates: Templates, *,
     path: Path, prediction: Kind, at_once: int | None = None,
 ) -> Statistics:  # fmt: skip
-    """Sample the templates with the encoder at every evaluation, and compare all s (DDT, section 3.4).
+    """Sample the templates with the encoder at every evaluation, and compare all s (DDT, section 4.3).
 
     The sampler's own guidance steers; both branches are evaluated always, as while sharing. at_once: templates held in
     memory together; None holds at most 1 GiB of s (but one template). The numbers do not depend on it.

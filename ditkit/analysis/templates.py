@@ -1,4 +1,4 @@
-"""Template latents: the sampling runs along which encoder sharing is measured (DDT, section 3.4)."""
+"""Template latents: the sampling runs along which encoder sharing is measured (DDT, section 4.3)."""
 
 from __future__ import annotations
 

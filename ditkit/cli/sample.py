@@ -54,7 +54,7 @@ def sample(
     Sampler, guidance and codec are the recipe's unless you say otherwise; a published file brings those of its paper.
 
     Further keys, as KEY=VALUE or --KEY VALUE: seed, steps, solver, interval=LOW,HIGH (times of guidance; 0 = data),
-    weights=ema|raw, step (of a run), size=256 or HEIGHTxWIDTH, chunk, uint8=round|dit|sit|repa, heads, patch,
+    weights=ema|raw, step (of a run), size=256 or HEIGHTxWIDTH, chunk, uint8=round|dit|sit|repa|ddt, heads, patch,
     encoder-blocks and align-depth (published files of other sizes), and sampling.* (sampling.options.order=2, ...).
 
     --sharing RULE runs a DDT's encoder at some of the N evaluations and reuses its result between them: uniform:K or

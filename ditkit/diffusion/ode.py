@@ -133,7 +133,7 @@ def multistep(
     denoise: Denoising, path: Path, x: Tensor, times: Times, noise: Draws | None = None, *,
     order: Order = 2, variable: Variable = "time",
 ) -> Tensor:  # fmt: skip
-    """Adams-Bashforth on any grid, orders 1-4, one evaluation a step (Lagrange form: DDT, Wang et al. 2025, sec. 4).
+    """Adams-Bashforth on any grid, orders 1-4, one evaluation a step (Lagrange form: DDT, Wang et al. 2025, section 3).
 
     The last `order` velocities are interpolated by a polynomial, which is integrated exactly; the order ramps 1, 2, ...
     variable="log_snr" (DDT's release) takes the polynomial, and its mean over a step, in log(alpha / sigma) instead of

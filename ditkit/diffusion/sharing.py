@@ -1,4 +1,4 @@
-"""Encoder sharing (DDT, Wang et al. 2025, section 3.4): run the condition encoder at some evaluations, reuse s between.
+"""Encoder sharing (DDT, Wang et al. 2025, section 4.3): run the condition encoder at some evaluations, reuse s between.
 
 A schedule lists the evaluations of one sampling run (0 ... N - 1, counted in network calls: steps, for Euler and
 multistep) at which the encoder runs. Which ones: `uniform_schedule`, `every_schedule`, or the dynamic programme of

@@ -53,7 +53,7 @@ class Choices(Settings):
     size: str | None = Field(None, description="pixels: 256 or HEIGHTxWIDTH; None: the model's native size")
     chunk: int = Field(64, ge=1, description="images that go through the network together")
     decode: int = Field(16, ge=1, description="images that go through the codec together")
-    uint8: str = Field("round", description="uint8 rule, or the paper whose rule it is: dit, sit, repa")
+    uint8: str = Field("round", description="uint8 rule, or the paper whose rule it is: dit, sit, repa, ddt")
     sharing: str | None = Field(
         None, description="which evaluations run a DDT's encoder: dp:K, velocity:K, uniform:K, every:r, none, or a FILE"
     )
