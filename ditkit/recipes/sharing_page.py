@@ -161,9 +161,15 @@ def trade_off_table(t: TradeOff) -> Section:
         f"one image, median of {t.rounds} rounds in which the schedules take turns, over all with as many encoder "
         f"runs, which do the same work (batch {t.batch}, {t.device}, threads {t.threads}). Predicted: ratio of "
         f"multiply-accumulates. FD: Fréchet distance to {t.real_images:,} real images; in brackets the 95 % limits of "
-        "the difference."
+        f"the difference.{doubt(t)}"
     )
     return table("Numbers", trade_off_columns(t), trade_off_rows(t), note)
+
+
+def doubt(t: TradeOff) -> str:
+    """The sentence that names spaces with too few images for their distances; "" where there are none."""
+    named = " and ".join(SPACES.get(space, space) for space in t.biased)
+    return f" In {named} there are no more images than features: distances are biased upwards." if named else ""
 
 
 def branches(m: Measured) -> Section:
@@ -238,7 +244,7 @@ def compared(t: TradeOff) -> list[str]:
     for k in budgets:
         least.setdefault(_named(min(different(t, k), key=lambda found: found[1].change)[0]), []).append(k)
     told = "; ".join(f"{names} at K = {', '.join(map(str, ks))}" for names, ks in least.items())
-    return [*lines, f"The latents move least with {told}."]
+    return [*lines, f"The latents move least with {told}.{doubt(t)}"]
 
 
 def _named(kinds: Sequence[str]) -> str:

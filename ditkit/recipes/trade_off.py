@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 import statistics
 import time
+import warnings
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 
@@ -16,7 +17,7 @@ from ditkit.analysis.cost import sharing_cost
 from ditkit.config import Settings
 from ditkit.data import ImageSource
 from ditkit.diffusion import SamplerSettings, Sharing
-from ditkit.evaluation import Moments, Reference, Request, extract, frechet, make_reference, read_images
+from ditkit.evaluation import FewSamples, Moments, Reference, Request, extract, frechet, make_reference, read_images
 from ditkit.evaluation.generate import decode_latents, latent_shape, sample_latents
 from ditkit.evaluation.pixels import Pixels
 from ditkit.evaluation.score import LARGEST
@@ -81,6 +82,7 @@ class TradeOff(Settings):
     spaces: dict[str, str] = Field(description="feature space -> extractor")
     real: str = Field(description="fingerprint of the real images")
     real_images: int
+    biased: tuple[str, ...] = Field((), description="feature spaces with as many features as images, or more")
     classifier_accuracy: float | None
     unshared: Point
     points: tuple[Point, ...]
@@ -246,11 +248,14 @@ def measure_trade_off(
     rounds = run_arms(loaded, arms, request, judges, bar)
     size = latent_shape(loaded, request)[1:]
     found = {}
-    for key, arm in arms.items():
-        peers = [other for other in arms.values() if work(other) == work(arm)]
-        found[key] = point(loaded, arm, arms[None], peers, judges, size)
-        bar("distances", len(found), len(arms))
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", FewSamples)  # `biased` says it once
+        for key, arm in arms.items():
+            peers = [other for other in arms.values() if work(other) == work(arm)]
+            found[key] = point(loaded, arm, arms[None], peers, judges, size)
+            bar("distances", len(found), len(arms))
     reference = next(iter(judges.values())).reference
+    fewest = min(request.n, reference.moments.count)
     return TradeOff(
         sampler=told,
         images=request.n,
@@ -264,6 +269,7 @@ def measure_trade_off(
         spaces={name: judge.extractor.id for name, judge in judges.items()},
         real=reference.fingerprint,
         real_images=reference.moments.count,
+        biased=tuple(name for name, judge in judges.items() if fewest <= judge.extractor.width),
         classifier_accuracy=accuracy,
         unshared=found[None],
         points=tuple(found[s.encode].model_copy(update={"sharing": s}) for s in schedules),

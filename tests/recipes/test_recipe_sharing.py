@@ -13,6 +13,7 @@ from ditkit.analysis.cost import sharing_cost
 from ditkit.diffusion import CFG, Sharing
 from ditkit.evaluation import Moments, Reference, make_request
 from ditkit.protocols import Condition
+from ditkit.recipes import sharing_page
 from ditkit.recipes.load import load
 from ditkit.recipes.measure_sharing import Watched, choose_reach, measure, obtain
 from ditkit.recipes.sharing import Measured, Place, digest, parse_sharing, read_schedule, write_schedule
@@ -233,6 +234,12 @@ def test_the_words_say_who_wins_and_who_does_not(tried):
         "30.0%.",
         "The latents move least with DP on similarity = DP on velocity error at K = 2; DP on velocity error at K = 3.",
     ]
+
+
+def test_distances_of_too_few_images_are_doubted(tried):
+    few = tried.model_copy(update={"biased": tuple(tried.spaces)})
+    assert "biased" not in "".join(compared(tried)) and compared(few)[-1].endswith("distances are biased upwards.")
+    assert "distances are biased upwards" in str(sharing_page.trade_off_table(few))
 
 
 def test_sections_without_a_trade_off_and_beyond_a_reach(measured, tried):
