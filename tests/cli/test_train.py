@@ -260,6 +260,7 @@ def test_start_is_refused_in_one_line(tmp_path, refused, at_8):
     words = ("train", "digits.ddt", *DIGITS, "--steps", 1, "--out", tmp_path / "run", "--start")
     assert "model.width is 32 there, 64 here" in refused(*words, at_8, "model.width=64")
     assert "no such run" in refused(*words, tmp_path / "nowhere")
-    assert "start: name a run" in refused(*words)
+    assert "--start: its value is missing" in refused(*words)
+    assert "start: name a run" in refused(*words[:-1], "start=")
     assert "--start a and start.path=b contradict each other" in refused(*words, "a", "start.path=b")
     assert not (tmp_path / "run").exists()
