@@ -112,6 +112,7 @@ class SelfCondition:
 
     They depend on s alone, so a decoder that is handed this object fills `modulations` the first time (a tensor a
     block, then the final layer's) and finds them there while s is reused: same numbers, fewer products, more memory.
+    Another s, other weights or another precision need a new object.
     """
 
     s: Tensor

@@ -9,7 +9,7 @@ from pathlib import Path
 import torch
 from pydantic import Field
 
-from ditkit.config import Settings, dump, nearest, override
+from ditkit.config import Settings, SettingsError, dump, nearest, override, read_file, read_settings
 from ditkit.data import ImageSource, open_source
 from ditkit.diffusion import SamplerSettings, Sharing, uniform_schedule
 from ditkit.diffusion.sharing import check_budget
@@ -172,12 +172,23 @@ def analyze(plan: Plan, bar: Bar) -> Analysis:
     )  # fmt: skip
     found = solve(measured, plan.budgets)
     files = [write_schedule(sharing, plan.folder) for sharing in found]
-    tried = None if plan.request is None else try_out(plan, measured, found, bar)
-    if tried is not None:
+    if plan.request is not None:
+        tried = try_out(plan, measured, found, bar)
         files.append(write_text(plan.folder / TRADE_OFF, dump(tried, "json")))
+    else:
+        tried = tried_before(plan.folder) if reused else None
     findings = SharingFindings(measured, found, tried)
     report = write_report(page(plan, findings), plan.folder / "report.html")
     return Analysis(findings, tuple(files), report, reused)
+
+
+def tried_before(folder: Path) -> TradeOff | None:
+    """The trade-off that an earlier call left beside the same measurements; None without, or of an older version."""
+    file = folder / TRADE_OFF
+    try:
+        return read_settings(TradeOff, read_file(file), str(file)) if file.is_file() else None
+    except SettingsError:
+        return None
 
 
 def try_out(plan: Plan, measured: Measured, found: Sequence[Sharing], bar: Bar) -> TradeOff:

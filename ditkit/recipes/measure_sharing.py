@@ -18,6 +18,7 @@ from ditkit.recipes.load import Loaded
 from ditkit.recipes.sharing import Measured, check_shareable, digest
 
 Bar = Callable[..., None]  # bar(stage, done, total)
+DERIVED = ("dp-*.json", "velocity-*.json", "*trade-off.json", "report.html")
 BRANCHES_EVERY = 5  # one evaluation in so many encodes both branches, where sharing between them is tried
 UNBOUND = 100  # evaluations up to which every reuse is tried, in N^2 / 2 decoder runs a template
 FARTHER = 4  # beyond, reuse is tried so many times as far as a uniform schedule of the smallest budget goes
@@ -112,5 +113,7 @@ def obtain(
         return stored, True
     measured = measure(loaded, sampling, templates, seed, size, bar, reach)
     measured.facts.update(asked)
+    for old in (file for pattern in DERIVED for file in folder.glob(pattern) if stored is not None):
+        old.unlink()  # made from the measurement that is replaced
     measured.save(folder)
     return measured, False

@@ -117,9 +117,13 @@ def test_what_is_stored_is_measured_once(ditkit, run, analyzed):
     again = ["analyze", "sharing", run, "--templates", 3, *GUIDED]
     assert "(measured before)" in ok(ditkit(*again, "--budget", 4)) and file.stat().st_mtime_ns == before
     assert (analyzed[1] / "dp-4.json").is_file()
+    assert "Trade-off" in (analyzed[1] / "report.html").read_text()  # of the first call, kept
     for words in (["--templates", 2], ["--seed", 7, "--templates", 3]):
         out = ok(ditkit("analyze", "sharing", run, *words, *GUIDED))
         assert "(measured before)" not in out and file.stat().st_mtime_ns != before, words
+        gone = [analyzed[1] / name for name in ("dp-4.json", "velocity-4.json", "trade-off.json")]
+        assert not any(file.exists() for file in gone), "made from a measurement that is not there any more"
+    assert "Trade-off" not in (analyzed[1] / "report.html").read_text()
     ok(ditkit(*again))
 
 
