@@ -102,7 +102,7 @@ def test_commands_in_documents_parse(words):
 
 @pytest.mark.parametrize(
     "line",
-    ["trane digits.sit", "train digits.sit --fast", "analyze sharing runs/ddt --budget five", "analyze runs/ddt"],
+    ["trane digits.sit", "train digits.sit --fast", "bench sharing --steps five", "analyze runs/ddt"],
 )
 def test_what_is_wrong_does_not_parse(line):
     with pytest.raises(UsageError):

@@ -26,8 +26,8 @@ Keys = Annotated[
     typer.Argument(help="seed=1 templates=16 sampling.steps=50 ...; see below.", metavar="[KEY=VALUE]..."),
 ]
 Budget = Annotated[
-    list[int] | None,
-    typer.Option("--budget", help="Encoder runs K. May be repeated. Default: 1 evaluation in 2, 3, 5 and 10."),
+    list[str] | None,
+    typer.Option("--budget", help="Encoder runs K: 5, or 3,5,10. Default: 1 evaluation in 2, 3, 5 and 10."),
 ]
 TradeOff = Annotated[
     bool, typer.Option("--trade-off", help="Sample with every schedule: time and quality against no sharing.")
@@ -84,13 +84,21 @@ def sharing(
     data = next((k.partition("=")[2] for k in keys or [] if k.startswith("data=")), None)
     plan = make_plan(
         what, words, {"n": n, "guidance": guidance}, pick_device(device),
-        budgets=budget or (), trade_off=trade_off, source=source, data=data, out=out,
+        budgets=_numbers(budget or ()), trade_off=trade_off, source=source, data=data, out=out,
     )  # fmt: skip
     with bars() as bar:
         for note in plan.notes:
             bar.say(note)
         found = analyze(plan, bar)
     _print(plan, found, stored=out is None)
+
+
+def _numbers(texts: list[str] | tuple[()]) -> list[int]:
+    """["3,5", "10"] -> [3, 5, 10]. ValueError, one line, for what is no whole number."""
+    words = [word.strip() for text in texts for word in text.split(",")]
+    if wrong := [word for word in words if not word.removeprefix("-").isdecimal()]:
+        raise ValueError(f"--budget {wrong[0]!r}: give whole numbers, such as --budget 5 or --budget 3,5,10")
+    return [int(word) for word in words]
 
 
 def _print(plan: Plan, found: Analysis, stored: bool) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from itertools import pairwise
@@ -51,11 +52,20 @@ def draw_heat_map(panel: HeatMap, identity: str) -> str:
     axes.set_xlim(-0.5, size - 0.5)
     axes.set_ylim(size - 0.5, -0.5)
     label_axes(axes, panel.label, panel.label)
-    bar = figure.colorbar(shown, cax=figure.add_axes((0.765, 0.19, 0.035, 0.58 * 4 / 3)), format="{x:.3g}")
+    scale = figure.add_axes((0.765, 0.19, 0.035, 0.58 * 4 / 3))
+    bar = figure.colorbar(shown, cax=scale, format=f"{{x:.{digits(panel.values)}g}}")
     bar.outline.set_visible(False)
     bar.ax.tick_params(colors=INK, labelsize=8)
     bar.set_label(panel.unit, color=INK, parse_math=False)
     return as_svg(figure, identity, describe_heat_map(panel))
+
+
+def digits(values: np.ndarray) -> int:
+    """Significant digits that tell a tenth of the values' range apart, 3 to 9; NaN are left out."""
+    low, high = float(np.nanmin(values)), float(np.nanmax(values))
+    if low == high:
+        return 3
+    return min(9, max(3, 2 + math.ceil(math.log10(max(abs(low), abs(high)) / (high - low)))))
 
 
 def describe_heat_map(panel: HeatMap) -> str:

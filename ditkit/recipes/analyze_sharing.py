@@ -172,11 +172,10 @@ def analyze(plan: Plan, bar: Bar) -> Analysis:
     )  # fmt: skip
     found = solve(measured, plan.budgets)
     files = [write_schedule(sharing, plan.folder) for sharing in found]
+    tried = tried_before(plan.folder) if reused else None
     if plan.request is not None:
         tried = try_out(plan, measured, found, bar)
         files.append(write_text(plan.folder / TRADE_OFF, dump(tried, "json")))
-    else:
-        tried = tried_before(plan.folder) if reused else None
     findings = SharingFindings(measured, found, tried)
     report = write_report(page(plan, findings), plan.folder / "report.html")
     return Analysis(findings, tuple(files), report, reused)

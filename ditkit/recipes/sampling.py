@@ -22,7 +22,8 @@ from ditkit.recipes.load import Loaded, load
 from ditkit.recipes.sharing import Place, parse_sharing
 from ditkit.training.files import prepare as prepare_folder
 
-MEASURED = ("weights", "step", "guidance", "interval", "size")  # choices that `ditkit analyze sharing` must share
+# choices that `ditkit analyze sharing` must be given too
+MEASURED = ("weights", "step", "guidance", "interval", "size", "codec")
 NAMED = 20  # classes whose names are told
 SHEET = 100  # images on the contact sheet at most
 SHORT = {

@@ -42,6 +42,7 @@ from ditkit.pretrained import PretrainedMissing, load_teacher
 from ditkit.protocols import Extractor, Features
 from ditkit.recipes.load import Loaded
 from ditkit.recipes.recipe import Recipe
+from ditkit.recipes.registry import RECIPES
 from ditkit.recipes.sampling import describe_sampler
 
 SCORES = "scores.json"
@@ -319,8 +320,11 @@ def compare_scores(mine: Scores, other: Scores, force: bool) -> list[tuple[str, 
 def published_lines(recipe: Recipe, protocol: Protocol) -> list[str]:
     """The recipe's published scores, each with the ways in which it came about differently.
 
-    Rows of the sampler in use where there are any, else all.
+    Rows of the sampler in use where there are any, else all; none where the network is not the published row's.
     """
+    row_of = RECIPES.get(recipe.name)
+    if row_of is not None and row_of().model != recipe.model:
+        return []
     rows = [p for p in recipe.published if p.sampling.model_dump(exclude={"guidance"}) == protocol.sampler]
     lines = []
     for row in rows or recipe.published:

@@ -272,6 +272,13 @@ def test_a_damaged_measurement_is_named(ditkit, refused, tiny_ddt, tmp_path):
     assert f"{file}: not readable" in refused("sample", run, "--sharing", "dp:2")
 
 
+def test_budgets_are_numbers_and_commas(ditkit, refused, run, analyzed, tmp_path):
+    words = ["analyze", "sharing", run, "--templates", 3, *GUIDED]
+    out = ok(ditkit(*words, "--budget", "2,3", "--budget", 5))
+    assert all(f"dp:{k} " in out for k in (2, 3, 5))
+    assert "--budget 'five': give whole numbers" in refused(*words, "--budget", "five")
+
+
 def test_help_has_an_example(ditkit):
     out = " ".join(ditkit("analyze", "sharing", "--help").stdout.replace("│", " ").split())
     assert "Example: ditkit analyze sharing runs/ddt --budget 5" in out

@@ -161,6 +161,7 @@ def test_published_scores_are_told_with_what_differs(evaluated):
     assert any("IS 270.27" in line and "images 50,000, here 30" in line for line in everything)
     matching = protocol.model_copy(update={"sampler": row.sampling.model_dump(mode="json", exclude={"guidance"})})
     assert 0 < len(published_lines(row, matching)) < len(everything)
+    assert published_lines(row.with_({"model.num_classes": 4}), protocol) == []  # another network than the row's
 
 
 def test_bad_input(refused, pictures, run, evaluated, tmp_path):
