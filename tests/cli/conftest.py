@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import signal
 import subprocess
 import sys
 from pathlib import Path
@@ -57,6 +58,11 @@ def refused(ditkit):
     return run
 
 
+def listen_to_ctrl_c() -> None:
+    """A suite that was started in the background ignores SIGINT, and its children would too."""
+    signal.signal(signal.SIGINT, signal.SIG_DFL)
+
+
 @pytest.fixture(scope="session")
 def own_process():
     """own_process("train", ..., cwd=folder) -> Popen of `python -m ditkit`, one thread, no network, text pipes."""
@@ -66,8 +72,9 @@ def own_process():
     def start(*words: object, cwd: Path | None = None) -> subprocess.Popen:
         command = [sys.executable, "-m", "ditkit", *(str(word) for word in words)]
         return subprocess.Popen(
-            command, cwd=cwd, env=environment, text=True, stdout=subprocess.PIPE, stderr=subprocess.PIPE
-        )
+            command, cwd=cwd, env=environment, text=True, stdout=subprocess.PIPE, stderr=subprocess.PIPE,
+            preexec_fn=listen_to_ctrl_c,
+        )  # fmt: skip
 
     return start
 
