@@ -9,7 +9,7 @@ from pathlib import Path
 import torch
 from pydantic import Field
 
-from ditkit.config import Settings, SettingsError, dump, nearest, override, read_file, read_settings
+from ditkit.config import Settings, dump, nearest, override
 from ditkit.data import ImageSource, open_source
 from ditkit.diffusion import SamplerSettings, Sharing, uniform_schedule
 from ditkit.diffusion.sharing import check_budget
@@ -36,7 +36,7 @@ from ditkit.recipes.sampling import (
 from ditkit.recipes.scoring import Judging, check_belongs, choose_judging
 from ditkit.recipes.sharing import SOLVED, Measured, Place, check_shareable, write_schedule
 from ditkit.recipes.sharing_page import SharingFindings, sharing_sections, summary
-from ditkit.recipes.trade_off import TradeOff, appoint, measure_trade_off
+from ditkit.recipes.trade_off import TradeOff, appoint, measure_trade_off, read_trade_off
 
 DEFAULT_N = 256
 SHARES = (2, 3, 5, 10)  # default budgets: one encoder run in so many evaluations
@@ -172,22 +172,13 @@ def analyze(plan: Plan, bar: Bar) -> Analysis:
     )  # fmt: skip
     found = solve(measured, plan.budgets)
     files = [write_schedule(sharing, plan.folder) for sharing in found]
-    tried = tried_before(plan.folder) if reused else None
+    tried = read_trade_off(plan.folder / TRADE_OFF) if reused else None
     if plan.request is not None:
         tried = try_out(plan, measured, found, bar)
         files.append(write_text(plan.folder / TRADE_OFF, dump(tried, "json")))
     findings = SharingFindings(measured, found, tried)
     report = write_report(page(plan, findings), plan.folder / "report.html")
     return Analysis(findings, tuple(files), report, reused)
-
-
-def tried_before(folder: Path) -> TradeOff | None:
-    """The trade-off that an earlier call left beside the same measurements; None without, or of an older version."""
-    file = folder / TRADE_OFF
-    try:
-        return read_settings(TradeOff, read_file(file), str(file)) if file.is_file() else None
-    except SettingsError:
-        return None
 
 
 def try_out(plan: Plan, measured: Measured, found: Sequence[Sharing], bar: Bar) -> TradeOff:

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import torch
 
-from ditkit.config import SettingsError, dump, read_file, read_settings
+from ditkit.config import dump
 from ditkit.diffusion import Sharing
 from ditkit.evaluation import Request, Section, make_request
 from ditkit.files import write_text
@@ -18,7 +18,7 @@ from ditkit.recipes.measure_sharing import obtain
 from ditkit.recipes.sampling import describe_sampler
 from ditkit.recipes.sharing import Place, write_schedule
 from ditkit.recipes.sharing_page import KINDS, SPACES, SharingFindings, different, sharing_sections
-from ditkit.recipes.trade_off import ROUNDS, Judge, TradeOff, measure_trade_off
+from ditkit.recipes.trade_off import ROUNDS, Judge, TradeOff, measure_trade_off, read_trade_off
 
 TEMPLATES = 8  # as in the paper, and as `ditkit analyze sharing` has it: what the demo measured serves there too
 KEPT = "demo-trade-off.json"
@@ -83,11 +83,8 @@ def try_out(
 
 def kept(file: Path, schedules: Sequence[Sharing], request: Request, judges: Mapping[str, Judge]) -> TradeOff | None:
     """What `share` wrote, if it is of these schedules, images and judges; weights and sampler are the folder's."""
-    if not file.is_file():
-        return None
-    try:
-        found = read_settings(TradeOff, read_file(file))
-    except SettingsError:  # of an older version: measured again
+    found = read_trade_off(file)
+    if found is None:
         return None
     asked = {
         "images": request.n,

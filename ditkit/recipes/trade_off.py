@@ -4,17 +4,17 @@ from __future__ import annotations
 
 import math
 import statistics
-import time
 import warnings
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
+from pathlib import Path
 
 import torch
 from pydantic import Field
 from torch import Tensor
 
 from ditkit.analysis.cost import sharing_cost
-from ditkit.config import Settings
+from ditkit.config import Settings, SettingsError, read_file, read_settings
 from ditkit.data import ImageSource
 from ditkit.diffusion import SamplerSettings, Sharing
 from ditkit.evaluation import FewSamples, Moments, Reference, Request, extract, frechet, make_reference, read_images
@@ -25,6 +25,7 @@ from ditkit.evaluation.uncertainty import Interval, jackknife_interval
 from ditkit.protocols import Extractor
 from ditkit.recipes.load import Loaded
 from ditkit.recipes.scoring import Judging, classify
+from ditkit.recipes.stopwatch import seconds_of
 
 ROUNDS = 5  # timed runs of each schedule at least
 Bar = Callable[..., None]
@@ -90,6 +91,14 @@ class TradeOff(Settings):
     def find(self, rule: str) -> Point | None:
         """The point of this rule ("dp:5")."""
         return next((p for p in self.points if p.sharing is not None and p.sharing.rule == rule), None)
+
+
+def read_trade_off(file: Path) -> TradeOff | None:
+    """What an earlier call wrote there; None where there is nothing, or the work of another version."""
+    try:
+        return read_settings(TradeOff, read_file(file), str(file)) if file.is_file() else None
+    except SettingsError:
+        return None
 
 
 @dataclass
@@ -161,17 +170,9 @@ def run_arms(
 
 def _timed(loaded: Loaded, sampling: SamplerSettings, request: Request, chunk: int) -> tuple[Tensor, float, float]:
     """(latents, network evaluations per image, seconds per image) of one chunk."""
-    settle(loaded.device)
-    start = time.perf_counter()
-    latents, evaluations = sample_latents(loaded, sampling, request, chunk, loaded.device)
-    settle(loaded.device)
-    return latents, evaluations, (time.perf_counter() - start) / len(latents)
-
-
-def settle(device: torch.device) -> None:
-    """Wait until the device has done what it was given."""
-    if device.type == "cuda":
-        torch.cuda.synchronize(device)
+    device = loaded.device
+    seconds, (latents, spent) = seconds_of(lambda: sample_latents(loaded, sampling, request, chunk, device), device)
+    return latents, spent, seconds / len(latents)
 
 
 def distance(features: Tensor, reference: Reference, base: Tensor | None = None) -> Distance:
