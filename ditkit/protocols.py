@@ -6,18 +6,28 @@ Symbols: B batch, C channels, H height, W width, N tokens, D width, L text lengt
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass, fields, replace
+from dataclasses import dataclass, replace
 from typing import NamedTuple, Protocol, runtime_checkable
 
 import torch
 from torch import Tensor
 
 
+class Part(NamedTuple):
+    """Where one text encoder's numbers stand in a Condition: half-open ranges, equal ends where it has none there."""
+
+    name: str
+    tokens: tuple[int, int] = (0, 0)  # of text (B, L, D): along L
+    channels: tuple[int, int] = (0, 0)  # along D
+    pooled: tuple[int, int] = (0, 0)  # of pooled (B, P)
+
+
 @dataclass(frozen=True)
 class Condition:
-    """What a sample is conditioned on; every field is optional and batched along axis 0.
+    """What a sample is conditioned on; every tensor is optional and batched along axis 0.
 
-    label: (B,) int64 class ids. text: (B, L, D) token embeddings with mask (B, L) bool and pooled (B, P).
+    label: (B,) int64 class ids. text: (B, L, D) token embeddings with mask (B, L) bool (None: all count) and pooled
+    (B, P). parts: which encoder made what of text and pooled; not batched.
     The operations live here so that `diffusion` never has to know a model.
     """
 
@@ -25,9 +35,15 @@ class Condition:
     text: Tensor | None = None
     mask: Tensor | None = None
     pooled: Tensor | None = None
+    parts: tuple[Part, ...] = ()
+
+    @property
+    def tensors(self) -> dict[str, Tensor]:
+        """The tensors that are there, by name."""
+        return {name: value for name in _TENSORS if (value := getattr(self, name)) is not None}
 
     def _map(self, function) -> Condition:
-        return Condition(*(None if (v := getattr(self, f.name)) is None else function(v) for f in fields(self)))
+        return replace(self, **{name: function(value) for name, value in self.tensors.items()})
 
     def index(self, rows) -> Condition:
         """The samples `rows` (slice, list or index tensor)."""
@@ -39,35 +55,47 @@ class Condition:
 
     def where(self, mask: Tensor, other: Condition) -> Condition:
         """Per sample: this condition where mask (B,) is True, `other` elsewhere. Both must have the same fields."""
-        merged = {}
-        for f in fields(self):
-            a, b = getattr(self, f.name), getattr(other, f.name)
-            if (a is None) != (b is None):
-                raise ValueError(f"Condition.where: one side has {f.name!r} and the other has not")
-            merged[f.name] = None if a is None else torch.where(mask.view(-1, *[1] * (a.ndim - 1)), a, b)
-        return Condition(**merged)
+        mine, others = self.tensors, other.tensors
+        if odd := mine.keys() ^ others.keys():
+            raise ValueError(f"Condition.where: one side has {min(odd)!r} and the other has not")
+        merged = {
+            name: torch.where(mask.view(-1, *[1] * (a.ndim - 1)), a, others[name].to(a.dtype))
+            for name, a in mine.items()
+        }
+        return replace(self, **merged, parts=self.parts or other.parts)
+
+    def without(self, drop: Tensor) -> Condition:
+        """Zeros where sample i loses part j: drop (B, number of parts) bool. Masks stay: zeros are attended (SD3)."""
+        text, pooled = self.text, self.pooled
+        for j, part in enumerate(self.parts):
+            rows = drop[:, j]
+            if text is not None and part.tokens[0] < part.tokens[1]:
+                text = text.clone() if text is self.text else text
+                text[:, slice(*part.tokens), slice(*part.channels)] *= ~rows[:, None, None]
+            if pooled is not None and part.pooled[0] < part.pooled[1]:
+                pooled = pooled.clone() if pooled is self.pooled else pooled
+                pooled[:, slice(*part.pooled)] *= ~rows[:, None]
+        return replace(self, text=text, pooled=pooled)
 
     def __len__(self) -> int:
-        for f in fields(self):
-            if (v := getattr(self, f.name)) is not None:
-                return len(v)
-        return 0
+        return next((len(value) for value in self.tensors.values()), 0)
 
     @staticmethod
     def concat(parts: Sequence[Condition]) -> Condition:
         """Join along the batch axis; all parts must have the same fields."""
-        merged = {}
-        for f in fields(Condition):
-            values = [getattr(p, f.name) for p in parts]
-            present = [v for v in values if v is not None]
-            if present and len(present) != len(values):
-                raise ValueError(f"Condition.concat: some parts have {f.name!r} and some have not")
-            merged[f.name] = torch.cat(present) if present else None
-        return Condition(**merged)
+        found = [p.tensors for p in parts]
+        for name in _TENSORS:
+            if len({name in tensors for tensors in found}) > 1:
+                raise ValueError(f"Condition.concat: some parts have {name!r} and some have not")
+        joined = {name: torch.cat([tensors[name] for tensors in found]) for name in (found[0] if found else ())}
+        return Condition(**joined, parts=next((p.parts for p in parts if p.parts), ()))
 
     def with_label(self, label: Tensor) -> Condition:
         """The same condition with another label (B,)."""
         return replace(self, label=label)
+
+
+_TENSORS = ("label", "text", "mask", "pooled")
 
 
 def _device_of(args, kwargs):
@@ -174,9 +202,19 @@ class Extractor(Protocol):
 
 @runtime_checkable
 class TextEncoder(Protocol):
-    """Prompts -> Condition with text, mask and pooled."""
+    """Prompts -> Condition with text (B, length, width), pooled (B, pooled_width), mask and parts.
 
-    id: str
+    mask None: every token is attended, padding too (SD3). pooled_width 0: there is no pooled vector.
+    """
+
+    @property
+    def id(self) -> str: ...
+    @property
+    def width(self) -> int: ...
+    @property
+    def pooled_width(self) -> int: ...
+    @property
+    def length(self) -> int: ...
 
     def __call__(self, prompts: Sequence[str]) -> Condition: ...
 

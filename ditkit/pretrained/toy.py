@@ -10,7 +10,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from ditkit.pretrained.codec import denormalise, sample_posterior
-from ditkit.protocols import Condition, Features
+from ditkit.protocols import Condition, Features, Part
 
 
 def _normal(shape: tuple[int, ...], *key: int) -> Tensor:
@@ -69,7 +69,8 @@ class ToyTextEncoder:
     """A frozen random vector for each word plus sinusoid positions; pooled = sum / sqrt(words)."""
 
     def __init__(self, width: int = 48, length: int = 16, seed: int = 0):
-        self.width, self.length, self.seed = width, length, seed
+        self.width, self.pooled_width, self.length, self.seed = width, width, length, seed
+        self.parts = (Part("toy", (0, length), (0, width), (0, width)),)
         self.id = f"toy-text-{width}-{length}-{seed}"
         steps = torch.arange(length)[:, None] / 100.0 ** (torch.arange(width // 2) / (width // 2))
         self._positions = torch.cat((steps.sin(), steps.cos()), dim=1)
@@ -86,4 +87,4 @@ class ToyTextEncoder:
                 text[row, column] = self._word(word)
                 mask[row, column] = True
         pooled = text.sum(1) / mask.sum(1, keepdim=True).clamp(min=1).sqrt()
-        return Condition(text=(text + self._positions) * mask[..., None], mask=mask, pooled=pooled)
+        return Condition(text=(text + self._positions) * mask[..., None], mask=mask, pooled=pooled, parts=self.parts)
