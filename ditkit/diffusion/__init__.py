@@ -4,7 +4,7 @@ from ditkit.diffusion.ddpm import DDPM, space_timesteps
 from ditkit.diffusion.guidance import CFG, AnyGuidance, Autoguidance, Guidance, first3
 from ditkit.diffusion.likelihood import log_likelihood
 from ditkit.diffusion.noise import BatchNoise, SampleNoise, philox_normal, philox_uniform
-from ditkit.diffusion.objective import AnyObjective, Auxiliary, Flow, ImprovedDDPM, Loss, drop_labels
+from ditkit.diffusion.objective import AnyObjective, Auxiliary, Flow, ImprovedDDPM, Loss, drop_labels, drop_parts
 from ditkit.diffusion.path import (
     EDM,
     VP,
@@ -88,6 +88,7 @@ __all__ = [
     "convert",
     "determinant",
     "drop_labels",
+    "drop_parts",
     "every_schedule",
     "expand",
     "find_solver",

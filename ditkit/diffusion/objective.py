@@ -54,8 +54,22 @@ def drop_labels(model: Denoiser, cond: Condition, noise: Noise, rate: float) -> 
     return null.where(dropped.to(_device(cond)), cond)
 
 
+def drop_parts(cond: Condition, noise: Noise, rate: float) -> Condition:
+    """`cond` with each encoder's part of the text zeroed with probability `rate`, per sample and independently (SD3).
+
+    At SD3's rate (46.3 % in one place, 46.4 % in another) a tenth of all samples lose the text of all three encoders.
+    Raises ValueError for a condition that names no parts.
+    """
+    if rate == 0 or len(cond) == 0:
+        return cond
+    if not cond.parts:
+        raise ValueError("Flow: drop_each drops text encoders, and this condition names none: set drop_each to 0")
+    dropped = noise.uniform("drop_each", (len(cond), len(cond.parts))) < rate
+    return cond.without(dropped.to(_device(cond)))
+
+
 def _device(cond: Condition) -> torch.device:
-    return next(v.device for v in (cond.label, cond.text, cond.mask, cond.pooled) if v is not None)
+    return next(iter(cond.tensors.values())).device
 
 
 def add_terms(
@@ -89,6 +103,7 @@ class Flow(Settings):
     weight: AnyWeight = Plain()
     cosine: float = Field(0.0, ge=0, description="factor of 1 - cosine of output and target over channels (DDT's COS)")
     drop: float = Field(0.1, ge=0, le=1, description="probability of training a sample without its label or text")
+    drop_each: float = Field(0.0, ge=0, le=1, description="probability of zeroing each text encoder's part (SD3: .463)")
 
     @model_validator(mode="after")
     def _finite(self) -> Flow:
@@ -110,7 +125,8 @@ class Flow(Settings):
         """One training loss; x (B, C, H, W) normalised latents."""
         eps = noise.normal("eps", tuple(x.shape)).to(x)
         t = self.density.sample(len(x), noise).to(x.device)
-        return self.at(model, x, drop_labels(model, cond, noise, self.drop), eps, t, auxiliary)
+        cond = drop_labels(model, drop_parts(cond, noise, self.drop_each), noise, self.drop)
+        return self.at(model, x, cond, eps, t, auxiliary)
 
     def at(
         self, model: Denoiser, x: Tensor, cond: Condition, eps: Tensor, t: Tensor, auxiliary: Sequence[Auxiliary] = ()
