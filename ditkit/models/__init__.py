@@ -11,11 +11,12 @@ from torch import nn
 from ditkit.config import Settings
 from ditkit.models.ddt import DDT, DDT_SIZES, DDTSettings, ddt_settings
 from ditkit.models.dit import SIZES, DiT, DiTSettings, dit_settings
+from ditkit.models.mmdit import SD3_SIZES, MMDiT, MMDiTSettings, mmdit_settings, repa_mmdit_settings
 from ditkit.protocols import Condition, Output, SelfCondition
 
-AnyModel = Annotated[DiTSettings | DDTSettings, Field(discriminator="kind")]
+AnyModel = Annotated[DiTSettings | DDTSettings | MMDiTSettings, Field(discriminator="kind")]
 
-_MODELS: dict[type[Settings], type[nn.Module]] = {DiTSettings: DiT, DDTSettings: DDT}
+_MODELS: dict[type[Settings], type[nn.Module]] = {DiTSettings: DiT, DDTSettings: DDT, MMDiTSettings: MMDiT}
 
 
 def build_model(settings: AnyModel, *, generator: torch.Generator | None = None) -> nn.Module:
@@ -23,7 +24,24 @@ def build_model(settings: AnyModel, *, generator: torch.Generator | None = None)
     return _MODELS[type(settings)](settings, generator=generator)
 
 
+def reads_text(settings: AnyModel) -> bool:
+    """Whether the network is conditioned on text (and has no classes)."""
+    return not isinstance(settings, (DiTSettings, DDTSettings))
+
+
+def example_condition(settings: AnyModel, n: int, device: torch.device | str = "cpu") -> Condition:
+    """A condition of the form that the network takes, for n samples: zeros, as costs and memory are measured with."""
+    if not isinstance(settings, (DiTSettings, DDTSettings)):
+        text = torch.zeros(n, settings.text_length, settings.text_width, device=device)
+        pooled = torch.zeros(n, settings.pooled_width, device=device) if settings.pooled_width else None
+        return Condition(text=text, pooled=pooled)
+    if settings.num_classes:
+        return Condition(label=torch.zeros(n, dtype=torch.long, device=device))
+    return Condition()
+
+
 __all__ = [
-    "DDT", "DDT_SIZES", "SIZES", "AnyModel", "Condition", "DDTSettings", "DiT", "DiTSettings", "Output",
-    "SelfCondition", "build_model", "ddt_settings", "dit_settings",
+    "DDT", "DDT_SIZES", "SD3_SIZES", "SIZES", "AnyModel", "Condition", "DDTSettings", "DiT", "DiTSettings", "MMDiT",
+    "MMDiTSettings", "Output", "SelfCondition", "build_model", "ddt_settings", "dit_settings", "example_condition",
+    "mmdit_settings", "reads_text", "repa_mmdit_settings",
 ]  # fmt: skip

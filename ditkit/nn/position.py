@@ -11,11 +11,14 @@ Rotation = tuple[Tensor, Tensor]  # cosines and sines, each (N, h / 2), of one a
 ROPE_SPAN = 16.0  # DDT's grids cover [0, 16] in both directions, whatever their number of tokens
 
 
-def sincos_table(rows: int, columns: int, width: int) -> Tensor:
+def sincos_table(
+    rows: int, columns: int, width: int, *, step: float = 1.0, first: tuple[float, float] = (0.0, 0.0)
+) -> Tensor:
     """Fixed 2-D sin-cos table (rows * columns, width), float32 on the CPU; tokens are row-major.
 
     As published by MAE and DiT: the FIRST half of the channels encodes the COLUMN, the second half the row; each half
-    is [sin | cos] with frequencies 10000^(-i / (width/4)) at integer positions, not centred, not interpolated.
+    is [sin | cos] with frequencies 10000^(-i / (width/4)). Row i stands at first[0] + i step, column j at first[1] +
+    j step: DiT has the integers from 0, SD3 interpolates and centres (section 5.3.2; `centred`).
     Raises ValueError unless width is a multiple of 4. Source: DiT (arXiv 2212.09748) and its released code.
     """
     if width % 4:
@@ -23,13 +26,23 @@ def sincos_table(rows: int, columns: int, width: int) -> Tensor:
     quarter = width // 4
     frequency = 10000.0 ** (-torch.arange(quarter, dtype=torch.float64, device="cpu") / quarter)
 
-    def encode(count: int) -> Tensor:
-        angle = torch.arange(count, dtype=torch.float64, device="cpu")[:, None] * frequency
+    def encode(count: int, start: float) -> Tensor:
+        place = start + step * torch.arange(count, dtype=torch.float64, device="cpu")
+        angle = place[:, None] * frequency
         return torch.cat([angle.sin(), angle.cos()], dim=1)  # (count, width / 2)
 
-    column = encode(columns)[None, :].expand(rows, -1, -1)
-    row = encode(rows)[:, None].expand(-1, columns, -1)
+    column = encode(columns, first[1])[None, :].expand(rows, -1, -1)
+    row = encode(rows, first[0])[:, None].expand(-1, columns, -1)
     return torch.cat([column, row], dim=2).reshape(rows * columns, width).float()
+
+
+def centred(side: int, native: int, step: float) -> float:
+    """Where the first of `side` tokens stands, when those of the native grid stand at 0, step, 2 step, ...
+
+    Longer sides reach beyond both ends of the native grid by equal numbers of tokens (SD3 section 5.3.2); where the
+    difference is odd, one more at the beginning, as a crop of a stored table with (M - side) // 2 has it.
+    """
+    return (native - side) // 2 * step
 
 
 def rope_table(rows: int, columns: int, head_width: int, *, device: torch.device | None = None) -> Rotation:

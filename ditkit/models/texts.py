@@ -1,0 +1,55 @@
+"""What every text-conditional network checks and answers about its text."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from typing import Protocol
+
+import torch
+from torch import Tensor
+
+from ditkit.protocols import Condition
+
+
+class Worded(Protocol):
+    """The fields of a network's settings that are read here."""
+
+    @property
+    def text_width(self) -> int: ...
+    @property
+    def pooled_width(self) -> int: ...
+    @property
+    def depth(self) -> int: ...
+
+
+def null_text(cond: Condition) -> Condition:
+    """The unconditional counterpart in training: all encoders' outputs are zeros (SD3 appendix B.3).
+
+    Where the condition has a mask, nothing of the text is attended. At inference SD3 guides against the encoded empty
+    prompt instead: `CFG(...).against(encoder([""]))`.
+    """
+    zeros = {name: torch.zeros_like(value) for name, value in cond.tensors.items()}
+    return Condition(**zeros, parts=cond.parts)
+
+
+def check_text(name: str, settings: Worded, cond: Condition, blocks: tuple[int, ...]) -> None:
+    """Raise ValueError for missing text or pooled vector, other widths, a label, or a block that does not exist."""
+    if cond.label is not None:
+        raise ValueError(f"{name}: this model reads text, and cond has a label; it would be ignored")
+    if cond.text is None:
+        raise ValueError(f"{name}: this model needs cond.text (B, L, {settings.text_width})")
+    if cond.text.ndim != 3 or cond.text.shape[2] != settings.text_width:
+        raise ValueError(f"{name}: cond.text is {tuple(cond.text.shape)}, expected (B, L, {settings.text_width})")
+    if settings.pooled_width and (cond.pooled is None or cond.pooled.shape[-1] != settings.pooled_width):
+        has = "none" if cond.pooled is None else tuple(cond.pooled.shape)
+        raise ValueError(f"{name}: this model needs cond.pooled (B, {settings.pooled_width}), got {has}")
+    if wrong := [i for i in blocks if not 1 <= i <= settings.depth]:
+        raise ValueError(f"{name}: {wrong} names no block; blocks count from 1 to {settings.depth}")
+
+
+def attended(cond: Condition, tokens: int) -> Tensor | None:
+    """Key mask (B, 1, 1, L + tokens) bool of text tokens and then image tokens; None where everything is attended."""
+    if cond.mask is None:
+        return None
+    image = cond.mask.new_ones(len(cond.mask), tokens)
+    return torch.cat([cond.mask, image], dim=1)[:, None, None]
