@@ -6,6 +6,9 @@ from ditkit.pretrained.identity import weight_hash
 from ditkit.pretrained.kl import KLCodec
 from ditkit.pretrained.load import TEACHERS, CodecSettings, TeacherSettings, load_codec, load_teacher
 from ditkit.pretrained.missing import PretrainedMissing
+from ditkit.pretrained.text import TextSettings, load_text
+from ditkit.pretrained.text_cache import CachedText
+from ditkit.pretrained.text_sd3 import LastCLIP, SD3Text
 from ditkit.pretrained.toy import ToyCodec, ToyExtractor, ToyTextEncoder
 from ditkit.pretrained.vision import VisionTeacher
 from ditkit.pretrained.vit import SelfTaught, ViT, ViTSettings, vit_settings
@@ -13,12 +16,16 @@ from ditkit.pretrained.vit import SelfTaught, ViT, ViTSettings, vit_settings
 __all__ = [
     "TEACHERS",
     "Augment",
+    "CachedText",
     "CodecSettings",
     "KLCodec",
+    "LastCLIP",
     "PixelCodec",
     "PretrainedMissing",
+    "SD3Text",
     "SelfTaught",
     "TeacherSettings",
+    "TextSettings",
     "ToyCodec",
     "ToyExtractor",
     "ToyTextEncoder",
@@ -28,6 +35,7 @@ __all__ = [
     "default_augment",
     "load_codec",
     "load_teacher",
+    "load_text",
     "sample_posterior",
     "vit_settings",
     "weight_hash",

@@ -12,7 +12,14 @@ from typing import TypeVar
 from ditkit.pretrained.missing import PretrainedMissing, first_line, optional
 
 T = TypeVar("T")
-PUBLISHERS = ("facebook", "openai", "google", "stabilityai")  # of the networks that ditkit knows by name
+PUBLISHERS = (
+    "facebook",
+    "openai",
+    "google",
+    "google-t5",
+    "laion",
+    "stabilityai",
+)  # of the networks that ditkit knows by name
 TIMEOUT = 5.0  # seconds that the hub has to answer before it counts as out of reach
 
 

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import hashlib
 import re
 import warnings
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any, Literal, NamedTuple
 
 import torch
@@ -13,6 +14,7 @@ from torch import Tensor
 Style = Literal["diffusers", "stability"]
 LONG_WORD = 8  # tokens from which on a word may be torn where the text is cut (Stability)
 CHARACTERS = 226  # of a prompt that Stability's T5 reads
+PROBE = "Two (red) circles, 3 blue squares; Grüße, 日本"
 MARKS = re.compile(r"\\[()]|[()]|[^\\()]+|\\")
 
 
@@ -34,7 +36,7 @@ class Tokens(NamedTuple):
 
 
 class Tokenizer:
-    """A transformers tokenizer that always gives `length` ids and says once per prompt what it cut off.
+    """A transformers tokenizer that always gives `length` ids, and the text that found no room in them.
 
     pad: id that fills up (CLIP-G: 0), None: the tokenizer's own. style "stability": emphasis like "(text:1.2)" is
     read and, as there, without effect, and words are tokenised one by one. There T5 reads the first 226 characters
@@ -45,37 +47,47 @@ class Tokenizer:
         self.tokenizer, self.name, self.style = tokenizer, name, style
         start = None if name == "t5" else tokenizer.bos_token_id
         self.frame = Frame(start, tokenizer.eos_token_id, tokenizer.pad_token_id if pad is None else pad, length)
-        self._told: set[str] = set()
 
-    def __call__(self, prompts: Sequence[str]) -> Tensor:
-        """Prompts -> ids (B, length) int64. Warns of a prompt that is too long, with the text that was cut."""
-        return torch.tensor([self._one(prompt) for prompt in prompts], dtype=torch.long).view(-1, self.frame.length)
+    @property
+    def id(self) -> str:
+        """4 hex digits that tell vocabularies apart, by what they make of one text."""
+        ids, _ = self([PROBE])
+        return hashlib.sha256(repr(ids.tolist()).encode()).hexdigest()[:4]
 
-    def _one(self, prompt: str) -> list[int]:
-        if self.style == "stability":
-            tokens = stability_tokens(prompt, self._ids, self.frame, whole=self.name == "t5")
-            ids = tokens.ids
-            if len(ids) > self.frame.length:
-                cut = " ".join((self.tokenizer.decode(ids[self.frame.length - 1 : -1]), tokens.cut)).strip()
-                ids = [*ids[: self.frame.length - 1], self.frame.end]
-                tokens = tokens._replace(ids=ids, cut=cut)
-            self._tell(prompt, tokens.cut)
-            return ids
+    def __call__(self, prompts: Sequence[str]) -> tuple[Tensor, list[str]]:
+        """Prompts -> ids (B, length) int64, and of each prompt what was cut off ("": nothing)."""
+        found = [self._stability(prompt) if self.style == "stability" else self._plain(prompt) for prompt in prompts]
+        ids = torch.tensor([ids for ids, _ in found], dtype=torch.long).view(-1, self.frame.length)
+        return ids, [cut for _, cut in found]
+
+    def _plain(self, prompt: str) -> tuple[list[int], str]:
         words = self._ids(prompt)
         room = self.frame.length - 1 - (self.frame.start is not None)
-        self._tell(prompt, self.tokenizer.decode(words[room:]))
-        return _framed(words[:room], self.frame)
+        return _framed(words[:room], self.frame), self.tokenizer.decode(words[room:])
+
+    def _stability(self, prompt: str) -> tuple[list[int], str]:
+        tokens = stability_tokens(prompt, self._ids, self.frame, whole=self.name == "t5")
+        room = self.frame.length - 1
+        if len(tokens.ids) <= room + 1:
+            return tokens.ids, tokens.cut
+        cut = self.tokenizer.decode(tokens.ids[room:-1]) + tokens.cut
+        return [*tokens.ids[:room], self.frame.end], cut
 
     def _ids(self, text: str) -> list[int]:
         return self.tokenizer(text, add_special_tokens=False, verbose=False).input_ids
 
-    def _tell(self, prompt: str, cut: str) -> None:
-        if cut and prompt not in self._told:
-            self._told.add(prompt)
-            warnings.warn(
-                f"a prompt is longer than the {self.frame.length} tokens of {self.name}, which does not see: {cut!r}",
-                stacklevel=2,
-            )
+
+def warn_of_cuts(prompts: Sequence[str], cuts: Mapping[str, Sequence[str]], told: set[str]) -> None:
+    """One warning for each prompt that an encoder saw only in part: cuts of each encoder; `told` is kept up to date."""
+    for i, prompt in enumerate(prompts):
+        unseen: dict[str, list[str]] = {}
+        for name, texts in cuts.items():
+            if texts[i]:
+                unseen.setdefault(texts[i], []).append(name)
+        if unseen and prompt not in told:
+            told.add(prompt)
+            which = "; ".join(f"{', '.join(names)} without {text!r}" for text, names in unseen.items())
+            warnings.warn(f"the prompt {prompt[:30]!r}... is too long and is read by {which}", stacklevel=3)
 
 
 def _framed(words: list[int], frame: Frame) -> list[int]:

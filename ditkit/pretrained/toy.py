@@ -68,12 +68,20 @@ class ToyExtractor:
 class ToyTextEncoder:
     """A frozen random vector for each word plus sinusoid positions; pooled = sum / sqrt(words)."""
 
+    notes: tuple[str, ...] = ()
+
     def __init__(self, width: int = 48, length: int = 16, seed: int = 0):
         self.width, self.pooled_width, self.length, self.seed = width, width, length, seed
         self.parts = (Part("toy", (0, length), (0, width), (0, width)),)
         self.id = f"toy-text-{width}-{length}-{seed}"
         steps = torch.arange(length)[:, None] / 100.0 ** (torch.arange(width // 2) / (width // 2))
         self._positions = torch.cat((steps.sin(), steps.cos()), dim=1)
+        self.device = torch.device("cpu")
+
+    def to(self, device: torch.device | str) -> ToyTextEncoder:
+        """Conditions come out on `device`."""
+        self.device = torch.device(device)
+        return self
 
     def _word(self, word: str) -> Tensor:
         return _normal((self.width,), self.seed, 3, zlib.crc32(word.lower().encode()))
@@ -87,4 +95,5 @@ class ToyTextEncoder:
                 text[row, column] = self._word(word)
                 mask[row, column] = True
         pooled = text.sum(1) / mask.sum(1, keepdim=True).clamp(min=1).sqrt()
-        return Condition(text=(text + self._positions) * mask[..., None], mask=mask, pooled=pooled, parts=self.parts)
+        text = (text + self._positions) * mask[..., None]
+        return Condition(text=text, mask=mask, pooled=pooled, parts=self.parts).to(self.device)

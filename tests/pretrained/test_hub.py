@@ -80,10 +80,11 @@ def test_paths_never_reach_the_hub(load, source, monkeypatch, tmp_path):
 
 
 def test_ways_on_fit_what_is_missing():
-    codec, teacher, extractor = (str(PretrainedMissing(f"{kind} 'x'", "gone")) for kind in WAYS_OF)
+    codec, teacher, extractor, text = (str(PretrainedMissing(f"{kind} 'x'", "gone")) for kind in WAYS_OF)
     assert codec.index("--codec FOLDER") < codec.index("--codec pixels") < codec.index("ditkit teacher")
     assert teacher.index("ditkit teacher") < teacher.index("--teacher RUN|none") < teacher.index("--codec pixels")
     assert "--extractor FOLDER" in extractor and "--codec" not in extractor
+    assert "text.t5" in text and "text.kind=toy" in text and "--codec" not in text
 
 
 @pytest.mark.parametrize(

@@ -1,0 +1,154 @@
+"""From settings, or the short text of a command line, to a text encoder."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any, Literal, cast
+
+import torch
+from pydantic import Field, model_validator
+
+from ditkit.config import Settings
+from ditkit.pretrained.hub import check_there
+from ditkit.pretrained.missing import PretrainedMissing
+from ditkit.pretrained.text_networks import (
+    FOLDERS,
+    PUBLISHED,
+    ROLES,
+    CLIPText,
+    Place,
+    Precision,
+    Role,
+    is_pipeline,
+    load_network,
+    widths_of,
+)
+from ditkit.pretrained.text_sd3 import LastCLIP, SD3Text
+from ditkit.pretrained.tokens import Style
+from ditkit.pretrained.toy import ToyTextEncoder
+
+NONE = "none"
+
+
+class TextSettings(Settings):
+    """Which frozen networks read the prompts."""
+
+    kind: Literal["toy", "clip", "sd3"] = Field(
+        "toy", description="toy: random word vectors; clip: CLIP-L's last states (REPA); sd3: CLIP-L, CLIP-G and T5."
+    )
+    source: str = Field(
+        "",
+        description="sd3: a diffusers pipeline (folder or hub id) or file with all encoders; clip: folder, id, file.",
+    )
+    clip_l: str = Field(
+        "", description="sd3: folder, hub id or file; empty: from source, or published; none: left out."
+    )
+    clip_g: str = Field("", description="sd3: likewise.")
+    t5: str = Field("", description="sd3: likewise.")
+    tokenizers: str = Field("", description="sd3, clip: pipeline whose tokenizers serve files; empty: the published.")
+    t5_length: int = Field(
+        77, ge=0, le=512, description="sd3: tokens of T5 (77 in training, diffusers samples at 256)."
+    )
+    widths: tuple[int, int, int] = Field(
+        (768, 1280, 4096), description="sd3: widths of CLIP-L, CLIP-G and T5 where one is left out and no config says."
+    )
+    tokens: Style = Field("diffusers", description="sd3: how prompts are split: as diffusers or as Stability does.")
+    precision: Precision = Field("fp32", description="sd3, clip: of the networks; what comes out is fp32.")
+    batch: int = Field(1, ge=1, description="sd3, clip: prompts a pass; at 1 no prompt depends on its neighbours.")
+    width: int = Field(48, ge=2, multiple_of=2, description="toy: width of a token and of the pooled vector.")
+    length: int = Field(16, ge=1, description="toy: words that are read.")
+    seed: int = Field(0, ge=0, description="toy: of the random vectors.")
+
+    @model_validator(mode="after")
+    def _check(self) -> TextSettings:
+        own = {"toy": TOY, "clip": CLIP, "sd3": SD3}[self.kind]
+        fields = type(self).model_fields
+        odd = [n for n in fields if n not in ("kind", *own) and getattr(self, n) != fields[n].default]
+        if odd:
+            raise ValueError(f"text.kind {self.kind!r} takes no {odd[0]}; it takes {', '.join(own)}")
+        if self.kind == "sd3" and self.t5 != NONE and not self.t5_length:
+            raise ValueError("text.t5_length 0 means no tokens of T5 at all: set text.t5 to 'none' too")
+        return self
+
+    @classmethod
+    def parse(cls, text: str) -> TextSettings:
+        """'toy', 'clip', 'sd3', 'clip:SOURCE', 'sd3:SOURCE' or the folder of an SD3 pipeline."""
+        kind, _, source = text.partition(":")
+        if kind in ("toy", "clip", "sd3"):
+            return cls(kind=kind, source=source)  # type: ignore[arg-type]
+        if is_pipeline(text):
+            return cls(kind="sd3", source=text)
+        check_there(text, f"text encoder {text!r}")
+        raise PretrainedMissing(f"text encoder {text!r}", "none of toy, clip, sd3, clip:SOURCE, sd3:SOURCE")
+
+
+TOY = ("width", "length", "seed")
+CLIP = ("source", "tokenizers", "precision", "batch")
+SD3 = (*CLIP, *ROLES, "t5_length", "widths", "tokens")
+
+
+def load_text(spec: TextSettings | str, device: torch.device | str = "cpu") -> ToyTextEncoder | LastCLIP | SD3Text:
+    """The text encoder. PretrainedMissing if a network cannot be had; one that is left out is never opened.
+
+    Beside the protocol's surface: parts, notes (what to tell the user), device and to(device).
+    """
+    s = TextSettings.parse(spec) if isinstance(spec, str) else spec
+    if s.kind == "toy":
+        return ToyTextEncoder(s.width, s.length, s.seed).to(device)
+    marks = "" if s.precision == "fp32" else f"-{s.precision}"
+    if s.kind == "clip":
+        network = load_network(_clip_place(s), precision=s.precision)
+        return LastCLIP(cast(CLIPText, network), batch=s.batch, id=marks).to(device)
+    marks += "" if s.tokens == "diffusers" else f"-{s.tokens}"
+    places = {role: place for role in ROLES if (place := _place(s, role))}
+    networks = {
+        role: load_network(place, t5_length=s.t5_length, style=s.tokens, precision=s.precision)
+        for role, place in places.items()
+    }
+    widths = {role: (n.width, n.pooled_width) for role, n in networks.items()}
+    for role, known in zip(ROLES, s.widths, strict=True):
+        if role not in widths:
+            widths[role] = _width_of_missing(s, role, known)
+    return SD3Text(networks, widths, t5_length=s.t5_length, batch=s.batch, id=marks).to(device)
+
+
+def _clip_place(s: TextSettings) -> Place:
+    """Of kind "clip"; a pipeline's text_encoder serves."""
+    source = s.source or PUBLISHED["clip_l"]
+    return Place("clip_l", source, FOLDERS["clip_l"] if is_pipeline(source) else "", s.tokenizers)
+
+
+def _place(s: TextSettings, role: Role) -> Place | None:
+    """Where an encoder of SD3 comes from, None if it is left out (by the settings, or by the pipeline itself)."""
+    own = getattr(s, role)
+    if own == NONE:
+        return None
+    source = own or s.source or PUBLISHED[role]
+    if Path(source).expanduser().is_file():
+        return Place(role, source, "", s.tokenizers)
+    inside = is_pipeline(source) or (not own and bool(s.source))
+    if inside and _index(source).get(FOLDERS[role], ("?",))[0] is None:
+        if own:
+            raise PretrainedMissing(f"text encoder {role} from {source!r}", "that pipeline has none")
+        return None
+    return Place(role, source, FOLDERS[role] if inside else "", s.tokenizers)
+
+
+def _width_of_missing(s: TextSettings, role: Role, known: int) -> tuple[int, int]:
+    """(width, pooled width) of an encoder that is left out: from the pipeline's configs, else the settings."""
+    pooled = 0 if role == "t5" else known
+    if not is_pipeline(s.source):
+        return known, pooled
+    folder = Path(s.source).expanduser()
+    if (folder / FOLDERS[role] / "config.json").is_file():
+        return widths_of(Place(role, s.source, FOLDERS[role]))
+    transformer = folder / "transformer" / "config.json"
+    if role == "t5" and transformer.is_file():
+        return json.loads(transformer.read_text())["joint_attention_dim"], 0
+    return known, pooled
+
+
+def _index(source: str) -> dict[str, Any]:
+    """model_index.json of a local pipeline; empty for one on the hub."""
+    return json.loads((Path(source).expanduser() / "model_index.json").read_text()) if is_pipeline(source) else {}
