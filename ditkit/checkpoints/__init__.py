@@ -11,15 +11,19 @@ from torch import nn
 
 from ditkit.checkpoints.ddt import DDT, IMPROVED_DIT
 from ditkit.checkpoints.diffusers_dit import DIFFUSERS_DIT
+from ditkit.checkpoints.diffusers_sd3 import DIFFUSERS_SD3
 from ditkit.checkpoints.dit import DIT, SIT
 from ditkit.checkpoints.families import require
 from ditkit.checkpoints.files import Weights, folder_shape, read, select
 from ditkit.checkpoints.published import CheckpointError, Converter, Published, Shape, State
 from ditkit.checkpoints.repa import REPA
+from ditkit.checkpoints.repa_mmdit import REPA_MMDIT
+from ditkit.checkpoints.sd3 import SD3
 from ditkit.diffusion.path import AnyPath
 from ditkit.diffusion.prediction import Kind
 
-SOURCES: dict[str, Converter] = {c.source: c for c in (DIT, SIT, REPA, DDT, IMPROVED_DIT, DIFFUSERS_DIT)}
+_ALL: tuple[Converter, ...] = (DIT, SIT, REPA, DDT, IMPROVED_DIT, DIFFUSERS_DIT, SD3, DIFFUSERS_SD3, REPA_MMDIT)
+SOURCES: dict[str, Converter] = {c.source: c for c in _ALL}
 
 
 def load_published(

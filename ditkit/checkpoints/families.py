@@ -12,7 +12,8 @@ from ditkit.checkpoints.published import CheckpointError
 # fragments that must all occur -> families; the first row that fits wins
 _MARKS: tuple[tuple[tuple[str, ...], tuple[str, ...]], ...] = (
     (("joint_blocks.", "projectors."), ("repa-mmdit",)),
-    (("joint_blocks.",), ("sd3",)),
+    (("joint_blocks.", "y_embedder."), ("sd3",)),
+    (("joint_blocks.",), ("sd3", "repa-mmdit")),
     (("transformer_blocks.", "norm1_context."), ("diffusers-sd3",)),
     (("transformer_blocks.", ".norm1.linear."), ("diffusers-dit",)),
     (("s_embedder.",), ("ddt",)),

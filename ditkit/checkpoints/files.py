@@ -110,7 +110,7 @@ def folder_shape(path: str | Path) -> dict[str, Any]:
     for place in (Path(path), Path(path) / "transformer"):
         if (config := place / "config.json").is_file():
             told = json.loads(config.read_text(encoding="utf-8"))
-            if told.get("_class_name") == "DiTTransformer2DModel":
+            if told.get("_class_name") in ("DiTTransformer2DModel", "SD3Transformer2DModel"):
                 side = told.get("sample_size", 32)
                 return {"heads": told["num_attention_heads"], "size": (side, side)}
     return {}

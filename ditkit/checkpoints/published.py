@@ -33,6 +33,7 @@ class Published:
     settings: AnyModel
     source: str
     weights: str = "flat"  # which copy of a training file: "ema", "raw"; "flat" files do not say (publishers ship EMA)
+    notes: tuple[str, ...] = ()  # what of the file was left aside
 
 
 class Shape(Settings):

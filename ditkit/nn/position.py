@@ -29,11 +29,11 @@ def sincos_table(
     def encode(count: int, start: float) -> Tensor:
         place = start + step * torch.arange(count, dtype=torch.float64, device="cpu")
         angle = place[:, None] * frequency
-        return torch.cat([angle.sin(), angle.cos()], dim=1)  # (count, width / 2)
+        return torch.cat([angle.sin(), angle.cos()], dim=1).float()  # (count, width / 2)
 
     column = encode(columns, first[1])[None, :].expand(rows, -1, -1)
     row = encode(rows, first[0])[:, None].expand(-1, columns, -1)
-    return torch.cat([column, row], dim=2).reshape(rows * columns, width).float()
+    return torch.cat([column, row], dim=2).reshape(rows * columns, width)
 
 
 def centred(side: int, native: int, step: float) -> float:
