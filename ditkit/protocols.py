@@ -219,13 +219,29 @@ class TextEncoder(Protocol):
     def __call__(self, prompts: Sequence[str]) -> Condition: ...
 
 
+class Captions(NamedTuple):
+    """Every caption of one image: those it came with, and those that a model wrote. Either may be empty."""
+
+    original: tuple[str, ...] = ()
+    synthetic: tuple[str, ...] = ()
+
+    @property
+    def first(self) -> str:
+        """The first original caption, else the first synthetic one, else an empty string."""
+        return next(iter(self.original + self.synthetic), "")
+
+
 class Item(NamedTuple):
-    """One training example: image (C, H, W) uint8, class id (or -1), caption (or ""), and where it came from."""
+    """One training example: image (C, H, W) uint8, class id (or -1), caption (or ""), and where it came from.
+
+    captions: where an image has several, of which training draws one a visit; `caption` is the first.
+    """
 
     image: Tensor
     label: int
     caption: str
     path: str
+    captions: Captions = Captions()
 
 
 @runtime_checkable
@@ -244,6 +260,35 @@ class Source(Protocol):
     def __len__(self) -> int: ...
 
     def __getitem__(self, index: int) -> Item: ...
+
+
+class Detection(NamedTuple):
+    """An object found in an image: class name, confidence in [0, 1], box (x0, y0, x1, y1) in pixels, mask (H, W) bool."""
+
+    label: str
+    score: float
+    box: tuple[float, float, float, float]
+    mask: Tensor | None = None
+
+
+@runtime_checkable
+class Detector(Protocol):
+    """Images (B, 3, H, W) uint8 -> the objects found in each, in any order."""
+
+    @property
+    def id(self) -> str: ...
+
+    def __call__(self, images: Tensor) -> list[list[Detection]]: ...
+
+
+@runtime_checkable
+class Colours(Protocol):
+    """One image (3, H, W) uint8 and objects found in it -> the colour name of each object."""
+
+    @property
+    def id(self) -> str: ...
+
+    def __call__(self, image: Tensor, found: Sequence[Detection]) -> list[str]: ...
 
 
 class BadImage(ValueError):

@@ -1,10 +1,12 @@
 """Sources of images, their order, and the loader that turns them into batches."""
 
+from ditkit.data.buckets import Buckets, BucketSettings
+from ditkit.data.captions import Columns
 from ditkit.data.digits import Digits
 from ditkit.data.folder import Folder
 from ditkit.data.loader import Batch, Loader
 from ditkit.data.open import open_source
-from ditkit.data.order import Order
+from ditkit.data.order import BucketOrder, Order
 from ditkit.data.parquet import Parquet
 from ditkit.data.rejects import Rejects, read_rejects
 from ditkit.data.scan import Scan, scan
@@ -14,6 +16,10 @@ from ditkit.data.transforms import adm_crop, to_float, to_uint8
 
 __all__ = [
     "Batch",
+    "BucketOrder",
+    "BucketSettings",
+    "Buckets",
+    "Columns",
     "DataError",
     "DataSettings",
     "Digits",

@@ -1,9 +1,10 @@
-"""Labels and captions that stand beside images: .txt side files, and one CSV or JSONL table."""
+"""Labels and captions that stand beside images: .txt side files, CSV and JSONL tables, COCO's caption files."""
 
 from __future__ import annotations
 
 import csv
 import json
+from collections import Counter
 from collections.abc import Iterable, Sequence
 from difflib import get_close_matches
 from pathlib import Path
@@ -14,43 +15,85 @@ import numpy as np
 from ditkit.data.source import DataError
 
 FILE_COLUMN = "file_name"
+SYNTHETIC = "synthetic"  # the usual column, table and side-file ending of captions that a model wrote
 TABLE_ENDINGS = (".csv", ".jsonl")
 
 
 class Row(NamedTuple):
-    """One line of a table: a file relative to the table's folder, its label and its caption (None: no such column)."""
+    """One image of a table: a file relative to the table's folder, its label and its captions (None: no such column).
+
+    texts came with the image, synthetic ones were written by a model.
+    """
 
     file: str
     label: str | None
-    text: str | None
+    texts: tuple[str, ...] | None
+    synthetic: tuple[str, ...] | None = None
 
 
-def read_table(path: Path, label_column: str | None = None, text_column: str | None = None) -> list[Row]:
-    """Rows of a CSV (UTF-8, with a header) or JSONL file with file_name and label, text or both.
+class Columns(NamedTuple):
+    """The columns to read; None: the usual name, where it is there."""
 
-    Columns default to "label" and to "text" or "caption". A blank label or text is an empty string. DataError names
-    the line that cannot be read, or the columns that are there.
+    label: str | None = None
+    text: str | None = None
+    synthetic: str | None = None
+
+
+USUAL = Columns()
+
+
+def read_table(path: Path, columns: Columns = USUAL) -> list[Row]:
+    """Rows of a CSV (UTF-8, with a header), JSONL or COCO file with file_name and at least one of the `columns`.
+
+    They default to "label", to "text" or "caption", and to "synthetic". A blank label is an empty string. A caption may
+    be a list of several (JSONL); lines of the same file and label become one row with the captions of all. DataError
+    names the line that cannot be read, or the columns that are there.
     """
-    rows = _csv_rows(path) if path.suffix.lower() == ".csv" else _jsonl_rows(path)
+    readers = {".csv": _csv_rows, ".json": _coco_rows}
+    rows = readers.get(path.suffix.lower(), _jsonl_rows)(path)
     if not rows:
         raise DataError(f"{path}: this table has no rows")
-    columns = sorted({column for _, row in rows for column in row})
-    if FILE_COLUMN not in columns:
-        raise DataError(f"{path}: no column {FILE_COLUMN!r} (found: {', '.join(columns) or 'none'})")
-    label = find_column(columns, label_column, ("label",), path)
-    text = find_column(columns, text_column, ("text", "caption"), path)
-    if label is None and text is None:
+    there = sorted({column for _, row in rows for column in row})
+    if FILE_COLUMN not in there:
+        raise DataError(f"{path}: no column {FILE_COLUMN!r} (found: {', '.join(there) or 'none'})")
+    label = find_column(there, columns.label, ("label",), path)
+    text = find_column(there, columns.text, ("text", "caption"), path)
+    synthetic = find_column(there, columns.synthetic, (SYNTHETIC,), path)
+    if label is None and text is None and synthetic is None:
         raise DataError(
-            f"{path}: neither a 'label' nor a 'text' column (found: {', '.join(columns)}); "
+            f"{path}: neither a 'label' nor a 'text' column (found: {', '.join(there)}); "
             "name one by label_column or text_column"
         )
-    found = []
+    found: dict[tuple[str, str | None], Row] = {}
     for line, row in rows:
-        if not (file := _text(row.get(FILE_COLUMN))):
+        file = row.get(FILE_COLUMN)
+        if not (file := "" if file is None else str(file).strip()):
             raise DataError(f"{path}, line {line}: no {FILE_COLUMN}")
-        values = [None if column is None else _text(row.get(column)) for column in (label, text)]
-        found.append(Row(file.replace("\\", "/").removeprefix("./"), *values))
-    return found
+        where = f"{path}, line {line}"
+        new = Row(
+            file.replace("\\", "/").removeprefix("./"),
+            None if label is None else next(iter(texts_of(row.get(label), where)), ""),
+            None if text is None else texts_of(row.get(text), where),
+            None if synthetic is None else texts_of(row.get(synthetic), where),
+        )
+        old = found.setdefault(new[:2], new)
+        if old is not new:
+            found[new[:2]] = old._replace(
+                texts=_joined(old.texts, new.texts), synthetic=_joined(old.synthetic, new.synthetic)
+            )
+    return list(found.values())
+
+
+def _joined(old: tuple[str, ...] | None, new: tuple[str, ...] | None) -> tuple[str, ...] | None:
+    return None if old is None else old + (new or ())
+
+
+def texts_of(value: object, where: object) -> tuple[str, ...]:
+    """The texts in a cell: one, a list of several, or none; stripped, without blank ones. DataError for other kinds."""
+    values = value if isinstance(value, (list, tuple)) else (value,)
+    if odd := [v for v in values if v is not None and not isinstance(v, (str, int, float))]:
+        raise DataError(f"{where}: {type(odd[0]).__name__} where a text or a list of texts is expected")
+    return tuple(text for v in values if v is not None and (text := str(v).strip()))
 
 
 def find_column(columns: Sequence[str], asked: str | None, usual: Iterable[str], where: object) -> str | None:
@@ -90,18 +133,44 @@ def lists_files(path: Path) -> bool:
         return FILE_COLUMN.encode() in file.readline(2**16)
 
 
-def side_caption(path: Path) -> str:
-    """The caption in a .txt file, stripped. ValueError if it is not UTF-8, OSError if it cannot be read."""
+def only_synthetic(path: Path) -> bool:
+    """Whether a CSV or JSONL table holds nothing but synthetic captions, as `ditkit data caption` writes them."""
+    with path.open(encoding="utf-8-sig", errors="replace") as file:
+        line = file.readline(2**16)
     try:
-        return path.read_text(encoding="utf-8-sig").strip()
+        columns = set(json.loads(line) if path.suffix.lower() == ".jsonl" else next(csv.reader([line])))
+    except (ValueError, TypeError, StopIteration, csv.Error):
+        return False
+    return {FILE_COLUMN, SYNTHETIC} <= columns and not columns & {"label", "text", "caption"}
+
+
+def read_synthetic(path: Path, column: str | None = None) -> dict[str, tuple[str, ...]]:
+    """File (or FILE.parquet#ROW) -> synthetic captions of a table such as `ditkit data caption` writes."""
+    if not path.is_file():
+        raise DataError(f"{path}: no such table of synthetic captions")
+    return {row.file: row.synthetic or () for row in read_table(path, Columns(synthetic=column or SYNTHETIC))}
+
+
+def side_captions(path: Path) -> tuple[str, ...]:
+    """The captions in a .txt file, one a line. ValueError if it is not UTF-8, OSError if it cannot be read."""
+    try:
+        lines = path.read_text(encoding="utf-8-sig").splitlines()
     except UnicodeDecodeError as error:
         raise ValueError(f"its caption {path.name} is not UTF-8 text (byte {error.start})") from error
+    return tuple(text for line in lines if (text := line.strip()))
 
 
-def _text(value: object) -> str:
-    if isinstance(value, list):  # several captions of one picture: the first; give one row each to use them all
-        value = value[0] if value else None
-    return "" if value is None else str(value).strip()
+def caption_notes(kinds: Sequence[tuple[bool, bool]]) -> tuple[str, ...]:
+    """What a user should know of (has original captions, has synthetic ones) of every image."""
+    count, notes = Counter(kinds), []
+    if missing := count[False, False] % len(kinds):  # all or none missing is nothing to say
+        notes.append(f"{missing} of {len(kinds)} images have no caption of their own")
+    if count[True, True] or count[False, True]:
+        notes.append(
+            f"captions: {count[True, True]} images have original and synthetic ones, {count[True, False]} only "
+            f"original and {count[False, True]} only synthetic ones; an image with one kind always shows that"
+        )
+    return tuple(notes)
 
 
 def _csv_rows(path: Path) -> list[tuple[int, dict]]:
@@ -135,3 +204,17 @@ def _jsonl_rows(path: Path) -> list[tuple[int, dict]]:
     except UnicodeDecodeError as error:
         raise DataError(f"{path}: not UTF-8 text ({error})") from error
     return rows
+
+
+def _coco_rows(path: Path) -> list[tuple[int, dict]]:
+    """COCO's captions_*.json: its images, each with the captions of all its annotations (numbered as they stand)."""
+    try:
+        tree = json.loads(path.read_text(encoding="utf-8-sig"))
+        rows = {image["id"]: {FILE_COLUMN: image[FILE_COLUMN], "text": []} for image in tree["images"]}
+        for annotation in tree["annotations"]:
+            rows[annotation["image_id"]]["text"].append(annotation["caption"])
+    except (UnicodeDecodeError, json.JSONDecodeError) as error:
+        raise DataError(f"{path}: not JSON in UTF-8 ({error})") from error
+    except (KeyError, TypeError) as error:
+        raise DataError(f"{path}: no COCO captions: 'images' and 'annotations' disagree ({error})") from error
+    return list(enumerate(rows.values(), 1))

@@ -7,13 +7,28 @@ import unicodedata
 from collections import Counter
 from collections.abc import Iterator
 from pathlib import Path, PurePosixPath
+from typing import NamedTuple
 
 import numpy as np
 from PIL import Image
 
-from ditkit.data.captions import TABLE_ENDINGS, Row, class_ids, find_column, lists_files, read_table, side_caption
+from ditkit.data.captions import (
+    TABLE_ENDINGS,
+    USUAL,
+    Columns,
+    Row,
+    caption_notes,
+    class_ids,
+    find_column,
+    lists_files,
+    only_synthetic,
+    read_synthetic,
+    read_table,
+    side_captions,
+)
 from ditkit.data.pictures import ENDINGS, decode, read_bytes, shape_of
 from ditkit.data.source import DataError, ImageSource
+from ditkit.protocols import Captions
 
 SPLITS = frozenset({"train", "training", "val", "valid", "validation", "test", "testing", "dev"})
 
@@ -23,9 +38,12 @@ class Folder(ImageSource):
 
     - class folders: every image below PATH/NAME/, however deep, is of class NAME; classes are sorted by name;
     - flat: images only, directly in PATH: unlabelled;
-    - one CSV or JSONL table in PATH with file_name and label and/or text: one sample a row, labels from it alone.
-    A file NAME.txt beside NAME.jpg is its caption (where no table gives one). size: side, (H, W) or None (from the
-    data). channels: 3, or 1 for greyscale. DataError, one line, if the folder has none of these forms.
+    - one CSV or JSONL table in PATH with file_name and label and/or text: one sample a file, labels from it alone.
+    The lines of NAME.txt beside NAME.jpg are its captions (where no table gives them), those of NAME.synthetic.txt its
+    synthetic ones, which may also stand in the table's column "synthetic" or in a table of their own (JSONL or CSV with
+    file_name and synthetic). size: side, (H, W) or None (from the data). channels: 3, or 1 for greyscale. table: one of
+    several in PATH, or the path of one elsewhere, of COCO's captions_*.json too. columns, synthetic_table: names, where
+    they are not the usual ones. DataError, one line, if the folder has none of these forms.
     """
 
     def __init__(
@@ -35,27 +53,31 @@ class Folder(ImageSource):
         channels: int = 3,
         *,
         table: str | None = None,
-        label_column: str | None = None,
-        text_column: str | None = None,
+        columns: Columns = USUAL,
+        synthetic_table: str | None = None,
         multiple: int | None = None,
     ):
         self.root = Path(path)
         listing = Listing(self.root)
-        rows, notes = _table_rows(listing, table, label_column, text_column)
+        extra, said = _synthetic(listing, synthetic_table, columns.synthetic)
+        own = columns if synthetic_table is None else columns._replace(synthetic=None)
+        rows, notes = _table_rows(listing, table, own)
         if rows is None:
             classes, labels = _folder_classes(listing)
-            self.files: list[str] = listing.images
-            texts: list[str | None] = [None] * len(self.files)
+            rows, no_table = [Row(file, None, None) for file in listing.images], True
         else:
-            self.files = [row.file for row in rows]
-            classes, labels = class_ids([row.label or "" for row in rows], self.root, self.files)
-            texts = [row.text for row in rows]
-        sides = [str(PurePosixPath(file).with_suffix(".txt")) for file in self.files]
+            classes, labels = class_ids([row.label or "" for row in rows], self.root, [row.file for row in rows])
+            no_table = False
+        self.files: list[str] = [row.file for row in rows]
+        beside = [str(PurePosixPath(row.file).with_suffix("")) for row in rows]
         self._texts = [
-            text if text is not None else (Path(side) if side in listing.texts else None)
-            for text, side in zip(texts, sides, strict=True)
-        ]  # a Path is read when asked for
-        super().__init__(labels, classes, channels, notes + _leftovers(listing, self._texts, rows is None))
+            Texts(
+                _side(f"{name}.txt", listing) if row.texts is None else row.texts,
+                row.synthetic or extra.get(row.file) or _side(f"{name}.synthetic.txt", listing) or (),
+            )
+            for row, name in zip(rows, beside, strict=True)
+        ]
+        super().__init__(labels, classes, channels, notes + said + _leftovers(listing, self._texts, no_table))
         self.choose_size((size, size) if isinstance(size, int) else size, multiple)
 
     def picture(self, index: int) -> Image.Image:
@@ -68,15 +90,37 @@ class Folder(ImageSource):
     def name(self, index: int) -> str:
         return str(self.root / self.files[index])
 
+    def captions(self, index: int) -> Captions:
+        original, synthetic = self._texts[index]
+        return Captions(self._read(original), self._read(synthetic))
+
     def caption(self, index: int) -> str:
-        text = self._texts[index]
-        return side_caption(self.root / text) if isinstance(text, Path) else text or ""
+        return self.captions(index).first
+
+    def key(self, index: int) -> str:
+        return self.files[index]
 
     def content(self) -> Iterator[str]:
         """Names, sizes in bytes, labels and captions (side files: their size); no image is read."""
-        for file, text, label in zip(self.files, self._texts, self.labels, strict=True):
-            caption = _bytes_in(self.root / text) if isinstance(text, Path) else text
-            yield f"{file} {_bytes_in(self.root / file)} {label} {caption}"
+        for file, texts, label in zip(self.files, self._texts, self.labels, strict=True):
+            original, synthetic = map(self._identify, texts)
+            more = f" synthetic {synthetic}" if texts.synthetic else ""
+            yield f"{file} {_bytes_in(self.root / file)} {label} {original}{more}"
+
+    def _read(self, texts: tuple[str, ...] | Path | None) -> tuple[str, ...]:
+        return side_captions(self.root / texts) if isinstance(texts, Path) else texts or ()
+
+    def _identify(self, texts: tuple[str, ...] | Path | None) -> object:
+        if isinstance(texts, Path):
+            return _bytes_in(self.root / texts)
+        return texts if texts is None or len(texts) > 1 else "".join(texts)
+
+
+class Texts(NamedTuple):
+    """Captions of one image as a folder keeps them: the texts, or the side file that is read when asked for."""
+
+    original: tuple[str, ...] | Path | None
+    synthetic: tuple[str, ...] | Path
 
 
 class Listing:
@@ -154,18 +198,15 @@ def _folder_classes(listing: Listing) -> tuple[tuple[str, ...], np.ndarray]:
     return tuple(listing.folders), np.array(labels, dtype=np.int64)
 
 
-def _table_rows(
-    listing: Listing, table: str | None, label_column: str | None, text_column: str | None
-) -> tuple[list[Row] | None, tuple[str, ...]]:
+def _table_rows(listing: Listing, table: str | None, columns: Columns) -> tuple[list[Row] | None, tuple[str, ...]]:
     """The rows of the folder's table, by file, and notes; None if it has none."""
     name = _find_table(listing, table)
     if name is None:
-        asked = label_column or text_column
-        if asked:
+        if asked := next((column for column in columns if column), None):
             raise DataError(f"{listing.root}: column {asked!r} is asked for, but there is no CSV or JSONL table")
         return None, ()
     by_form = {unicodedata.normalize("NFC", file): file for file in listing.images}  # macOS writes names decomposed
-    rows = read_table(listing.root / name, label_column, text_column)
+    rows = read_table(listing.root / name, columns)
     rows = [row._replace(file=by_form.get(unicodedata.normalize("NFC", row.file), row.file)) for row in rows]
     present = set(listing.images)
     listed = {row.file for row in rows}
@@ -183,15 +224,43 @@ def _table_rows(
 
 def _find_table(listing: Listing, asked: str | None) -> str | None:
     if asked is not None:
+        elsewhere = asked not in listing.tables and any(p.is_file() for p in (listing.root / asked, Path(asked)))
+        if elsewhere:
+            return asked if (listing.root / asked).is_file() else str(Path(asked).resolve())
         return find_column(listing.tables, asked, (), f"{listing.root} (tables)")
     usual = [name for name in listing.tables if Path(name).stem.lower() == "metadata"]
     usual = usual or [name for name in listing.tables if lists_files(listing.root / name)]  # else: not about images
+    usual = [name for name in usual if not only_synthetic(listing.root / name)]
     if len(usual) > 1:
         raise DataError(f"{listing.root}: several tables ({', '.join(usual)}); name one by data.table")
     return usual[0] if usual else None
 
 
-def _leftovers(listing: Listing, texts: list, no_table: bool) -> tuple[str, ...]:
+def _synthetic(
+    listing: Listing, asked: str | None, column: str | None
+) -> tuple[dict[str, tuple[str, ...]], tuple[str, ...]]:
+    """The synthetic captions of the table asked for, or of all that hold nothing else, by file; and notes."""
+    if asked is not None:
+        tables = [listing.root / asked if (listing.root / asked).is_file() else Path(asked)]
+    else:
+        tables, column = [path for name in listing.tables if only_synthetic(path := listing.root / name)], None
+    by_form = {unicodedata.normalize("NFC", file): file for file in listing.images}
+    found: dict[str, tuple[str, ...]] = {}
+    lost = 0
+    for table in tables:
+        for file, texts in read_synthetic(table, column).items():
+            key = by_form.get(unicodedata.normalize("NFC", file))
+            lost += key is None
+            if key is not None:
+                found[key] = found.get(key, ()) + texts
+    return found, ((f"{lost} synthetic captions are of images that are not there",) if lost else ())
+
+
+def _side(name: str, listing: Listing) -> Path | None:
+    return Path(name) if name in listing.texts else None
+
+
+def _leftovers(listing: Listing, texts: list[Texts], no_table: bool) -> tuple[str, ...]:
     """Notes about what lies in the folder and is not used, and about missing captions."""
     notes = []
     if listing.others:
@@ -199,9 +268,8 @@ def _leftovers(listing: Listing, texts: list, no_table: bool) -> tuple[str, ...]
     if listing.empty and no_table:
         more = ", ..." if len(listing.empty) > 5 else ""
         notes.append(f"folders without images: {', '.join(listing.empty[:5])}{more}")
-    if missing := sum(not text for text in texts) % len(texts):  # all or none missing is nothing to say
-        notes.append(f"{missing} of {len(texts)} images have no caption; theirs is empty")
-    if lost := len(listing.texts - {text.as_posix() for text in texts if isinstance(text, Path)}):
+    notes += caption_notes([(bool(t.original), bool(t.synthetic)) for t in texts])
+    if lost := len(listing.texts - {path.as_posix() for pair in texts for path in pair if isinstance(path, Path)}):
         notes.append(f"{lost} .txt files are no image's caption")
     return tuple(notes)
 

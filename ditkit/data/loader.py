@@ -14,7 +14,9 @@ import torch
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 
-from ditkit.data.order import Order, flips
+from ditkit.data.buckets import Buckets
+from ditkit.data.mixing import draw_captions
+from ditkit.data.order import BucketOrder, Order, flips
 from ditkit.data.rejects import Rejects
 from ditkit.data.source import DataError
 from ditkit.protocols import BadImage, Item, Source
@@ -24,7 +26,7 @@ class Batch(NamedTuple):
     """One rank's share of a step: images uint8 (b, C, H, W), labels int64 (b,), captions, indices int64 (b,).
 
     positions: the global sample positions, which key every draw. indices: the images used; where the image at a
-    position is unusable it is the one that took its place.
+    position is unusable it is the one that took its place. (H, W) is the source's size, or the step's bucket.
     """
 
     images: Tensor
@@ -39,9 +41,12 @@ class Loader:
     """Yields Batch for step start_step, start_step + 1, ... for ever; the same whatever `workers` is.
 
     batch: global size; rank r of `world` gets rows [r batch / world, (r + 1) batch / world). flip: mirror each sample
-    with probability 1/2, drawn from (seed, position). rejects: JSONL file that lists unusable images; without it they
-    are only logged and kept in `rejected`. An unusable image is replaced by the next usable one of the data set (same
-    class, mostly), so the run goes on and stays reproducible. DataError when no image can be used.
+    with probability 1/2, drawn from (seed, position). synthetic_share: how often an image with original and synthetic
+    captions shows one of the latter; which of several is drawn from (seed, position) too. Images that the source has
+    sorted into buckets come in batches of one bucket each (BucketOrder).
+    rejects: JSONL file that lists unusable images; without it they are only logged and kept in `rejected`. An unusable
+    image is replaced by the next usable one of the data set or bucket (same class, mostly), so the run goes on and
+    stays reproducible. DataError when no image can be used.
     """
 
     source: Source
@@ -52,6 +57,7 @@ class Loader:
     world: int = field(default=1, kw_only=True)
     workers: int = field(default=0, kw_only=True)
     flip: bool = field(default=False, kw_only=True)
+    synthetic_share: float = field(default=0.5, kw_only=True)
     rejects: str | os.PathLike | None = field(default=None, kw_only=True)
 
     def __post_init__(self):
@@ -70,8 +76,9 @@ class Loader:
         return self._rejects.reasons
 
     def __iter__(self) -> Iterator[Batch]:
-        rows = self.batch // self.world
-        reader = _Reader(self.source, self.seed, self.batch, self.rank * rows, rows, self.flip)
+        reader = _Reader(self)
+        for path, reason in reader.unsorted:
+            self._rejects.add(path, reason)
         for shares, bad, error in self._shares(reader):
             for path, reason in bad:
                 self._rejects.add(path, reason)
@@ -105,9 +112,14 @@ class _Reader(Dataset):
     Errors travel as values, so that they keep to one line.
     """
 
-    def __init__(self, source: Source, seed: int, batch: int, first: int, rows: int, flip: bool):
-        self.source, self.seed, self.batch, self.first, self.rows, self.flip = source, seed, batch, first, rows, flip
-        self.order = Order(len(source), seed)
+    def __init__(self, loader: Loader):
+        self.source, self.seed, self.batch = loader.source, loader.seed, loader.batch
+        self.flip, self.share = loader.flip, loader.synthetic_share
+        self.rows = loader.batch // loader.world
+        self.first = loader.rank * self.rows
+        buckets: Buckets | None = getattr(self.source, "buckets", None)  # a source of images of one size needs none
+        self.order = BucketOrder(buckets.of, self.batch, self.seed) if buckets else Order(len(self.source), self.seed)
+        self.unsorted = buckets.bad if buckets else ()
         self.bad: dict[int, tuple[str, str]] = {}
 
     def __getitem__(self, step: int):
@@ -119,7 +131,8 @@ class _Reader(Dataset):
             found = self._usable(index, met)
             if found is None:
                 path, reason = next(iter(met.values()))
-                return None, list(met.values()), f"none of the {len(self.source)} images can be used; {path}: {reason}"
+                among = f"{len(met)} images{'' if len(met) == len(self.source) else ' of a bucket'}"
+                return None, list(met.values()), f"none of the {among} can be used; {path}: {reason}"
             items.append(found[0])
             used.append(found[1])
         images = np.stack([item.image.numpy() for item in items])
@@ -127,13 +140,12 @@ class _Reader(Dataset):
             mirrored = flips(self.seed, start, positions.stop)
             images[mirrored] = images[mirrored][..., ::-1]
         labels = np.array([item.label for item in items], dtype=np.int64)
-        captions = tuple(item.caption for item in items)
+        captions = draw_captions(items, self.seed, start, self.share)
         return (images, labels, captions, np.array(used, dtype=np.int64), positions), list(met.values()), None
 
     def _usable(self, index: int, met: dict[int, tuple[str, str]]) -> tuple[Item, int] | None:
         """(item, its index) at `index`, or the next that can be used; fills `met` with the unusable ones."""
-        n = len(self.source)
-        for candidate in itertools.chain(range(index, n), range(index)):
+        for candidate in self.order.candidates(index):
             if candidate not in self.bad:
                 try:
                     return self.source[candidate], candidate

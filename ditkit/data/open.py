@@ -6,6 +6,7 @@ import os
 from difflib import get_close_matches
 from pathlib import Path
 
+from ditkit.data.captions import Columns
 from ditkit.data.digits import Digits
 from ditkit.data.folder import Folder
 from ditkit.data.parquet import Parquet
@@ -20,14 +21,30 @@ GIVE = "give 'digits', a folder of images or a .parquet file"
 CACHE_LIMIT = 256 * 2**20  # bytes of decoded images kept in RAM unless the settings say otherwise
 
 
-def open_source(spec: str | os.PathLike | DataSettings, *, multiple: int | None = None) -> ImageSource:
+def open_source(
+    spec: str | os.PathLike | DataSettings, *, multiple: int | None = None, captioned: bool = False, batch: int = 1
+) -> ImageSource:
     """The source that `spec` names: "digits", a folder of images, a .parquet file or a folder of them, or settings.
 
     multiple: what the sides of a size taken from the data are rounded down to (codec factor x patch); a size
-    given in the settings is kept as it is. DataError, one line, for anything that cannot be used.
+    given in the settings is kept as it is. captioned: images without a caption cannot be used. batch: aspect-ratio
+    buckets with fewer images join a neighbour. DataError, one line, for anything that cannot be used.
     """
     settings = spec if isinstance(spec, DataSettings) else DataSettings(source=str(spec))
+    if (buckets := settings.buckets) is not None:
+        if buckets.multiple % (multiple or 1):
+            raise DataError(
+                f"buckets.multiple {buckets.multiple} must be a multiple of {multiple}, which the model's patches and "
+                "the codec cut into whole"
+            )
+        settings = settings.model_copy(update={"size": buckets.side})
     source = _open(settings, multiple)
+    if settings.caption is not None:
+        source.caption_classes(settings.caption)
+    if captioned:
+        source.require_captions()
+    if buckets is not None:
+        source.sort_into_buckets(buckets, batch)
     limit = {True: None, None: CACHE_LIMIT, False: 0}[settings.cache]
     source.keep_in_memory(limit)
     return source
@@ -46,14 +63,15 @@ def _open(settings: DataSettings, multiple: int | None) -> ImageSource:
         if settings.source in PLACEHOLDERS:
             hint = f"this recipe leaves the images to you: --data, {GIVE}"
         raise DataError(f"data {settings.source!r}: no such file or folder; {hint}")
+    columns = Columns(settings.label_column, settings.text_column, settings.synthetic_column)
     if path.suffix.lower() == ".parquet" or (path.is_dir() and any(path.glob("*.parquet"))):
         source: ImageSource = Parquet(
             path,
             settings.shape(),
             settings.channels or 3,
             image_column=settings.image_column,
-            label_column=settings.label_column,
-            text_column=settings.text_column,
+            columns=columns,
+            synthetic_table=settings.synthetic_table,
             multiple=multiple,
         )
     elif path.is_dir():
@@ -62,8 +80,8 @@ def _open(settings: DataSettings, multiple: int | None) -> ImageSource:
             settings.shape(),
             settings.channels or 3,
             table=settings.table,
-            label_column=settings.label_column,
-            text_column=settings.text_column,
+            columns=columns,
+            synthetic_table=settings.synthetic_table,
             multiple=multiple,
         )
     else:

@@ -15,10 +15,19 @@ from typing import Any
 import numpy as np
 from PIL import Image
 
-from ditkit.data.captions import class_ids, find_column
+from ditkit.data.captions import (
+    SYNTHETIC,
+    USUAL,
+    Columns,
+    caption_notes,
+    class_ids,
+    find_column,
+    read_synthetic,
+    texts_of,
+)
 from ditkit.data.pictures import decode, one_line, shape_of
 from ditkit.data.source import PROBES, DataError, ImageSource
-from ditkit.protocols import BadImage
+from ditkit.protocols import BadImage, Captions
 
 GROUPS_LIMIT = 512 * 2**20  # bytes of encoded row groups that one process keeps
 IMAGE_NAMES = ("image", "img", "jpg", "png", "webp", "bytes")
@@ -28,9 +37,10 @@ class Parquet(ImageSource):
     """Rows of one .parquet file, or of all in a folder in the order of their names.
 
     The image column holds encoded bytes, or a struct with `bytes` (and `path`); labels are integers or strings, with
-    class names from the hub's metadata where the file carries them. Only labels and captions are read at the start;
-    each process opens the files for itself and keeps the row groups last used. size, channels: as for Folder.
-    Needs pyarrow (`pip install 'ditkit[data]'`).
+    class names from the hub's metadata where the file carries them. A caption may be a list of several; synthetic ones
+    stand in the column "synthetic" or in a table beside the file, synthetic_table, which calls rows FILE.parquet#ROW.
+    Only labels and captions are read at the start; each process opens the files for itself and keeps the row groups
+    last used. size, channels, columns: as for Folder. Needs pyarrow (`pip install 'ditkit[data]'`).
     """
 
     def __init__(
@@ -40,8 +50,8 @@ class Parquet(ImageSource):
         channels: int = 3,
         *,
         image_column: str | None = None,
-        label_column: str | None = None,
-        text_column: str | None = None,
+        columns: Columns = USUAL,
+        synthetic_table: str | None = None,
         multiple: int | None = None,
     ):
         self.paths = _parquet_files(Path(path))
@@ -57,14 +67,15 @@ class Parquet(ImageSource):
                     f"{self.paths[0]} ({', '.join(schema.names)})"
                 )
         self.image_column = _image_column(schema, image_column, self.paths[0])
-        label = find_column(schema.names, label_column, ("label", "labels"), self.paths[0])
-        text = find_column(schema.names, text_column, ("text", "caption"), self.paths[0])
+        label = find_column(schema.names, columns.label, ("label", "labels"), self.paths[0])
         self._starts, self._where = _row_groups(files)
         self._first = np.cumsum([0] + [file.metadata.num_rows for file in files]).tolist()  # row of each file
         count = self._starts[-1]
         if not count:
             raise DataError(f"{path}: no rows")
-        self._captions = [] if text is None else [str(value or "") for value in self._column(text)]
+        text = find_column(schema.names, columns.text, ("text", "caption"), self.paths[0])
+        made = None if synthetic_table else find_column(schema.names, columns.synthetic, (SYNTHETIC,), self.paths[0])
+        self._texts = (self._column_texts(text), self._column_texts(made) or self._beside(synthetic_table, columns))
         values = [] if label is None else self._column(label)
         classes, labels = _labels(values, count, class_names(schema, label), f"{path}, column {label!r}")
         unlabelled = (
@@ -75,7 +86,9 @@ class Parquet(ImageSource):
                 f"{', '.join(schema.names)}); name one by data.label_column",
             )
         )
-        super().__init__(labels, classes, channels, _memory_note(files) + unlabelled + _unread(Path(path)))
+        has = [[bool(texts) for texts in kind] if kind else [False] * count for kind in self._texts]
+        notes = _memory_note(files) + unlabelled + _unread(Path(path)) + caption_notes(list(zip(*has, strict=True)))
+        super().__init__(labels, classes, channels, notes)
         self.choose_size((size, size) if isinstance(size, int) else size, multiple)
 
     def picture(self, index: int) -> Image.Image:
@@ -89,8 +102,18 @@ class Parquet(ImageSource):
         file = self._locate(index)[0]
         return f"{self.paths[file]}#{index - self._first[file]}"
 
+    def key(self, index: int) -> str:
+        file = self._locate(index)[0]
+        return f"{self.paths[file].name}#{index - self._first[file]}"
+
+    def captions(self, index: int) -> Captions:
+        own, made = (kind[index] if kind else () for kind in self._texts)
+        if isinstance(own, str) or isinstance(made, str):
+            raise ValueError(own if isinstance(own, str) else made)
+        return Captions(own, made)
+
     def caption(self, index: int) -> str:
-        return self._captions[index] if self._captions else ""
+        return self.captions(index).first
 
     def probes(self) -> Iterable[int]:
         """Rows of the first row group only: others would have to be read whole."""
@@ -101,7 +124,9 @@ class Parquet(ImageSource):
         for path in self.paths:
             yield f"{path.name} {path.stat().st_size}"
         yield f"{self.image_column} {self.labels.tolist()}"
-        yield from self._captions
+        for kind, texts in zip(("", "synthetic "), self._texts, strict=True):
+            for found in texts or ():
+                yield kind + (str(found) if len(found) > 1 else "".join(found))
 
     def _locate(self, index: int) -> tuple[int, int, int, int]:
         """index -> (file, row group within it, global row group, row within the group)."""
@@ -139,11 +164,51 @@ class Parquet(ImageSource):
     def _column(self, name: str) -> list:
         return [value for file in self._open_files() for value in file.read(columns=[name]).column(name).to_pylist()]
 
+    def _column_texts(self, name: str | None) -> list[tuple[str, ...] | str] | None:
+        """The captions in each row of a column, or why a row's cannot be read (a str); None: no such column."""
+        if name is None:
+            return None
+        try:
+            values: Iterable = self._column(name)
+        except UnicodeDecodeError:  # one by one, to find the rows
+            chunks = (file.read(columns=[name]).column(name) for file in self._open_files())
+            values = map(_text_or_error, (value for chunk in chunks for value in chunk))
+        where = f"{self.paths[0].parent}, column {name!r}"
+        return [
+            f"its caption is not UTF-8 text (byte {value.start})"
+            if isinstance(value, UnicodeDecodeError)
+            else texts_of(value, f"{where}, row {row}")
+            for row, value in enumerate(values)
+        ]
+
+    def _beside(self, table: str | None, columns: Columns) -> list[tuple[str, ...] | str] | None:
+        """The synthetic captions of the table beside the files, or of the one named; None where there is none."""
+        usual = [synthetic_path(path) for path in (*self.paths, self.paths[0].parent)]
+        tables = [Path(table)] if table else [path for path in usual if path.is_file()]
+        found: dict[str, tuple[str, ...]] = {}
+        for path in tables:
+            found |= read_synthetic(path, columns.synthetic if table else None)
+        rows = zip(self.paths, np.diff(self._first).tolist(), strict=True)
+        keys = (f"{path.name}#{row}" for path, n in rows for row in range(n))
+        return [found.get(key, ()) for key in keys] if tables else None
+
     def __getstate__(self) -> dict:
         return super().__getstate__() | {"_files": [], "_groups": OrderedDict(), "_pid": 0, "_lock": None}
 
     def __setstate__(self, state: dict) -> None:
         self.__dict__.update(state | {"_lock": threading.Lock()})
+
+
+def synthetic_path(source: Path) -> Path:
+    """Where `ditkit data caption` writes by default, and sources look: in a folder, or beside a parquet file."""
+    return source / f"{SYNTHETIC}.jsonl" if source.is_dir() else source.with_suffix(f".{SYNTHETIC}.jsonl")
+
+
+def _text_or_error(value) -> Any:
+    try:
+        return value.as_py()
+    except UnicodeDecodeError as error:
+        return error
 
 
 def class_names(schema, column: str | None) -> list[str] | None:
@@ -175,7 +240,8 @@ def _parquet_files(path: Path) -> list[Path]:
 
 
 def _unread(path: Path) -> tuple[str, ...]:
-    others = sum(not file.name.startswith(".") and file.suffix != ".parquet" for file in path.glob("*"))
+    known = (".parquet", f".{SYNTHETIC}.jsonl", f"{SYNTHETIC}.jsonl", ".rejects.jsonl")
+    others = sum(not file.name.startswith(".") and not file.name.endswith(known) for file in path.glob("*"))
     return (f"not read in {path}: {others} entries beside the .parquet files",) if others else ()
 
 

@@ -4,9 +4,11 @@ from __future__ import annotations
 
 from typing import Literal
 
-from pydantic import Field, field_validator
+from pydantic import Field, field_validator, model_validator
 
 from ditkit.config import Settings
+from ditkit.data.buckets import BucketSettings
+from ditkit.data.mixing import CLASS
 
 
 class DataSettings(Settings):
@@ -19,10 +21,16 @@ class DataSettings(Settings):
     flip: bool = Field(False, description="mirror each visit of an image with probability 1/2")
     workers: int = Field(0, ge=0, description="processes that decode ahead; the order is the same for any number")
     cache: bool | None = Field(None, description="keep decoded images in RAM; None: where they take <= 256 MB")
-    table: str | None = Field(None, description="CSV or JSONL inside the folder with file_name and label or text")
+    table: str | None = Field(None, description="CSV, JSONL or COCO JSON with file_name and label or text")
     image_column: str | None = Field(None, description="parquet: column of image bytes; None: found by its type")
     label_column: str | None = Field(None, description="table or parquet: column of labels; None: 'label'")
     text_column: str | None = Field(None, description="table or parquet: column of captions; None: 'text', 'caption'")
+
+    synthetic_column: str | None = Field(None, description="column of captions that a model wrote; None: 'synthetic'")
+    synthetic_table: str | None = Field(None, description="table of synthetic captions; None: found beside the images")
+    synthetic_share: float = Field(0.5, ge=0, le=1, description="of the visits of an image with both kinds of captions")
+    caption: str | None = Field(None, description="for images without one, such as 'a photo of a {class}'")
+    buckets: BucketSettings | None = Field(None, description="keep aspect ratios: batches of sizes of about one area")
 
     @field_validator("size")
     @classmethod
@@ -30,6 +38,19 @@ class DataSettings(Settings):
         if size is not None and min(size if isinstance(size, tuple) else (size,)) < 1:
             raise ValueError(f"size must be positive, got {size}")
         return size
+
+    @field_validator("caption")
+    @classmethod
+    def _template(cls, caption):
+        if caption is not None and (not caption.strip() or set("{}") & set(caption.replace(CLASS, ""))):
+            raise ValueError(f"caption {caption!r} must be a text whose only placeholder is {CLASS}")
+        return caption
+
+    @model_validator(mode="after")
+    def _one_size(self) -> DataSettings:
+        if self.buckets is not None and self.size is not None and self.shape() != (self.buckets.side,) * 2:
+            raise ValueError(f"size {self.size} and buckets.side {self.buckets.side}: leave one out")
+        return self
 
     def shape(self) -> tuple[int, int] | None:
         """`size` as (H, W), or None where the data decide."""

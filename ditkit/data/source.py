@@ -3,16 +3,20 @@
 from __future__ import annotations
 
 import hashlib
+import itertools
 from collections import Counter
 from collections.abc import Iterable, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from functools import cached_property
 
 import numpy as np
 from PIL import Image
 
+from ditkit.data.buckets import Buckets, BucketSettings, sort_shapes
+from ditkit.data.mixing import CLASS, class_captions
 from ditkit.data.order import philox_words
 from ditkit.data.transforms import adm_crop, to_uint8
-from ditkit.protocols import BadImage, Item
+from ditkit.protocols import BadImage, Captions, Item
 
 PROBES = 512  # pictures whose headers decide the default size
 
@@ -25,8 +29,13 @@ class ImageSource:
     """A protocols.Source. A subclass says how many pictures there are and reads one; the rest is here.
 
     labels: (n,) int64 class ids, -1 for unlabelled data. notes: lines that a user should see (choices made for them,
-    files not used). Sources pickle, and what they cache or keep open is per process.
+    files not used). buckets: where images keep their aspect ratio, each one's size; else all have `size`. Sources
+    pickle, and what they cache or keep open is per process.
     """
+
+    template: str | None = None  # makes captions from class names for images without one
+    captioned = False  # whether an image without a caption cannot be used
+    buckets: Buckets | None = None
 
     def __init__(self, labels: np.ndarray, classes: Sequence[str], channels: int, notes: Iterable[str] = ()):
         self.labels, self.classes, self.channels = labels, tuple(classes), channels
@@ -50,9 +59,18 @@ class ImageSource:
         """The path (or a name) under which picture `index` is reported."""
         return str(index)
 
+    def key(self, index: int) -> str:
+        """What tables call picture `index`: its path below the folder, or FILE.parquet#ROW."""
+        return self.name(index)
+
     def caption(self, index: int) -> str:
         """The caption, or an empty string."""
         return ""
+
+    def captions(self, index: int) -> Captions:
+        """All captions as stored; a subclass whose images have one at most says only `caption`."""
+        text = self.caption(index)
+        return Captions((text,) if text else ())
 
     def content(self) -> Iterable[str]:
         """Lines that identify the stored data, independent of where they are stored: the fingerprint's input."""
@@ -76,6 +94,73 @@ class ImageSource:
             size, note = suggest_size(shapes, multiple)
             self.notes += (note,)
         self.size = size
+
+    def caption_classes(self, template: str) -> None:
+        """Give images without a caption of their own those that `class_captions` makes of their class.
+
+        DataError where the template asks for a class and the images have none.
+        """
+        if CLASS in template and not self.classes:
+            raise DataError(
+                f"caption {template!r} is made from class names, but the images have no classes; "
+                "use class folders or a label column, or a caption without {class}"
+            )
+        self.template = template
+        example = class_captions(template, self.classes[0] if self.classes else None).first
+        self.notes += (f"images without a caption of their own get one such as {example!r}",)
+
+    def require_captions(self) -> None:
+        """From now on an image without a caption cannot be used. DataError if none of those looked at has one."""
+        self.captioned = True
+        indices = list(self.probes())
+        for index in indices:
+            try:
+                if any(self._all_captions(index)):
+                    return
+            except (ValueError, OSError):  # listed when training meets it
+                continue
+        raise DataError(
+            f"{self.name(0)}: none of the {len(indices)} images looked at has a caption, which this model is trained "
+            "with; put it into NAME.txt beside NAME.jpg, into a text column, or make it from class names with "
+            "data.caption='a photo of a {class}'"
+        )
+
+    def sort_into_buckets(self, settings: BucketSettings, fewest: int = 1) -> None:
+        """Give each image the bucket nearest in aspect ratio; a bucket with fewer than `fewest` joins its neighbour.
+
+        Reads the size of every image. Those whose size cannot be read are in no bucket; `buckets.bad` lists them.
+        """
+        with ThreadPoolExecutor(8) as pool:
+            seen = list(pool.map(self._shape_or_bad, range(len(self)), chunksize=64))
+        bad = tuple((found.path, found.reason) for found in seen if isinstance(found, BadImage))
+        if len(bad) == len(seen):
+            raise DataError(f"none of the {len(seen)} images can be read; {bad[0][0]}: {bad[0][1]}")
+        shapes = np.array([(0, 0) if isinstance(found, BadImage) else found for found in seen])
+        self.buckets, notes = sort_shapes(shapes, settings, fewest)
+        self.buckets = self.buckets._replace(bad=bad)
+        self.size = (settings.side, settings.side)
+        self.notes += notes + ((f"{len(bad)} images cannot be read; they go to the reject list",) if bad else ())
+
+    def _shape_or_bad(self, index: int) -> tuple[int, int] | BadImage:
+        try:
+            return self.shape(index)
+        except BadImage as bad:
+            return bad
+
+    def size_of(self, index: int) -> tuple[int, int]:
+        """(H, W) of image `index` as it is handed out."""
+        if self.buckets is None or self.buckets.of[index] < 0:
+            return self.size
+        return self.buckets.sizes[self.buckets.of[index]]
+
+    def _all_captions(self, index: int) -> Captions:
+        """Those stored, the original ones made from the class where there are none and a template is set."""
+        found = self.captions(index)
+        if found.original or self.template is None:
+            return found
+        label = int(self.labels[index])
+        made = class_captions(self.template, self.classes[label] if 0 <= label < len(self.classes) else None)
+        return made._replace(synthetic=found.synthetic)
 
     def keep_in_memory(self, limit: int | None = None) -> None:
         """Decode each picture once per process and keep the result, if all fit in `limit` bytes (None: always)."""
@@ -101,19 +186,30 @@ class ImageSource:
         """The example, read anew whatever is kept in memory; BadImage if it cannot be used."""
         name = self.name(index)
         try:
-            image = to_uint8(adm_crop(self.picture(index), self.size), self.channels)
-            caption = self.caption(index)
+            image = to_uint8(adm_crop(self.picture(index), self.size_of(index)), self.channels)
+            captions = self._all_captions(index)
+            if self.captioned and not any(captions):
+                raise ValueError("it has no caption, and the model is trained with them")
         except (ValueError, OSError, MemoryError) as error:
             raise error if isinstance(error, BadImage) else BadImage(name, str(error)) from error
-        return Item(image, int(self.labels[index]), caption, name)
+        return Item(image, int(self.labels[index]), captions.first, name, captions)
 
     @cached_property
     def fingerprint(self) -> str:
         """Short stable hash of the stored data, the size and the channels; the same wherever the data lie."""
         digest = hashlib.sha256(f"{self.size} {self.channels} {self.classes}".encode())
-        for line in self.content():
+        for line in itertools.chain(self.content(), self._choices()):
             digest.update(line.encode("utf-8", "surrogatepass") + b"\n")
         return digest.hexdigest()[:16]
+
+    def _choices(self) -> Iterable[str]:
+        """What else decides the samples: captions from classes, buckets. Nothing where neither is chosen."""
+        if self.template is not None:
+            yield f"caption {self.template}"
+        if self.captioned:
+            yield "captioned"
+        if self.buckets is not None:
+            yield f"buckets {self.buckets.sizes} {self.buckets.of.tolist()}"
 
     def __getstate__(self) -> dict:
         return self.__dict__ | {"_kept": None if self._kept is None else {}}
@@ -135,8 +231,14 @@ class Subset(ImageSource):
     def name(self, index: int) -> str:
         return self.source.name(int(self.rows[index]))
 
+    def key(self, index: int) -> str:
+        return self.source.key(int(self.rows[index]))
+
     def caption(self, index: int) -> str:
         return self.source.caption(int(self.rows[index]))
+
+    def captions(self, index: int) -> Captions:
+        return self.source.captions(int(self.rows[index]))
 
     def content(self) -> Iterable[str]:
         return (self.source.fingerprint, *(str(row) for row in self.rows))

@@ -9,7 +9,7 @@ import pytest
 import torch
 from PIL import Image
 
-from ditkit.data import DataError, Folder
+from ditkit.data import Columns, DataError, Folder
 from ditkit.data.folder import count_kinds
 from ditkit.data.source import suggest_size
 from ditkit.protocols import BadImage, Source
@@ -101,7 +101,7 @@ def test_side_captions(pets):
         (pets / "cat" / f"{i}.txt").write_text(f"  a cat, the {i}th ünï\n", encoding="utf-8")
     source = Folder(pets, 8)
     assert [source[i].caption for i in (0, 3, 4)] == ["a cat, the 0th ünï", "a cat, the 3th ünï", ""]
-    assert "8 of 12 images have no caption; theirs is empty" in source.notes
+    assert "8 of 12 images have no caption of their own" in source.notes
 
 
 def test_unreadable_caption_is_reported_not_dropped(pets):
@@ -129,7 +129,8 @@ def test_jsonl_table_several_captions_of_one_image(tmp_path, save):
         '{"file_name": "a.png", "caption": "first"}\n\n{"file_name": "a.png", "caption": "second"}\n'
     )
     source = Folder(tmp_path, 8)
-    assert [source[i].caption for i in range(2)] == ["first", "second"] and source.classes == ()
+    assert len(source) == 1 and source.classes == ()
+    assert source[0].caption == "first" and source[0].captions == (("first", "second"), ())
 
 
 def test_table_of_captions_beside_folders_says_it_is_unlabelled(pets):
@@ -164,11 +165,11 @@ def test_which_table(pets):
         (pets / name).write_text(f"file_name,kind,text\ncat/0.png,{label},t\n")
     with pytest.raises(DataError, match=r"several tables \(a\.csv, b\.csv\)"):
         Folder(pets, 8)
-    assert Folder(pets, 8, table="b.csv", label_column="kind").classes == ("y",)
+    assert Folder(pets, 8, table="b.csv", columns=Columns("kind")).classes == ("y",)
     with pytest.raises(DataError, match=r"no column 'b\.cvs'; did you mean 'b\.csv'"):
         Folder(pets, 8, table="b.cvs")
     with pytest.raises(DataError, match="no column 'knd'; did you mean 'kind'"):
-        Folder(pets, 8, table="b.csv", label_column="knd")
+        Folder(pets, 8, table="b.csv", columns=Columns("knd"))
 
 
 @pytest.mark.parametrize(
@@ -206,7 +207,7 @@ def test_table_not_in_utf8(pets):
 
 def test_column_without_a_table(pets):
     with pytest.raises(DataError, match="no CSV or JSONL table"):
-        Folder(pets, 8, label_column="kind")
+        Folder(pets, 8, columns=Columns("kind"))
 
 
 def test_size_from_the_data(tmp_path, save):

@@ -11,7 +11,7 @@ import pytest
 import torch
 from PIL import Image
 
-from ditkit.data import DataError, DataSettings, Loader, Parquet, open_source
+from ditkit.data import Columns, DataError, DataSettings, Loader, Parquet, open_source
 from ditkit.protocols import BadImage, Source
 
 pa = pytest.importorskip("pyarrow")
@@ -165,7 +165,7 @@ def test_chosen_columns(tmp_path):
     assert source.classes == ("4", "5") and source.labels.tolist() == [0, 1]
     assert any("unlabelled: no column 'label'" in note for note in Parquet(path, image_column="b").notes)
     with pytest.raises(DataError, match="no column 'fine_lable'; did you mean 'fine_label'"):
-        Parquet(path, image_column="b", label_column="fine_lable")
+        Parquet(path, image_column="b", columns=Columns("fine_lable"))
 
 
 def test_not_a_parquet_file(tmp_path):
