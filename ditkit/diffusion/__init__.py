@@ -1,10 +1,11 @@
 """The mathematics of diffusion: paths, predictions, densities, objectives, solvers, guidance. Torch only, no nets."""
 
 from ditkit.diffusion.ddpm import DDPM, space_timesteps
+from ditkit.diffusion.formulations import FORMULATIONS, formulation
 from ditkit.diffusion.guidance import CFG, AnyGuidance, Autoguidance, Guidance, first3
 from ditkit.diffusion.likelihood import log_likelihood
 from ditkit.diffusion.noise import BatchNoise, SampleNoise, philox_normal, philox_uniform
-from ditkit.diffusion.objective import AnyObjective, Auxiliary, Flow, ImprovedDDPM, Loss, drop_labels, drop_parts
+from ditkit.diffusion.objective import Auxiliary, Flow, ImprovedDDPM, Loss, drop_labels, drop_parts
 from ditkit.diffusion.path import (
     EDM,
     VP,
@@ -19,6 +20,7 @@ from ditkit.diffusion.path import (
     velocity,
 )
 from ditkit.diffusion.prediction import KINDS, Estimate, Kind, convert, interval, network_input, target
+from ditkit.diffusion.preference import DPO, AnyObjective
 from ditkit.diffusion.sample import Denoise, SamplerSettings, sample
 from ditkit.diffusion.sharing import SharedEncoder, Sharing, every_schedule, uniform_schedule
 from ditkit.diffusion.solvers import SOLVERS, Solver, find_solver
@@ -43,7 +45,9 @@ from ditkit.diffusion.weight import AnyWeight, DensityWeight, Plain, SD3Weight, 
 __all__ = [
     "CFG",
     "DDPM",
+    "DPO",
     "EDM",
+    "FORMULATIONS",
     "KINDS",
     "SOLVERS",
     "VP",
@@ -93,6 +97,7 @@ __all__ = [
     "expand",
     "find_solver",
     "first3",
+    "formulation",
     "grid_with_last",
     "interpolate",
     "interval",

@@ -47,7 +47,9 @@ class DDPM(Settings):
     """
 
     kind: Literal["ddpm"] = "ddpm"
-    schedule: Literal["linear", "cosine"] = Field("linear", description="betas: linear (DiT) or cosine (improved DDPM)")
+    schedule: Literal["linear", "cosine", "scaled_linear"] = Field(
+        "linear", description="betas: linear (DiT), cosine (improved DDPM) or with linear roots (latent diffusion)"
+    )
     steps: int = Field(1000, ge=2, description="T, the length of the chain that the network was trained on")
     indices: tuple[int, ...] | None = Field(None, min_length=1, description="steps kept by respacing; None = all")
     prior_scale: ClassVar[float] = 1.0
@@ -201,9 +203,15 @@ def _strided(steps: int, spec: str) -> tuple[int, ...]:
 
 
 def _all_betas(schedule: str, steps: int) -> Tensor:
-    """The original betas (T,) float64: linear 1e-4 ... 0.02 scaled by 1000 / T, or cosine (improved DDPM, eq. 17)."""
+    """The original betas (T,) float64: linear 1e-4 ... 0.02 scaled by 1000 / T, or cosine (improved DDPM, eq. 17).
+
+    scaled_linear: their roots linear, 8.5e-4 ... 0.012 scaled as above (Rombach et al. 2022; SD3 section 2, "linear").
+    """
     if schedule == "linear":
         return torch.linspace(1e-4 * 1000 / steps, 0.02 * 1000 / steps, steps, dtype=torch.float64)
+    if schedule == "scaled_linear":
+        ends = math.sqrt(8.5e-4 * 1000 / steps), math.sqrt(0.012 * 1000 / steps)
+        return torch.linspace(*ends, steps, dtype=torch.float64) ** 2
     level = [math.cos((k / steps + 0.008) / 1.008 * math.pi / 2) ** 2 for k in range(steps + 1)]
     return torch.tensor([min(1 - level[k + 1] / level[k], 0.999) for k in range(steps)], dtype=torch.float64)
 

@@ -7,7 +7,7 @@ label drop from named streams of `noise`, so the order does not matter.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Annotated, Literal, NamedTuple, Protocol
+from typing import Literal, NamedTuple, Protocol
 
 import torch
 from pydantic import Field, model_validator
@@ -216,6 +216,3 @@ class ImprovedDDPM(Settings):
         scale = self.path.length / 1000 if self.loss == "rescaled_mse" else 1.0
         vb = variational_term(frozen, x, self.variance) * scale
         return mse + vb, {"mse": mse, "vb": vb}
-
-
-AnyObjective = Annotated[Flow | ImprovedDDPM, Field(discriminator="kind")]

@@ -132,51 +132,83 @@ class VP(Settings):
 
 
 class EDM(Settings):
-    """Variance exploding with EDM's time (Karras et al. 2022, eq. 5): alpha = 1, sigma from sigma_min to sigma_max.
+    """Variance exploding: alpha = 1, sigma = Q(u) from sigma_min to sigma_max, u linear in t (Karras et al. 2022).
 
-    sigma(t)^(1/rho) is linear in t, so that uniform steps in t are EDM's own grid. The network sees x_t divided by its
+    power, eq. 5: Q = u^rho, so that uniform steps in t are EDM's own grid. The others make uniform t a distribution of
+    noise levels (SD3 section 2), cut off at both ends: log_normal Q = exp(mean + std F^-1(u)), EDM's training density;
+    rf Q = u / (1 - u) and cosine Q = tan(pi u / 2), the log-SNRs of those paths. The network sees x_t divided by its
     standard deviation (c_in, see prediction.network_input).
     """
 
     kind: Literal["edm"] = "edm"
     sigma_min: float = Field(0.002, gt=0, description="noise at t = 0: never exactly none")
     sigma_max: float = Field(80.0, gt=0, description="noise at t = 1: what sampling starts from")
-    rho: float = Field(7.0, gt=0, description="larger puts more of the time axis at low noise")
+    rho: float = Field(7.0, gt=0, description="power: larger puts more of the time axis at low noise")
     sigma_data: float = Field(0.5, gt=0, description="standard deviation of the data")
+    schedule: Literal["power", "log_normal", "rf", "cosine"] = Field("power", description="the function Q")
+    mean: float = Field(-1.2, description="log_normal: P_mean, of log sigma")
+    std: float = Field(1.2, gt=0, description="log_normal: P_std, of log sigma")
 
     @model_validator(mode="after")
     def _ordered(self) -> EDM:
         if self.sigma_min >= self.sigma_max:
             raise ValueError(f"sigma_min {self.sigma_min} must be below sigma_max {self.sigma_max}")
+        far = self.mean + 7 * self.std, self.mean - 30 * self.std  # beyond, no probability is left in float64
+        if self.schedule == "log_normal" and not far[1] < math.log(self.sigma_min) < math.log(self.sigma_max) < far[0]:
+            raise ValueError(f"sigma_max {self.sigma_max} is out of reach of log sigma ~ N({self.mean}, {self.std}^2)")
         return self
 
     @property
     def prior_scale(self) -> float:
         return self.sigma_max
 
-    def _root(self) -> tuple[float, float]:
-        """sigma^(1/rho) at t = 0, and its slope."""
-        low, high = self.sigma_min ** (1 / self.rho), self.sigma_max ** (1 / self.rho)
+    def _rank(self, sigma: Tensor) -> Tensor:
+        """The inverse of Q."""
+        if self.schedule == "power":
+            return sigma ** (1 / self.rho)
+        if self.schedule == "log_normal":
+            return torch.special.ndtr((torch.log(sigma) - self.mean) / self.std)
+        return sigma / (1 + sigma) if self.schedule == "rf" else torch.atan(sigma) * (2 / math.pi)
+
+    def _ends(self) -> tuple[float, float]:
+        """u at t = 0, and its slope."""
+        low, high = self._rank(torch.tensor([self.sigma_min, self.sigma_max], dtype=torch.float64)).tolist()
         return low, high - low
+
+    def _at(self, t: Tensor) -> Tensor:
+        """u, in float64 for log_normal, whose upper tail float32 does not resolve."""
+        low, slope = self._ends()
+        return low + (t.double() if self.schedule == "log_normal" else t) * slope
 
     def alpha(self, t: Tensor) -> Tensor:
         return torch.ones_like(t)
 
     def sigma(self, t: Tensor) -> Tensor:
-        low, slope = self._root()
-        return (low + t * slope) ** self.rho
+        u = self._at(t)
+        if self.schedule == "power":
+            return u**self.rho
+        if self.schedule == "log_normal":
+            return torch.exp(self.mean + self.std * torch.special.ndtri(u)).to(t.dtype)
+        return u / (1 - u) if self.schedule == "rf" else torch.tan(u * (math.pi / 2))
 
     def d_alpha(self, t: Tensor) -> Tensor:
         return torch.zeros_like(t)
 
     def d_sigma(self, t: Tensor) -> Tensor:
-        low, slope = self._root()
-        return self.rho * slope * (low + t * slope) ** (self.rho - 1)
+        u, slope = self._at(t), self._ends()[1]
+        if self.schedule == "power":
+            return self.rho * slope * u ** (self.rho - 1)
+        if self.schedule == "log_normal":
+            z = torch.special.ndtri(u)
+            return (slope * self.std * math.sqrt(2 * math.pi) * torch.exp(self.mean + self.std * z + z * z / 2)).to(t)
+        return (
+            slope / (1 - u) ** 2 if self.schedule == "rf" else slope * (math.pi / 2) / torch.cos(u * math.pi / 2) ** 2
+        )
 
     def time(self, sigma: Tensor) -> Tensor:
         """The inverse of sigma(t)."""
-        low, slope = self._root()
-        return (sigma ** (1 / self.rho) - low) / slope
+        low, slope = self._ends()
+        return (self._rank(sigma) - low) / slope
 
 
 AnyPath = Annotated[Linear | Cosine | VP | EDM | DDPM, Field(discriminator="kind")]

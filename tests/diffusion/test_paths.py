@@ -26,6 +26,8 @@ from ditkit.diffusion import (
 from ditkit.diffusion.sde import diffusion
 
 PATHS = [Linear(), Cosine(), VP(), EDM(), EDM(rho=3, sigma_max=20), DDPM(), DDPM(schedule="cosine"), DDPM(steps=100)]
+SCHEDULES = [EDM(schedule="log_normal"), EDM(schedule="rf"), EDM(schedule="cosine")]
+PATHS += [*SCHEDULES, EDM(schedule="log_normal", mean=1.2, std=0.6, sigma_max=20), DDPM(schedule="scaled_linear")]
 SIT = {"Linear": Linear(), "GVP": Cosine(), "VP": VP()}
 by_name = pytest.mark.parametrize("path", PATHS, ids=str)
 

@@ -6,7 +6,7 @@ import torch
 from ditkit.diffusion import DDPM, EDM, KINDS, VP, Cosine, Estimate, Linear, convert, interpolate, interval, target
 from ditkit.diffusion.prediction import network_input
 
-PATHS = [Linear(), Cosine(), VP(), EDM(), DDPM(), DDPM(schedule="cosine")]
+PATHS = [Linear(), Cosine(), VP(), EDM(), EDM(schedule="log_normal"), DDPM(), DDPM(schedule="cosine")]
 ENDS = {"data end": 0.0, "noise end": 1.0}
 QUANTITIES = ("data", "noise", "velocity", "score")
 

@@ -32,7 +32,7 @@ from ditkit.diffusion.noise import stream_id
 from ditkit.protocols import Condition, Output
 
 T = torch.linspace(0.02, 0.98, 49, dtype=torch.float64)
-PATHS = [Linear(), Cosine(), VP(), EDM()]
+PATHS = [Linear(), Cosine(), VP(), EDM(), EDM(schedule="rf")]
 WEIGHTS = [SD3Weight(form=form) for form in ("rf", "v_cos", "eps_cos", "edm")]
 
 
