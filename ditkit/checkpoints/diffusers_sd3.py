@@ -78,9 +78,7 @@ class DiffusersSD3:
         """Stability's keys, the tensors copied once."""
         parts = {part for three in _FUSED.values() for part in three}
         official = {
-            rename(key, _TABLE): value.clone()
-            for key, value in state.items()
-            if not any(part in key for part in parts)
+            rename(key, _TABLE): value.clone() for key, value in state.items() if not any(part in key for part in parts)
         }
         for fused, three in _FUSED.items():
             for key in [k for k in state if three[0] in k]:
