@@ -19,6 +19,11 @@ from ditkit.pretrained.vision import FAMILIES, VisionTeacher, load_vision
 from ditkit.pretrained.vit import CARD, SelfTaught
 
 SD_VAE = "stabilityai/sd-vae-ft-"
+VAES = {
+    "ft-ema": SD_VAE + "ema",
+    "ft-mse": SD_VAE + "mse",
+    "sd3": "stabilityai/stable-diffusion-3-medium-diffusers",
+}
 
 # REPA's names of its teachers -> (kind, published weights)
 TEACHERS = {
@@ -39,9 +44,11 @@ class CodecSettings(Settings):
     """Which latents a model works in."""
 
     kind: Literal["pixels", "kl", "toy"] = Field("pixels", description="pixels, or a KL autoencoder (AutoencoderKL).")
-    source: str = Field("", description="kl: hub id or folder (a pipeline's vae folder is found); empty: SD's ft-ema.")
+    source: str = Field(
+        "", description="kl: hub id, folder (also a pipeline's) or Stability's file; empty: SD's ft-ema."
+    )
     scale: Affine | None = Field(
-        None, description="kl: latents are multiplied by this; None: the file's own (0.18215)."
+        None, description="kl: latents are multiplied by this; None: the file's own (SD 0.18215, SD3 1.5305)."
     )
     shift: Affine | None = Field(None, description="kl: subtracted before scaling; None: the file's own.")
 
@@ -53,10 +60,10 @@ class CodecSettings(Settings):
 
     @classmethod
     def parse(cls, text: str) -> CodecSettings:
-        """'pixels', 'toy', 'ft-ema', 'ft-mse', a hub id or a folder."""
+        """'pixels', 'toy', 'ft-ema', 'ft-mse', 'sd3', a hub id, a folder or a .safetensors file."""
         if text in ("pixels", "toy"):
             return cls(kind=text)  # type: ignore[arg-type]
-        return cls(kind="kl", source=SD_VAE + text[3:] if text in ("ft-ema", "ft-mse") else text)
+        return cls(kind="kl", source=VAES.get(text, text))
 
 
 class TeacherSettings(Settings):
@@ -117,7 +124,7 @@ def load_codec(
         return PixelCodec(channels)
     if settings.kind == "toy":
         return ToyCodec(channels)
-    return load_kl(settings.source or SD_VAE + "ema", settings.scale, settings.shift).to(device)
+    return load_kl(settings.source or VAES["ft-ema"], settings.scale, settings.shift).to(device)
 
 
 def load_teacher(
