@@ -9,14 +9,23 @@ from pydantic import Field
 from torch import nn
 
 from ditkit.config import Settings
+from ditkit.models.cross_dit import CrossDiT, CrossDiTSettings
 from ditkit.models.ddt import DDT, DDT_SIZES, DDTSettings, ddt_settings
 from ditkit.models.dit import SIZES, DiT, DiTSettings, dit_settings
+from ditkit.models.joint_dit import JointDiT, JointDiTSettings
 from ditkit.models.mmdit import SD3_SIZES, MMDiT, MMDiTSettings, mmdit_settings, repa_mmdit_settings
+from ditkit.models.uvit import UViT, UViTSettings
 from ditkit.protocols import Condition, Output, SelfCondition
 
-AnyModel = Annotated[DiTSettings | DDTSettings | MMDiTSettings, Field(discriminator="kind")]
+AnyModel = Annotated[
+    DiTSettings | DDTSettings | MMDiTSettings | JointDiTSettings | CrossDiTSettings | UViTSettings,
+    Field(discriminator="kind"),
+]
 
-_MODELS: dict[type[Settings], type[nn.Module]] = {DiTSettings: DiT, DDTSettings: DDT, MMDiTSettings: MMDiT}
+_MODELS: dict[type[Settings], type[nn.Module]] = {
+    DiTSettings: DiT, DDTSettings: DDT, MMDiTSettings: MMDiT, JointDiTSettings: JointDiT, CrossDiTSettings: CrossDiT,
+    UViTSettings: UViT,
+}  # fmt: skip
 
 
 def build_model(settings: AnyModel, *, generator: torch.Generator | None = None) -> nn.Module:
@@ -41,7 +50,8 @@ def example_condition(settings: AnyModel, n: int, device: torch.device | str = "
 
 
 __all__ = [
-    "DDT", "DDT_SIZES", "SD3_SIZES", "SIZES", "AnyModel", "Condition", "DDTSettings", "DiT", "DiTSettings", "MMDiT",
-    "MMDiTSettings", "Output", "SelfCondition", "build_model", "ddt_settings", "dit_settings", "example_condition",
-    "mmdit_settings", "reads_text", "repa_mmdit_settings",
+    "DDT", "DDT_SIZES", "SD3_SIZES", "SIZES", "AnyModel", "Condition", "CrossDiT", "CrossDiTSettings", "DDTSettings",
+    "DiT", "DiTSettings", "JointDiT", "JointDiTSettings", "MMDiT", "MMDiTSettings", "Output", "SelfCondition", "UViT",
+    "UViTSettings", "build_model", "ddt_settings", "dit_settings", "example_condition", "mmdit_settings", "reads_text",
+    "repa_mmdit_settings",
 ]  # fmt: skip

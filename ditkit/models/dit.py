@@ -16,6 +16,7 @@ from torch.utils.checkpoint import checkpoint
 from ditkit.config import Settings
 from ditkit.models.labels import check_call, null_condition, token_grid
 from ditkit.nn.attention import Attention, CrossAttention
+from ditkit.nn.block import AdaLNZeroBlock
 from ditkit.nn.embed import LabelEmbed, TimeEmbed
 from ditkit.nn.mlp import MLP
 from ditkit.nn.modulation import Modulation, modulate
@@ -90,22 +91,6 @@ def dit_settings(name: str, **overrides: Any) -> DiTSettings:
     if name not in SIZES:
         raise ValueError(f"dit_settings: no size {name!r}; choose from {', '.join(SIZES)}")
     return DiTSettings(**{**SIZES[name], **overrides})
-
-
-class AdaLNZeroBlock(nn.Module):
-    """h += gate Attn(LN(h) (1 + scale) + shift), the same with the MLP; the six vectors are regressed from c."""
-
-    def __init__(self, s: DiTSettings):
-        super().__init__()
-        self.norm1, self.norm2 = layer_norm(s.width), layer_norm(s.width)
-        self.attention = Attention(s.width, s.heads, qk_norm=s.qk_norm)
-        self.mlp = MLP(s.width, round(s.width * s.mlp_ratio))
-        self.modulation = Modulation(s.width, 6)
-
-    def forward(self, h: Tensor, c: Tensor, context: Tensor) -> Tensor:
-        shift_a, scale_a, gate_a, shift_m, scale_m, gate_m = self.modulation(c)
-        h = h + gate_a * self.attention(modulate(self.norm1(h), shift_a, scale_a))
-        return h + gate_m * self.mlp(modulate(self.norm2(h), shift_m, scale_m))
 
 
 class AdaLNBlock(nn.Module):

@@ -10,6 +10,13 @@ from torch import Tensor
 from ditkit.protocols import Condition
 
 
+class Patched(Protocol):
+    """The field of a network's settings that `token_grid` reads."""
+
+    @property
+    def patch(self) -> int: ...
+
+
 class Labelled(Protocol):
     """The fields of a network's settings that are read here."""
 
@@ -17,8 +24,6 @@ class Labelled(Protocol):
     def num_classes(self) -> int: ...
     @property
     def null_label(self) -> bool: ...
-    @property
-    def patch(self) -> int: ...
     @property
     def depth(self) -> int: ...
 
@@ -47,9 +52,13 @@ def check_call(name: str, settings: Labelled, cond: Condition, capture: tuple[in
         raise ValueError(f"{name}: capture {wrong} names no block; blocks count from 1 to {settings.depth}")
 
 
-def token_grid(name: str, settings: Labelled, x: Tensor) -> tuple[int, int]:
-    """Token rows and columns of x (B, C, H, W); ValueError where the patch does not divide it."""
-    height, width, patch = x.shape[-2], x.shape[-1], settings.patch
-    if height % patch or width % patch:
-        raise ValueError(f"{name}: latent size {height} x {width} is not a multiple of patch {patch}")
-    return height // patch, width // patch
+def token_grid(name: str, settings: Patched, x: Tensor, stride: int | None = None) -> tuple[int, int]:
+    """Token rows and columns of x (B, C, H, W), one a patch (or a `stride`, where a U-Net lies between).
+
+    ValueError where it does not divide the size.
+    """
+    height, width, side = x.shape[-2], x.shape[-1], stride or settings.patch
+    if height % side or width % side:
+        what = "patch" if stride is None else "patch x 2^levels ="
+        raise ValueError(f"{name}: latent size {height} x {width} is not a multiple of {what} {side}")
+    return height // side, width // side

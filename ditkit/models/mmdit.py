@@ -18,14 +18,14 @@ from torch.utils.checkpoint import checkpoint
 
 from ditkit.config import Settings
 from ditkit.models.labels import token_grid
-from ditkit.models.texts import attended, check_text, null_text
-from ditkit.nn.embed import TimeEmbed
+from ditkit.models.texts import attended, check_shape, check_text, global_vector, null_text
+from ditkit.nn.block import FinalLayer, zero_start
+from ditkit.nn.embed import PooledEmbed, TimeEmbed
 from ditkit.nn.mlp import MLP
 from ditkit.nn.modulation import Modulation, modulate
 from ditkit.nn.norm import QKNorm, head_norm, layer_norm
 from ditkit.nn.patch import PatchEmbed, unpatchify
 from ditkit.nn.position import centred, sincos_table
-from ditkit.nn.precision import full_precision
 from ditkit.protocols import Condition, Output
 
 
@@ -60,12 +60,7 @@ class MMDiTSettings(Settings):
 
     @model_validator(mode="after")
     def _fits(self) -> MMDiTSettings:
-        if self.width % self.heads:
-            raise ValueError(f"width {self.width} is not a multiple of heads {self.heads}")
-        if self.width % 4:
-            raise ValueError(f"width {self.width} is not a multiple of 4 (sin-cos position table)")
-        if any(side <= 0 or side % self.patch for side in self.size):
-            raise ValueError(f"size {self.size} is not a multiple of patch {self.patch}")
+        check_shape(self, self.patch)
         if wrong := [i for i in self.dual if not 1 <= i <= self.depth]:
             raise ValueError(f"dual {wrong} names no block; blocks count from 1 to {self.depth}")
         if self.table and max(self.grid) > self.table:
@@ -166,29 +161,16 @@ class JointBlock(nn.Module):
     def forward(
         self, h: Tensor, texts: tuple[Tensor, ...], c: Tensor, mask: Tensor | None
     ) -> tuple[Tensor, tuple[Tensor, ...]]:
-        """h (B, N, D), texts (B, L_i, D), c (B, D), mask (B, 1, 1, L + N) -> the same; no texts after the last."""
+        """h (B, N, D), texts (B, L_i, D), c (B, D), mask (B, L + N) -> the same; no texts after the last."""
         streams, tokens = [*self.text, self.image], [*texts, h]
         seen = [stream.before(u, c) for stream, u in zip(streams, tokens, strict=True)]
         q, k, v = (torch.cat(parts, dim=2) for parts in zip(*(qkv for qkv, _ in seen), strict=True))
-        joint = scaled_dot_product_attention(q, k, v, attn_mask=mask).split([u.shape[1] for u in tokens], dim=2)
+        keys = None if mask is None else mask[:, None, None]
+        joint = scaled_dot_product_attention(q, k, v, attn_mask=keys).split([u.shape[1] for u in tokens], dim=2)
         new = [
             stream.after(u, own, parts) for stream, u, own, (_, parts) in zip(streams, tokens, joint, seen, strict=True)
         ]
         return new[-1], tuple(u for u in new[:-1] if u is not None)
-
-
-class FinalLayer(nn.Module):
-    """LayerNorm modulated by c (shift, scale), Linear D -> P P C."""
-
-    def __init__(self, s: MMDiTSettings):
-        super().__init__()
-        self.norm = layer_norm(s.width)
-        self.modulation = Modulation(s.width, 2)
-        self.linear = nn.Linear(s.width, s.patch * s.patch * s.channels)
-
-    def forward(self, h: Tensor, c: Tensor) -> Tensor:
-        shift, scale = self.modulation(c)
-        return self.linear(modulate(self.norm(h), shift, scale))
 
 
 class MMDiT(nn.Module):
@@ -199,13 +181,14 @@ class MMDiT(nn.Module):
         s = self.settings = settings
         self.patch = PatchEmbed(s.channels, s.width, s.patch)
         self.time = TimeEmbed(s.width)
-        layers = (nn.Linear(s.pooled_width, s.width), nn.SiLU(), nn.Linear(s.width, s.width))
-        self.pooled = nn.Sequential(*layers) if s.pooled_width else None
+        self.pooled = PooledEmbed(s.pooled_width, s.width) if s.pooled_width else None
         self.context = nn.ModuleList(nn.Linear(s.text_width, s.width) for _ in range(s.sets - 1))
         self.blocks = nn.ModuleList(JointBlock(s, number) for number in range(1, s.depth + 1))
-        self.final = FinalLayer(s)
+        self.final = FinalLayer(s.width, s.patch * s.patch * s.channels)
         rows, columns = (s.table, s.table) if s.table else s.grid
-        self.register_buffer("position", self._positions(rows, columns).to(self.patch.project.weight.device))
+        weight = self.patch.project.weight
+        table = weight.new_empty(rows, columns, s.width) if weight.is_meta else self._positions(rows, columns)
+        self.register_buffer("position", table.to(weight.device))
         self.position: Tensor  # (rows, columns, D), frozen, in the state dict as published
         self.initialise(generator)
 
@@ -216,28 +199,16 @@ class MMDiT(nn.Module):
         No published code says how SD3 was initialised. "zero" is DiT's scheme: every block starts as the identity;
         "torch" is what the released classes do when built: PyTorch's defaults. Norms of queries and keys begin at 1.
         """
-        default = self.settings.init == "torch"
+        if self.settings.init == "zero":
+            zero_start(self, (self.time, self.pooled), (self.final.linear,), generator)
+            return
         for module in self.modules():
             if isinstance(module, (nn.Linear, nn.Conv2d)):
                 flat = module.weight.flatten(1)  # a patch convolution is a Linear of C P P numbers
-                if default:
-                    nn.init.kaiming_uniform_(flat, a=math.sqrt(5), generator=generator)
-                    bound = 1 / math.sqrt(flat.shape[1])
-                    if module.bias is not None:
-                        nn.init.uniform_(module.bias, -bound, bound, generator=generator)
-                    continue
-                nn.init.xavier_uniform_(flat, generator=generator)
+                nn.init.kaiming_uniform_(flat, a=math.sqrt(5), generator=generator)
+                bound = 1 / math.sqrt(flat.shape[1])
                 if module.bias is not None:
-                    nn.init.zeros_(module.bias)
-        if default:
-            return
-        embeddings = [*self.time.mlp.parameters(), *(self.pooled.parameters() if self.pooled else ())]
-        for weight in (p for p in embeddings if p.ndim == 2):
-            nn.init.normal_(weight, std=0.02, generator=generator)
-        for module in self.modules():
-            if isinstance(module, Modulation):
-                nn.init.zeros_(module.linear.weight)
-        nn.init.zeros_(self.final.linear.weight)
+                    nn.init.uniform_(module.bias, -bound, bound, generator=generator)
 
     def forward(
         self, x: Tensor, t: Tensor, cond: Condition, *, capture: tuple[int, ...] = (), skip: tuple[int, ...] = ()
@@ -253,10 +224,7 @@ class MMDiT(nn.Module):
         check_text("MMDiT", s, cond, (*capture, *skip))
         assert cond.text is not None
         h = self.patch(x) + self._crop(rows, columns)  # (B, N, D)
-        with full_precision(x.device):  # t, its sinusoid and the conditioning stay float32 under autocast
-            c = self.time(t.expand(len(x)).float() * s.time_scale + s.time_offset)
-            if self.pooled is not None and cond.pooled is not None:
-                c = c + self.pooled(cond.pooled.to(c.dtype))
+        c = global_vector(s, self.time, self.pooled, t.expand(len(x)), cond)  # (B, D)
         words = (cond.text,) if s.sets == 2 else (cond.text[:, : s.text_split], cond.text[:, s.text_split :])
         dtype = self.patch.project.weight.dtype
         texts = tuple(embed(word.to(dtype)) for embed, word in zip(self.context, words, strict=True))  # (B, L, D)

@@ -7,7 +7,29 @@ from typing import Protocol
 import torch
 from torch import Tensor
 
+from ditkit.nn.embed import PooledEmbed, TimeEmbed
+from ditkit.nn.precision import full_precision
 from ditkit.protocols import Condition
+
+
+class Shaped(Protocol):
+    """The fields of a transformer's settings that `check_shape` reads."""
+
+    @property
+    def width(self) -> int: ...
+    @property
+    def heads(self) -> int: ...
+    @property
+    def size(self) -> tuple[int, int]: ...
+
+
+class Timed(Protocol):
+    """The fields of a network's settings that `global_vector` reads."""
+
+    @property
+    def time_scale(self) -> float: ...
+    @property
+    def time_offset(self) -> float: ...
 
 
 class Worded(Protocol):
@@ -19,6 +41,26 @@ class Worded(Protocol):
     def pooled_width(self) -> int: ...
     @property
     def depth(self) -> int: ...
+
+
+def check_shape(settings: Shaped, multiple: int, name: str = "patch") -> None:
+    """Raise ValueError for a width that heads or positions do not divide, a size that `multiple` (`name`) does not."""
+    width, heads, size = settings.width, settings.heads, settings.size
+    if width % heads:
+        raise ValueError(f"width {width} is not a multiple of heads {heads}")
+    if width % 4:
+        raise ValueError(f"width {width} is not a multiple of 4 (sin-cos position table)")
+    if any(side <= 0 or side % multiple for side in size):
+        raise ValueError(f"size {size} is not a multiple of {name} {multiple}")
+
+
+def global_vector(settings: Timed, time: TimeEmbed, pooled: PooledEmbed | None, t: Tensor, cond: Condition) -> Tensor:
+    """What modulates every block: c (B, D) of times t (B,) and the pooled text. Float32 under autocast."""
+    with full_precision(t.device):
+        c = time(t.float() * settings.time_scale + settings.time_offset)
+        if pooled is not None and cond.pooled is not None:
+            c = c + pooled(cond.pooled.to(c.dtype))
+    return c
 
 
 def null_text(cond: Condition) -> Condition:
@@ -47,8 +89,8 @@ def check_text(name: str, settings: Worded, cond: Condition, blocks: tuple[int, 
 
 
 def attended(cond: Condition, tokens: int) -> Tensor | None:
-    """Key mask (B, 1, 1, L + tokens) bool of text tokens and then image tokens; None where everything is attended."""
+    """Key mask (B, L + tokens) bool of text tokens and then image tokens; None where everything is attended."""
     if cond.mask is None:
         return None
     image = cond.mask.new_ones(len(cond.mask), tokens)
-    return torch.cat([cond.mask, image], dim=1)[:, None, None]
+    return torch.cat([cond.mask, image], dim=1)

@@ -23,13 +23,15 @@ class Attention(nn.Module):
         self.k_norm = head_norm(qk_norm, width // heads)
         self.proj = nn.Linear(width, width)
 
-    def forward(self, x: Tensor, rotation: Rotation | None = None) -> Tensor:
+    def forward(self, x: Tensor, rotation: Rotation | None = None, mask: Tensor | None = None) -> Tensor:
+        """x (B, N, D); mask (B, N) bool: the tokens that are attended, at least one a sample; None: all."""
         q, k, v = self.qkv(x).unflatten(2, (3, self.heads, -1)).permute(2, 0, 3, 1, 4)  # each (B, H, N, h)
         q, k = self.q_norm(q), self.k_norm(k)
         if rotation is not None:
             q, k = rotate(q, rotation), rotate(k, rotation)
         q, k = q.to(v.dtype), k.to(v.dtype)  # norms under autocast and rotations answer in float32
-        return self.proj(scaled_dot_product_attention(q, k, v).transpose(1, 2).flatten(2))
+        keys = None if mask is None else mask[:, None, None]
+        return self.proj(scaled_dot_product_attention(q, k, v, attn_mask=keys).transpose(1, 2).flatten(2))
 
 
 class CrossAttention(nn.Module):
@@ -44,8 +46,13 @@ class CrossAttention(nn.Module):
         self.k_norm = head_norm(qk_norm, width // heads)
         self.proj = nn.Linear(width, width)
 
-    def forward(self, x: Tensor, context: Tensor) -> Tensor:
+    def forward(self, x: Tensor, context: Tensor, mask: Tensor | None = None) -> Tensor:
+        """mask (B, K) bool: the context tokens that are read; a sample that reads none gets the bias of `proj`."""
         q = self.q(x).unflatten(2, (self.heads, -1)).transpose(1, 2)  # (B, H, N, h)
         k, v = self.kv(context).unflatten(2, (2, self.heads, -1)).permute(2, 0, 3, 1, 4)  # each (B, H, K, h)
         q, k = self.q_norm(q).to(v.dtype), self.k_norm(k).to(v.dtype)
-        return self.proj(scaled_dot_product_attention(q, k, v).transpose(1, 2).flatten(2))
+        if mask is None:
+            return self.proj(scaled_dot_product_attention(q, k, v).transpose(1, 2).flatten(2))
+        reads = mask.any(dim=1)[:, None]  # a softmax over no token at all would be 0 / 0
+        answer = scaled_dot_product_attention(q, k, v, attn_mask=(mask | ~reads)[:, None, None])
+        return self.proj((answer * reads[..., None, None]).transpose(1, 2).flatten(2))

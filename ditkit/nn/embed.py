@@ -43,3 +43,10 @@ class LabelEmbed(nn.Module):
 
     def forward(self, label: Tensor) -> Tensor:
         return self.table(label)
+
+
+class PooledEmbed(nn.Sequential):
+    """The pooled text vector (B, pooled_width) -> (B, width): Linear, SiLU, Linear (SD3)."""
+
+    def __init__(self, pooled_width: int, width: int):
+        super().__init__(nn.Linear(pooled_width, width), nn.SiLU(), nn.Linear(width, width))

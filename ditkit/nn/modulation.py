@@ -11,12 +11,15 @@ def modulate(x: Tensor, shift: Tensor, scale: Tensor) -> Tensor:
 
 
 class Modulation(nn.Module):
-    """c (B, D) -> `parts` vectors of shape (B, 1, D): SiLU, then one Linear D -> parts * D (DiT sec. 3.2)."""
+    """c (B, D) -> `parts` vectors of shape (B, 1, D): SiLU, then one Linear D -> parts * D (DiT sec. 3.2).
 
-    def __init__(self, width: int, parts: int):
+    channels: the width of the vectors, where it is not that of c.
+    """
+
+    def __init__(self, width: int, parts: int, channels: int | None = None):
         super().__init__()
         self.parts = parts
-        self.linear = nn.Linear(width, parts * width)
+        self.linear = nn.Linear(width, parts * (channels or width))
 
     def forward(self, c: Tensor) -> tuple[Tensor, ...]:
         return self.linear(nn.functional.silu(c)).unsqueeze(1).chunk(self.parts, dim=-1)
