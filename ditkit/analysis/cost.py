@@ -9,7 +9,7 @@ from torch import Tensor, nn
 from torch.utils.flop_counter import FlopCounterMode
 
 from ditkit.diffusion.sharing import check_budget
-from ditkit.models import AnyModel, Condition, SelfCondition, build_model
+from ditkit.models import AnyModel, Condition, SelfCondition, build_model, example_condition
 from ditkit.protocols import Decoupled
 
 
@@ -87,7 +87,7 @@ def sharing_cost(settings: AnyModel, size: tuple[int, int] | None = None) -> Sha
 
 def _stand_in(settings: AnyModel, size: tuple[int, int] | None) -> tuple[nn.Module, Tensor, Tensor, Condition]:
     """The network and one sample of its input, on the device that is set."""
-    cond = Condition(label=torch.zeros(1, dtype=torch.long)) if settings.num_classes else Condition()
+    cond = example_condition(settings, 1, "meta")
     x = torch.empty(1, settings.channels, *(size or settings.size))
     return build_model(settings).eval(), x, torch.zeros(1), cond
 

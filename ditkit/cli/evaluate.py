@@ -108,22 +108,21 @@ def _sample(
     other: Scores | None,
 ):  # fmt: skip
     """Sample the model (what is there already is kept): (samples, loaded, judging). All is checked before it begins."""
-    from ditkit.config import override
     from ditkit.evaluation.generate import making
     from ditkit.recipes.sampling import (
-        Choices,
         check_codec,
         choose_request,
         choose_sampler,
         draw,
         folder_for,
         open_model,
+        read_choices,
         split,
     )
     from ditkit.recipes.scoring import check_belongs, check_comparable, choose_judging, of_generated
 
     own, sampler_keys = split(keys)
-    choices = override(Choices(), own)
+    choices = read_choices(own)
     loaded = open_model(what, source, choices, device)
     sampling, notes = choose_sampler(loaded, choices, sampler_keys, what)
     request = choose_request(loaded, choices, DEFAULT_N)

@@ -10,7 +10,7 @@ from typer.core import TyperCommand
 # --KEY -> the dotted key that it sets; a verb's own options come first
 KEYS = {
     **{key: key for key in ("seed", "weights", "step", "interval", "size", "chunk", "uint8", "codec", "guidance")},
-    **{key: key for key in ("classes", "real", "sharing")},
+    **{key: key for key in ("classes", "real", "sharing", "prompt", "prompts", "negative")},
     "labels": "classes",
     "steps": "sampling.steps",
     "solver": "sampling.solver",
@@ -20,6 +20,7 @@ KEYS = {
     "align-depth": "shape.align_depth",
     "split": "data.split",
 }
+WORDS = ("prompt", "negative")  # texts, which may be empty
 
 
 class Keyed(TyperCommand):
@@ -43,8 +44,8 @@ def respell(words: list[str], declared: set[str], keys: Mapping[str, str] = KEYS
         if not word.startswith("--") or f"--{name}" in declared or (name := name.replace("_", "-")) not in keys:
             result.append(word)
             continue
-        value = value if equals else next(rest, "")
-        if not value:  # key= would mean none
+        value = value if equals else next(rest, None)
+        if not value and (value is None or keys[name] not in WORDS):  # key= would mean none
             raise ValueError(f"--{name}: its value is missing")
         result.append(f"{keys[name]}={value}")
     return result

@@ -57,6 +57,9 @@ def sample(
     weights=ema|raw, step (of a run), size=256 or HEIGHTxWIDTH, chunk, uint8=round|dit|sit|repa|ddt, heads, patch,
     encoder-blocks and align-depth (published files of other sizes), and sampling.* (sampling.options.order=2, ...).
 
+    A text model takes --prompt "two red circles" (again and again: prompts take turns, 4 images of each unless --n says
+    otherwise), --prompts FILE (.txt, one a line, or .jsonl) and --negative TEXT, which guidance moves away from.
+
     --sharing RULE runs a DDT's encoder at some of the N evaluations and reuses its result between them: uniform:K or
     every:r, dp:K or velocity:K of what `ditkit analyze sharing` measured, or a schedule's .json file.
     keep_modulations=false takes less memory and more time.
@@ -64,11 +67,9 @@ def sample(
     Example: ditkit sample DiT-XL-2-256x256.pt --source dit --classes 207,360,387,974 --guidance 4 --seed 1
     """
     from ditkit.cli.progress import bars
-    from ditkit.config import override
     from ditkit.recipes.build import pick_device
     from ditkit.recipes.place import check_writable
     from ditkit.recipes.sampling import (
-        Choices,
         check_codec,
         choose_request,
         choose_sampler,
@@ -76,6 +77,7 @@ def sample(
         draw,
         folder_for,
         open_model,
+        read_choices,
         split,
     )
 
@@ -83,7 +85,7 @@ def sample(
         check_writable(out)
     own, sampler_keys = split(keys or [])
     given = {"n": n, "classes": classes, "guidance": guidance, "codec": codec}
-    choices = override(Choices(), own).with_({key: value for key, value in given.items() if value is not None})
+    choices = read_choices(own).with_({key: value for key, value in given.items() if value is not None})
     loaded = open_model(what, source, choices, pick_device(device))
     sampling, notes = choose_sampler(loaded, choices, sampler_keys, what)
     request = choose_request(loaded, choices, DEFAULT_N)

@@ -1,7 +1,7 @@
 """Generating images, scoring them, and reporting what was found."""
 
 from ditkit.evaluation.classifier import Classifier, ClassifierSettings, train_classifier
-from ditkit.evaluation.features import FewSamples, Moments, extract, frechet, moments, read_images
+from ditkit.evaluation.features import FewSamples, Moments, extract, frechet, moments, read_images, read_items
 from ditkit.evaluation.folder import FolderError, SampleFolder
 from ditkit.evaluation.generate import Generated, Sampleable, ToSample, generate
 from ditkit.evaluation.images import grid, quantise, save_png
@@ -51,6 +51,7 @@ __all__ = [
     "quantise",
     "random_labels",
     "read_images",
+    "read_items",
     "read_rows",
     "render",
     "save_png",

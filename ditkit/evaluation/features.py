@@ -15,7 +15,7 @@ import torch
 from torch import Tensor
 
 from ditkit.evaluation.metrics.frechet import frechet_distance
-from ditkit.protocols import BadImage, Extractor, Source
+from ditkit.protocols import BadImage, Extractor, Item, Source
 
 Progress = Callable[[int, int], object]  # called with (done, total)
 
@@ -125,10 +125,10 @@ def moments(extractor: Extractor, images: Images, batch: int = 128, progress: Pr
     return total
 
 
-def read_images(
+def read_items(
     source: Source, limit: int | None = None, on_bad: Callable[[BadImage], object] | None = None
-) -> tuple[Tensor, Tensor]:
-    """The usable images of a source, uint8 (N, C, H, W), and their labels (N,); unusable ones are left out.
+) -> list[Item]:
+    """The usable examples of a source; unusable ones are left out.
 
     limit: at most that many, spread evenly over the source. on_bad: is told of each that is left out. ValueError where
     nothing is usable.
@@ -144,4 +144,12 @@ def read_images(
                 on_bad(bad)
     if not items:
         raise ValueError(f"read_images: none of the {n} images can be used")
+    return items
+
+
+def read_images(
+    source: Source, limit: int | None = None, on_bad: Callable[[BadImage], object] | None = None
+) -> tuple[Tensor, Tensor]:
+    """What `read_items` finds, as uint8 images (N, C, H, W) and their labels (N,)."""
+    items = read_items(source, limit, on_bad)
     return torch.stack([item.image for item in items]), torch.tensor([item.label for item in items])

@@ -74,6 +74,8 @@ class SampleFolder:
             text = {"index": str(i), "seed": str(request.seed), "evaluations": f"{evaluations:g}"}
             if request.labels:
                 text["label"] = str(request.labels[i])
+            if request.prompts:
+                text["prompt"] = request.prompts[i]
             save_png(images[i - indices.start], self.file(i), text)
         return len(missing)
 

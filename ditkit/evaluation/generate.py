@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import hashlib
+import json
 import time
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
@@ -13,7 +14,7 @@ from typing import Any, Protocol, cast
 import torch
 from torch import Tensor, nn
 
-from ditkit.diffusion import AnyPath, Kind, SampleNoise, SamplerSettings
+from ditkit.diffusion import AnyPath, Autoguidance, Kind, SampleNoise, SamplerSettings
 from ditkit.evaluation.features import Images, Progress
 from ditkit.evaluation.folder import SampleFolder
 from ditkit.evaluation.images import quantise
@@ -81,9 +82,11 @@ class Generated:
 def making(request: Request, sampler: SamplerSettings, codec: str) -> dict[str, Any]:
     """The part of a Protocol that is known before an image is made."""
     guidance = sampler.guidance
+    words = json.dumps([request.prompts, request.negative])
     return {
         "n": request.n,
         "labels": request.mode,
+        "prompts": hashlib.sha256(words.encode()).hexdigest()[:16] if request.prompts else "",
         "sampler": sampler.model_dump(mode="json", exclude={"guidance"}),
         "guidance": None if guidance is None else guidance.model_dump(mode="json"),
         "codec": codec,
@@ -122,6 +125,20 @@ def condition_of(request: Request, indices: Sequence[int], text: TextEncoder | N
     return Condition()
 
 
+def guided_against(
+    sampler: SamplerSettings, request: Request, text: TextEncoder | None, device: torch.device
+) -> SamplerSettings:
+    """The sampler, its guidance moving away from the encoded negative prompt (none: the empty one) of a text model.
+
+    Training drops texts to zeros, sampling is guided against "" (SD3 appendix B.3 and its released code).
+    """
+    guidance = sampler.guidance
+    if not request.prompts or text is None or guidance is None or isinstance(guidance, Autoguidance):
+        return sampler
+    negative = text([request.negative or ""]).to(device)
+    return sampler.model_copy(update={"guidance": guidance.against(negative)})
+
+
 @torch.no_grad()
 def sample_latents(
     source: Sampleable,
@@ -134,8 +151,9 @@ def sample_latents(
     """One chunk before its codec: (latents (b, C, H, W) in the sampler's dtype, network evaluations per image)."""
     device, indices = torch.device(device), request.indices(chunk)
     noise = SampleNoise(request.seed, list(indices), latent_shape(source, request), device=device)
-    cond = condition_of(request, indices, getattr(source, "text", None), device)
-    return sampler.run(
+    text = getattr(source, "text", None) if request.prompts else None  # not loaded for nothing
+    cond = condition_of(request, indices, text, device)
+    return guided_against(sampler, request, text, device).run(
         cast(Denoiser, source.model),
         noise.initial(),
         cond,
@@ -274,11 +292,13 @@ def generate(
 
 def describe(source: Sampleable, sampler: SamplerSettings, request: Request) -> dict:
     """Everything that decides the bytes of the images, as JSON: kept in the folder, compared on resumption."""
+    text = getattr(source, "text", None) if request.prompts else None
     return {
         "request": request.model_dump(mode="json"),
         "sampler": sampler.model_dump(mode="json"),
         "path": source.path.model_dump(mode="json"),
         "prediction": source.prediction,
         "codec": source.codec.id,
+        "text": None if text is None else text.id,
         "weights": weights_fingerprint(source.model),
     }

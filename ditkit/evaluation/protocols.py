@@ -38,6 +38,7 @@ class Protocol(Settings):
     name: str = Field("custom", description=f"one of {', '.join(NAMED)}, or your own word")
     n: int = Field(ge=1, description="number of generated images")
     labels: LabelMode = Field("random", description="how the classes were asked for (balanced lowers FID by about 0.1)")
+    prompts: str = Field("", description="fingerprint of the prompts and the negative prompt of a text model")
     sampler: dict[str, Any] = Field(default_factory=dict, description="solver, steps and their options, as JSON")
     guidance: dict[str, Any] | None = Field(None, description="None: no guidance")
     evaluations: float = Field(ge=0, description="network evaluations spent per image")
@@ -68,10 +69,13 @@ class Protocol(Settings):
         if not self.sampler:
             return f"{self.name}: {self.n:,} given images, uint8 {self.quantiser}, resize {self.resize}, {against}"
         return (
-            f"{self.name}: {self.n:,} images, {self.labels.replace('_', ', ')} labels, {self._sampler()}, "
+            f"{self.name}: {self.n:,} images, {self._asked()}, {self._sampler()}, "
             f"{self._guidance()}, {self.evaluations:g} network evaluations an image, codec {self.codec}, "
             f"uint8 {self.quantiser}, resize {self.resize}, {against}, seed {self.seed}"
         )
+
+    def _asked(self) -> str:
+        return f"prompts {self.prompts}" if self.prompts else f"{self.labels.replace('_', ', ')} labels"
 
     def _sampler(self) -> str:
         values = {k: v for k, v in self.sampler.items() if k not in ("solver", "steps", "options", "sharing")}

@@ -20,8 +20,9 @@ class Request(Settings):
     """
 
     n: int = Field(ge=1, description="number of images")
-    labels: tuple[int, ...] = Field((), description="the class of each image; empty: unconditional, or prompts")
+    labels: tuple[int, ...] = Field((), description="the class of each image; beside prompts: what they name, to score")
     prompts: tuple[str, ...] = Field((), description="the prompt of each image, for text models")
+    negative: str | None = Field(None, description="what guidance moves away from; None: the empty prompt")
     mode: LabelMode = Field("none", description="how the labels were chosen")
     seed: int = Field(0, description="seed of all draws")
     chunk: int = Field(64, ge=1, description="images that go through the network together")
@@ -36,8 +37,8 @@ class Request(Settings):
             given = len(getattr(self, name))
             if given not in (0, self.n):
                 raise ValueError(f"{given} {name} for {self.n} images: give one for each, or none")
-        if self.labels and self.prompts:
-            raise ValueError("labels and prompts exclude each other")
+        if self.negative is not None and not self.prompts:
+            raise ValueError("a negative prompt has no use without prompts")
         return self
 
     @property

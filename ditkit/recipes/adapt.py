@@ -7,17 +7,22 @@ from collections.abc import Collection
 from typing import Any
 
 from ditkit.config import diff
-from ditkit.protocols import Source
+from ditkit.protocols import Source, TextEncoder
 from ditkit.recipes.recipe import Recipe
 
 MOST_START = 0.05  # share of the random start in the averaged weights that a run should end with
+TEXT_KEYS = ("model.text_width", "model.text_length", "model.pooled_width")
 MAX_PIXEL_TOKENS = 256  # in pixels the patch grows until the sequence is no longer than a latent one
 
 
-def adapt(recipe: Recipe, source: Source, *, channels: int, factor: int, keep: Collection[str] = ()) -> Recipe:
+def adapt(
+    recipe: Recipe, source: Source, *, channels: int, factor: int, keep: Collection[str] = (),
+    text: TextEncoder | None = None,
+) -> Recipe:  # fmt: skip
     """The recipe with `model.size`, `.channels`, `.num_classes` (and in pixels `.patch`) taken from the data.
 
-    Unlabelled data train an unconditional model, sampled without guidance.
+    A text model takes the widths of its text encoder instead of a class count. Unlabelled data train an unconditional
+    model, sampled without guidance.
 
     channels, factor: of the codec's latents. keep: dotted keys that the user has set, which stay; a value that cannot
     work then is an error. ValueError, one line, where the sizes do not fit each other.
@@ -28,12 +33,13 @@ def adapt(recipe: Recipe, source: Source, *, channels: int, factor: int, keep: C
             f"images of {height}x{width} do not divide by the codec's factor {factor}: choose another --size"
         )
     size = (height // factor, width // factor)
-    found: dict[str, Any] = {"model.size": size, "model.channels": channels, "model.num_classes": len(source.classes)}
+    found: dict[str, Any] = {"model.size": size, "model.channels": channels}
+    found |= {"model.num_classes": len(source.classes)} if text is None else widths(recipe, text)
     patch = recipe.model.patch
     pixels = recipe.codec.kind == "pixels"
     if "model.patch" not in keep and (_misfit(size, patch) or (pixels and _tokens(size, patch) > MAX_PIXEL_TOKENS)):
         found["model.patch"] = pixel_patch(size) if pixels else patch
-    if not source.classes and not any(key.startswith("sampling.guidance") for key in keep):
+    if text is None and not source.classes and not any(key.startswith("sampling.guidance") for key in keep):
         found["sampling.guidance"] = None  # nothing to guide by
     changes = {key: value for key, value in found.items() if key not in keep}
     patch = changes.get("model.patch", patch)
@@ -43,6 +49,14 @@ def adapt(recipe: Recipe, source: Source, *, channels: int, factor: int, keep: C
             f"{factor * patch}, or set model.patch"
         )
     return recipe.with_(changes)
+
+
+def widths(recipe: Recipe, text: TextEncoder) -> dict[str, Any]:
+    """What the model has to know of its text encoder; a model without a pooled vector stays without."""
+    has = {"model.text_width": text.width, "model.text_length": text.length}
+    if getattr(recipe.model, "pooled_width", 0):
+        has["model.pooled_width"] = text.pooled_width
+    return {key: value for key, value in has.items() if key.partition(".")[2] in type(recipe.model).model_fields}
 
 
 def pixel_patch(size: tuple[int, int], limit: int = MAX_PIXEL_TOKENS) -> int:
@@ -80,7 +94,8 @@ def explain(before: Recipe, after: Recipe, keep: Collection[str] = ()) -> list[s
             continue
         was = "" if key == "model.size" and "model.patch" in keep else f"{old} in the recipe, "
         why = f": in pixels it must divide the size and leave {MAX_PIXEL_TOKENS} tokens at most"
-        lines.append(f"{key}: {was}{new} here (from the data{why if key == 'model.patch' else ''})")
+        whence = "text encoder" if key in TEXT_KEYS else "data"
+        lines.append(f"{key}: {was}{new} here (from the {whence}{why if key == 'model.patch' else ''})")
     if before.sampling.guidance is not None and after.sampling.guidance is None:
         lines.append("sampling without guidance: the data have no classes to guide by")
     return lines

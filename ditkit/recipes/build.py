@@ -12,11 +12,11 @@ from torch import Tensor, nn
 
 from ditkit.align import Aligner, compute_targets
 from ditkit.align.targets import GridExtractor
-from ditkit.data import Batch, ImageSource, Loader, open_source, to_float
-from ditkit.evaluation import read_images
+from ditkit.data import Batch, DataSettings, ImageSource, Loader, open_source, to_float
+from ditkit.evaluation import read_items
 from ditkit.models import build_model
-from ditkit.pretrained import load_codec, load_teacher
-from ditkit.protocols import Codec, Condition, Features, Noise
+from ditkit.pretrained import CachedText, load_codec, load_teacher, load_text
+from ditkit.protocols import Codec, Condition, Features, Noise, TextEncoder
 from ditkit.recipes.adapt import adapt, even_patch, has_pixel_patch
 from ditkit.recipes.recipe import Recipe
 from ditkit.training.state import Job
@@ -36,6 +36,7 @@ class Parts:
     codec: Codec
     teachers: Sequence[GridExtractor]
     device: torch.device
+    text: TextEncoder | None = None
 
 
 def pick_device(name: str = "auto") -> torch.device:
@@ -58,28 +59,38 @@ def pick_device(name: str = "auto") -> torch.device:
 
 
 def prepare(recipe: Recipe, device: torch.device, keep: Collection[str] = ()) -> Parts:
-    """Open the data, load codec and teachers, and fit the recipe to the data. keep: dotted keys the user has set.
+    """Open the data, load codec, text encoder and teachers, and fit the recipe to them. keep: keys the user has set.
 
     Raises DataError, PretrainedMissing or ValueError, one line each.
     """
     codec, source = open_images(recipe, device, keep)
     teachers = [load_teacher(settings, device) for settings in recipe.teachers]
-    fitted = adapt(recipe, source, channels=codec.channels, factor=codec.factor, keep=keep)
-    return Parts(fitted, source, codec, teachers, device)
+    text = open_text(recipe, device)
+    fitted = adapt(recipe, source, channels=codec.channels, factor=codec.factor, keep=keep, text=text)
+    return Parts(fitted, source, codec, teachers, device, text)
+
+
+def open_text(recipe: Recipe, device: torch.device) -> TextEncoder | None:
+    """The recipe's text encoder, which encodes every prompt once; None without one. PretrainedMissing."""
+    return None if recipe.text is None else CachedText(load_text(recipe.text, device))
 
 
 def open_images(recipe: Recipe, device: torch.device, keep: Collection[str] = ()) -> tuple[Codec, ImageSource]:
     """The codec and the images as it takes them, at a size that the model's patches cut evenly where it is free."""
+
+    def opened(data: DataSettings, multiple: int | None) -> ImageSource:
+        return open_source(data, multiple=multiple, captioned=recipe.text is not None, batch=recipe.training.batch)
+
     if recipe.codec.kind != "pixels":  # autoencoders see colours; grey images are repeated
         codec: Codec = load_codec(recipe.codec, device)
         in_colour = recipe.data.model_copy(update={"channels": 3})
-        return codec, open_source(in_colour, multiple=codec.factor * recipe.model.patch)
-    if "model.patch" in keep:
-        source = open_source(recipe.data, multiple=recipe.model.patch)
+        return codec, opened(in_colour, codec.factor * recipe.model.patch)
+    if "model.patch" in keep or recipe.data.buckets is not None:
+        source = opened(recipe.data, recipe.model.patch)
     else:
-        source = open_source(recipe.data)
+        source = opened(recipe.data, None)
         if recipe.data.size is None and not has_pixel_patch(source.size):
-            source = open_source(recipe.data, multiple=even_patch(source.size))
+            source = opened(recipe.data, even_patch(source.size))
     return load_codec(recipe.codec, device, channels=source.channels), source
 
 
@@ -96,9 +107,22 @@ def encoder(codec: Codec) -> Callable[[Tensor, Noise], Tensor]:
     return encode
 
 
-def condition_of(batch: Batch, classes: int) -> Condition:
-    """The labels of a batch; nothing for unlabelled data."""
+def condition_of(batch: Batch, classes: int, text: TextEncoder | None = None) -> Condition:
+    """The encoded captions of a batch, or its labels; nothing for unlabelled data."""
+    if text is not None:
+        return text(batch.captions)
     return Condition(label=batch.labels) if classes else Condition()
+
+
+class Captioned:
+    """Captions (n) that are encoded when they are asked for, so that n of them need not be held."""
+
+    def __init__(self, text: TextEncoder, captions: Sequence[str]):
+        self.text, self.captions = text, list(captions)
+
+    def index(self, rows: Tensor) -> Condition:
+        """The condition of the samples `rows`."""
+        return self.text([self.captions[i] for i in rows.tolist()])
 
 
 def build_job(parts: Parts, folder: Path) -> Job:
@@ -112,7 +136,7 @@ def build_job(parts: Parts, folder: Path) -> Job:
     def batches(start: int):
         loader = Loader(
             parts.source, settings.batch, settings.seed, start_step=start, workers=recipe.data.workers,
-            flip=recipe.data.flip, rejects=folder / "rejects.jsonl",
+            flip=recipe.data.flip, synthetic_share=recipe.data.synthetic_share, rejects=folder / "rejects.jsonl",
         )  # fmt: skip
         return iter(loader)
 
@@ -121,7 +145,7 @@ def build_job(parts: Parts, folder: Path) -> Job:
         objective=recipe.objective,
         encode=encode,
         batches=batches,
-        condition=lambda batch: condition_of(batch, classes),
+        condition=lambda batch: condition_of(batch, classes, parts.text),
         settings=settings,
         folder=folder,
         device=device,
@@ -132,7 +156,9 @@ def build_job(parts: Parts, folder: Path) -> Job:
         identity={
             "data": parts.source.fingerprint,
             "flip": recipe.data.flip,
+            **({"synthetic_share": recipe.data.synthetic_share} if recipe.text else {}),
             "codec": codec.id,
+            "text": parts.text.id if parts.text is not None else None,
             "teachers": [teacher.id for teacher in parts.teachers],
             "start": recipe.start.model_dump() if recipe.start else None,
         },
@@ -158,15 +184,21 @@ def validation_source(recipe: Recipe, source: ImageSource) -> ImageSource:
     """The held-out part where the recipe trains on the "train" split, else the training images themselves."""
     if recipe.data.split != "train":
         return source
-    return open_source(recipe.data.model_copy(update={"split": "test", "size": source.size}))
+    test = recipe.data.model_copy(update={"split": "test", "size": source.size, "buckets": None})
+    return open_source(test, captioned=recipe.text is not None)
 
 
 def validation(parts: Parts, encode: Callable[[Tensor, Noise], Tensor]) -> ValidationLoss:
     """The objective on fixed images, noise and times: the same number for any batch size."""
     recipe = parts.recipe
     source = validation_source(recipe, parts.source)
-    images, labels = read_images(source, VALIDATION_IMAGES)
-    if lost := min(len(source), VALIDATION_IMAGES) - len(images):
+    items = read_items(source, VALIDATION_IMAGES)
+    if lost := min(len(source), VALIDATION_IMAGES) - len(items):
         log.warning("validation leaves out %d images that cannot be used", lost)
-    cond = Condition(label=labels) if recipe.model.num_classes else Condition()
+    images = torch.stack([item.image for item in items])
+    cond: Condition | Captioned = Condition()
+    if parts.text is not None:
+        cond = Captioned(parts.text, [item.caption for item in items])
+    elif recipe.model.num_classes:
+        cond = Condition(label=torch.tensor([item.label for item in items]))
     return ValidationLoss(recipe.objective, encode, images, cond, seed=recipe.training.seed, device=parts.device)

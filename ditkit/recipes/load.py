@@ -21,8 +21,8 @@ from ditkit.config import dump
 from ditkit.diffusion import AnyObjective, AnyPath, Kind
 from ditkit.files import new_folder
 from ditkit.models import AnyModel, build_model
-from ditkit.pretrained import load_codec
-from ditkit.protocols import Codec
+from ditkit.pretrained import CachedText, load_codec, load_text
+from ditkit.protocols import Codec, TextEncoder
 from ditkit.recipes.environment import data_facts
 from ditkit.recipes.recipe import Recipe
 from ditkit.recipes.registry import RECIPES, from_file
@@ -48,6 +48,7 @@ class Loaded:
     step: int | None = None
     classes: tuple[str, ...] = ()  # names, where the run or the card knows them
     images: str = ""  # fingerprint of the images that it was trained on, where that is known
+    captions: tuple[str, ...] = ()  # some of theirs, where it was trained on text
     device: torch.device = field(default_factory=lambda: torch.device("cpu"))
 
     @cached_property
@@ -57,13 +58,19 @@ class Loaded:
         per_pixel = 4 if self.recipe.codec.kind == "toy" else 1  # latent channels of one image channel
         return load_codec(self.recipe.codec, self.device, channels=max(1, channels // per_pixel))
 
+    @cached_property
+    def text(self) -> TextEncoder | None:
+        """Prompts -> conditions, each prompt encoded once; None for class models; PretrainedMissing as `codec`."""
+        return None if self.recipe.text is None else CachedText(load_text(self.recipe.text, self.device))
+
     def to(self, device: torch.device | str) -> Loaded:
-        """Move network and projectors; the codec follows when it is loaded."""
+        """Move network and projectors; codec and text encoder follow when they are loaded."""
         self.device = torch.device(device)
         self.model.to(self.device)
         if self.projectors is not None:
             self.projectors.to(self.device)
-        self.__dict__.pop("codec", None)
+        for name in ("codec", "text"):
+            self.__dict__.pop(name, None)
         return self
 
 
@@ -171,8 +178,9 @@ def _exported(folder: Path, weights: Weights) -> Loaded:
 
 
 def _data(told: dict) -> dict[str, Any]:
-    """Class names and fingerprint of the training images, as `Loaded` keeps them."""
-    return {"classes": tuple(map(str, told.get("classes", ()))), "images": str(told.get("fingerprint", ""))}
+    """Class names, some captions and the fingerprint of the training images, as `Loaded` keeps them."""
+    words = {name: tuple(map(str, told.get(name, ()))) for name in ("classes", "captions")}
+    return {**words, "images": str(told.get("fingerprint", ""))}
 
 
 def _tensors(file: Path) -> dict[str, torch.Tensor]:
@@ -218,7 +226,7 @@ def projectors_of(state: dict[str, torch.Tensor]) -> nn.ModuleList:
 
 def save_exported(loaded: Loaded, folder: Path) -> None:
     """Write model.safetensors, recipe.json, model.json (and projectors) into a new folder, all or nothing."""
-    data = {"fingerprint": loaded.images, "classes": list(loaded.classes)}
+    data = {"fingerprint": loaded.images, "classes": list(loaded.classes), "captions": list(loaded.captions)}
     card = {"source": loaded.source, "weights": loaded.weights, "step": loaded.step, "data": data}
     with new_folder(folder) as draft:
         save_file(contiguous(loaded.model.state_dict()), draft / MODEL)

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from torch.autograd.graph import saved_tensors_hooks
 
 from ditkit.align import Projector
-from ditkit.models import AnyModel, Condition, build_model
+from ditkit.models import AnyModel, build_model, example_condition
 from ditkit.protocols import Codec, Extractor
 from ditkit.recipes.recipe import Recipe
 from ditkit.training.optim import pieces
@@ -67,7 +67,7 @@ def saved_bytes(settings: AnyModel) -> int:
         model = build_model(settings).train()
         kept |= {p.untyped_storage()._cdata: p for p in model.parameters()}
         x = torch.empty(1, settings.channels, *settings.size)
-        cond = Condition(label=torch.zeros(1, dtype=torch.long)) if settings.num_classes else Condition()
+        cond = example_condition(settings, 1, "meta")
         with saved_tensors_hooks(pack, lambda tensor: tensor):
             model(x, torch.zeros(1), cond)
     return total

@@ -10,8 +10,8 @@ from ditkit.align import AlignSettings
 from ditkit.config import Settings
 from ditkit.data import DataSettings
 from ditkit.diffusion import AnyObjective, SamplerSettings
-from ditkit.models import AnyModel
-from ditkit.pretrained import CodecSettings, TeacherSettings
+from ditkit.models import AnyModel, reads_text
+from ditkit.pretrained import CodecSettings, TeacherSettings, TextSettings
 from ditkit.training import TrainSettings
 
 
@@ -59,6 +59,9 @@ class Recipe(Settings):
     model: AnyModel
     data: DataSettings
     codec: CodecSettings
+    text: TextSettings | None = Field(
+        None, description="what reads the captions: text models need it, others have none"
+    )
     objective: AnyObjective
     align: AlignSettings | None = Field(None, description="REPA; needs teachers")
     teachers: tuple[TeacherSettings, ...] = ()
@@ -77,6 +80,10 @@ class Recipe(Settings):
             wrong := [d for d in self.align.depths(len(self.teachers)) if d > self.model.depth]
         ):
             raise ValueError(f"align.depth {wrong[0]} is beyond the model's {self.model.depth} blocks")
+        if reads_text(self.model) != (self.text is not None):
+            if self.text is None:
+                raise ValueError(f"model {self.model.kind!r} reads text: name its encoders by text (text.kind=toy)")
+            raise ValueError(f"model {self.model.kind!r} knows classes and no text: leave text out (text=none)")
         learned = self.objective.kind == "improved_ddpm" and self.objective.variance == "learned_range"
         if learned != (self.model.variance == "learned"):
             needs = "needs model.variance=learned" if learned else "has no use for model.variance=learned"

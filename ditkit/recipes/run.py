@@ -11,7 +11,7 @@ from pathlib import Path
 import torch
 
 from ditkit.config import diff, dump
-from ditkit.evaluation import grid, make_request, save_png
+from ditkit.evaluation import make_request, save_png
 from ditkit.evaluation.generate import sample_chunk
 from ditkit.files import write_text
 from ditkit.recipes.adapt import concerns, explain
@@ -19,10 +19,11 @@ from ditkit.recipes.build import Parts, build_job, prepare
 from ditkit.recipes.environment import ENVIRONMENT, data_facts, environment
 from ditkit.recipes.load import load
 from ditkit.recipes.place import check_writable
+from ditkit.recipes.prompts import prompt_request, remembered
 from ditkit.recipes.recipe import Recipe
 from ditkit.recipes.registry import from_file
 from ditkit.recipes.run_page import write_run_report
-from ditkit.recipes.sampling import sheet_columns
+from ditkit.recipes.sampling import contact_sheet
 from ditkit.recipes.start import begin, open_start
 from ditkit.training import list_steps
 from ditkit.training.files import prepare as prepare_folder
@@ -60,7 +61,12 @@ def train(
         kept = parts.recipe
         write_run_files(parts, folder)
     log = Log(folder, on_message=say)
-    for line in (*parts.source.notes, *explain(recipe, parts.recipe, keep), *concerns(parts.recipe)):
+    for line in (
+        *parts.source.notes,
+        *getattr(parts.text, "notes", ()),
+        *explain(recipe, parts.recipe, keep),
+        *concerns(parts.recipe),
+    ):
         log.say(line)
     with data_messages(log.say):
         job = build_job(parts, folder)
@@ -133,8 +139,10 @@ def write_run_files(parts: Parts, folder: Path) -> None:
             "fingerprint": parts.source.fingerprint,
             "images": len(parts.source),
             "classes": list(parts.source.classes),
+            **({"captions": remembered(parts.source)} if parts.text is not None else {}),
         },
         codec=parts.codec.id,
+        **({"text": parts.text.id} if parts.text is not None else {}),
         teachers=[teacher.id for teacher in parts.teachers],
     )
     write_text(folder / RECIPE, dump(parts.recipe, "json"))
@@ -142,13 +150,19 @@ def write_run_files(parts: Parts, folder: Path) -> None:
 
 
 def preview(folder: Path, parts: Parts, step: int) -> Path:
-    """samples/<step>.png: a sheet of images of the averaged weights, classes in turn, by the recipe's sampler."""
+    """samples/<step>.png: a sheet of images of the averaged weights, by the recipe's sampler.
+
+    Classes in turn; of a text model, one image of each caption that the run remembers.
+    """
     path = folder / "samples" / f"{step:07d}.png"
     if path.exists():
         return path
     loaded = load(folder).to(parts.device)
-    loaded.__dict__["codec"] = parts.codec
-    classes = parts.recipe.model.num_classes
-    request = make_request(PREVIEW, classes, "balanced", seed=parts.recipe.training.seed, chunk=PREVIEW)
+    loaded.__dict__ |= {"codec": parts.codec, "text": parts.text}
+    seed = parts.recipe.training.seed
+    if parts.text is not None:
+        request = prompt_request(loaded, (), len(loaded.captions), seed=seed).with_({"chunk": PREVIEW})
+    else:
+        request = make_request(PREVIEW, parts.recipe.model.num_classes, "balanced", seed=seed, chunk=PREVIEW)
     images, _ = sample_chunk(loaded, parts.recipe.sampling, request, 0, parts.device)
-    return save_png(grid(images, columns=sheet_columns(classes, PREVIEW)), path)
+    return save_png(contact_sheet(images, request, parts.recipe.model.num_classes), path)

@@ -9,6 +9,7 @@ from typing import Literal
 
 import torch
 from pydantic import Field, field_validator
+from torch import Tensor
 
 from ditkit.checkpoints import Shape
 from ditkit.config import Settings, fingerprint, nearest, override
@@ -16,9 +17,11 @@ from ditkit.diffusion import CFG, SamplerSettings, Sharing
 from ditkit.evaluation import Generated, Request, generate, grid, make_request, save_png
 from ditkit.evaluation.features import Progress
 from ditkit.evaluation.images import enlarge, viewing_factor
+from ditkit.evaluation.sheet import captioned
 from ditkit.pretrained import CodecSettings
 from ditkit.recipes.choose import parse_size
 from ditkit.recipes.load import Loaded, load
+from ditkit.recipes.prompts import EACH, prompt_request, read_prompts
 from ditkit.recipes.sharing import Place, parse_sharing
 from ditkit.training.files import prepare as prepare_folder
 
@@ -26,6 +29,7 @@ from ditkit.training.files import prepare as prepare_folder
 MEASURED = ("weights", "step", "guidance", "interval", "size", "codec")
 NAMED = 20  # classes whose names are told
 SHEET = 100  # images on the contact sheet at most
+MOST_COLUMNS = 8  # of captioned images
 SHORT = {
     "steps": "sampling.steps",
     "solver": "sampling.solver",
@@ -45,6 +49,8 @@ class Choices(Settings):
     classes: str = Field(
         "random", description="'random', 'balanced', or classes by number or name: 207,360 (they take turns)"
     )
+    prompts: tuple[str, ...] = Field((), description="text models: they take turns; none: captions of the data")
+    negative: str | None = Field(None, description="text models: what guidance moves away from; None: no words")
     seed: int = Field(0, ge=0, description="of all draws; image i is the same in any n and chunk")
     guidance: float | None = Field(None, ge=0, description="guidance scale; 1 is none; None: the recipe's")
     interval: tuple[float, float] | None = Field(None, description="guide between these times: LOW,HIGH; 0 = data")
@@ -75,6 +81,22 @@ def split(overrides: Sequence[str]) -> tuple[list[str], list[str]]:
     return [o for o in full if not o.startswith("sampling.")], [o for o in full if o.startswith("sampling.")]
 
 
+def read_choices(overrides: Sequence[str]) -> Choices:
+    """The choices of a command line: prompt=TEXT any number of times, or prompts=FILE, beside the fields' own keys.
+
+    SettingsError or ValueError, one line.
+    """
+    pairs = [(o.partition("=")[0].strip(), o) for o in overrides]
+    typed = [text.partition("=")[2] for key, text in pairs if key == "prompt"]
+    files = [text.partition("=")[2].strip() for key, text in pairs if key == "prompts"]
+    if typed and files:
+        raise ValueError(f"--prompt and --prompts {files[-1]}: give prompts one by one or in a file, not both")
+    prompts = read_prompts(Path(files[-1]).expanduser()) if files else tuple(typed)
+    choices = override(Choices(), [text for key, text in pairs if key not in ("prompt", "prompts", "negative")])
+    negative = next((text.partition("=")[2] for key, text in reversed(pairs) if key == "negative"), None)
+    return choices.model_copy(update={"prompts": prompts, "negative": negative})
+
+
 def open_model(what: Path, source: str | None, choices: Choices, device: torch.device) -> Loaded:
     """The run, model folder or published file, on the device, with the chosen codec. What `load` raises."""
     shape = choices.shape.model_dump(exclude_defaults=True)
@@ -100,11 +122,12 @@ def choose_sampler(
         recipe = recipe.model_copy(update={"sampling": plain})
     sampling = override(recipe, overrides).sampling
     guided = any(o.startswith("sampling.guidance") for o in overrides) or choices.guidance is not None
-    if loaded.recipe.model.num_classes == 0 and sampling.guidance is not None and not guided:
+    wordless = loaded.recipe.model.num_classes == 0 and loaded.recipe.text is None
+    if wordless and sampling.guidance is not None and not guided:
         notes.append("the model has no classes to guide by: the recipe's guidance is left out")
         sampling = sampling.model_copy(update={"guidance": None})
     sampling = guide(sampling, choices.guidance, choices.interval)
-    if loaded.recipe.model.num_classes == 0 and sampling.guidance is not None:
+    if wordless and sampling.guidance is not None:
         raise ValueError("the model has no classes, so there is nothing to guide by: leave --guidance out")
     sampling.times(loaded.path, loaded.prediction)  # a grid that cannot be is refused before anything is computed
     if choices.sharing is not None:
@@ -149,9 +172,13 @@ def guide(sampling: SamplerSettings, scale: float | None, interval: tuple[float,
 
 
 def choose_request(loaded: Loaded, choices: Choices, n: int) -> Request:
-    """The request: how many images (`n` unless chosen) of which classes and size. ValueError, one line."""
+    """The request: how many images (`n` unless chosen) of which classes or prompts and size. ValueError, one line."""
     classes, given = loaded.recipe.model.num_classes, choices.classes
-    if given in ("random", "balanced"):
+    check_words(loaded, choices)
+    if loaded.recipe.text is not None:
+        count = choices.n or (len(choices.prompts) * EACH or min(n, len(loaded.captions) or n))
+        request = prompt_request(loaded, choices.prompts, count, negative=choices.negative, seed=choices.seed)
+    elif given in ("random", "balanced"):
         request = make_request(choices.n or n, classes, given, seed=choices.seed)  # type: ignore[arg-type]
     else:
         labels = parse_classes(given, classes, loaded.classes)
@@ -160,6 +187,15 @@ def choose_request(loaded: Loaded, choices: Choices, n: int) -> Request:
         request = Request(n=count, labels=turns, mode="given", seed=choices.seed)
     changes = {"chunk": choices.chunk, "decode": choices.decode, "quantiser": choices.uint8}
     return request.with_({**changes, "size": latent_size(loaded, choices.size)})
+
+
+def check_words(loaded: Loaded, choices: Choices) -> None:
+    """ValueError, one line, where a text model is asked for classes, or a class model for prompts."""
+    if loaded.recipe.text is None and (choices.prompts or choices.negative is not None):
+        knows = "classes: name them with --classes" if loaded.recipe.model.num_classes else "nothing but images"
+        raise ValueError(f"the model reads no text, it knows {knows}; leave --prompt, --prompts and --negative out")
+    if loaded.recipe.text is not None and choices.classes != "random":
+        raise ValueError(f"classes {choices.classes!r}: the model reads text and knows no classes: give --prompt TEXT")
 
 
 def parse_classes(text: str, classes: int, names: Sequence[str] = ()) -> list[int]:
@@ -237,9 +273,19 @@ def draw(
     made = generate(loaded, sampling, request, folder=folder, device=loaded.device, progress=progress)
     shown = made.images[0 : min(SHEET, request.n)]
     classes = loaded.recipe.model.num_classes if request.mode == "balanced" else 0
-    columns = sheet_columns(classes, len(shown))
-    shown = enlarge(shown, viewing_factor(min(shown.shape[2:])))
-    return made, save_png(grid(shown, min(columns, len(shown)), gap=2), folder.with_name(f"{folder.name}-grid.png"))
+    if not request.prompts:
+        shown = enlarge(shown, viewing_factor(min(shown.shape[2:])))
+    sheet = contact_sheet(shown, request, classes, gap=2)
+    return made, save_png(sheet, folder.with_name(f"{folder.name}-grid.png"))
+
+
+def contact_sheet(images: Tensor, request: Request, classes: int = 0, gap: int = 1) -> Tensor:
+    """The first images of a request on one sheet, above their prompts where there are any; classes that take turns."""
+    if request.prompts:
+        turns = len(dict.fromkeys(request.prompts))
+        columns = turns if turns <= MOST_COLUMNS else sheet_columns(0, min(len(images), MOST_COLUMNS**2))
+        return captioned(images, request.prompts[: len(images)], min(columns, len(images)))
+    return grid(images, min(sheet_columns(classes, len(images)), len(images)), gap)
 
 
 def sheet_columns(classes: int, n: int) -> int:

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from typing import Any
+from dataclasses import replace
+from typing import Any, Protocol
 
 import torch
 from torch import Tensor, nn
@@ -11,6 +12,7 @@ from torch import Tensor, nn
 from ditkit.diffusion import Uniform, interval, philox_normal, philox_uniform
 from ditkit.diffusion.noise import stream_id
 from ditkit.protocols import Condition, Noise
+from ditkit.training.preference import Preference
 
 
 class PairNoise:
@@ -39,6 +41,12 @@ class PairNoise:
         return torch.stack(rows).to(self.device)
 
 
+class Indexed(Protocol):
+    """A Condition, or anything else that gives the conditions of some samples."""
+
+    def index(self, rows: Tensor) -> Condition: ...
+
+
 class ValidationLoss:
     """The mean training loss over every (image, time bin) pair, without label drop and auxiliary terms.
 
@@ -52,7 +60,7 @@ class ValidationLoss:
         objective: Any,
         encode: Callable[[Tensor, Noise], Tensor],
         images: Tensor,
-        cond: Condition,
+        cond: Indexed,
         *,
         bins: int = 8,
         batch: int = 64,
@@ -98,8 +106,11 @@ class ValidationLoss:
 
 def _without_chance(objective: Any) -> Any:
     """The objective without label drop, its times uniform over the interval in which it is defined."""
-    changes: dict[str, Any] = {"drop": 0.0}
-    density = type(objective).model_fields.get("density") and objective.density
+    if isinstance(objective, Preference):
+        return replace(objective, objective=_without_chance(objective.objective))
+    fields = type(objective).model_fields
+    changes: dict[str, Any] = {name: 0.0 for name in ("drop", "drop_each") if name in fields}
+    density = fields.get("density") and objective.density
     if density and not isinstance(density, Uniform):
         low, high = interval(objective.path, objective.prediction)
         changes["density"] = Uniform(low=low, high=high)
