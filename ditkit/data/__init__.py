@@ -10,6 +10,7 @@ from ditkit.data.order import BucketOrder, Order
 from ditkit.data.parquet import Parquet
 from ditkit.data.rejects import Rejects, read_rejects
 from ditkit.data.scan import Scan, scan
+from ditkit.data.scenes import Scene, Scenes
 from ditkit.data.settings import DataSettings
 from ditkit.data.source import DataError, ImageSource, Subset, stratified_split
 from ditkit.data.transforms import adm_crop, to_float, to_uint8
@@ -30,6 +31,8 @@ __all__ = [
     "Parquet",
     "Rejects",
     "Scan",
+    "Scene",
+    "Scenes",
     "Subset",
     "adm_crop",
     "open_source",

@@ -11,13 +11,14 @@ from ditkit.data.digits import Digits
 from ditkit.data.folder import Folder
 from ditkit.data.parquet import Parquet
 from ditkit.data.pictures import ENDINGS
+from ditkit.data.scenes import Scenes
 from ditkit.data.settings import DataSettings
 from ditkit.data.source import DataError, ImageSource, Subset, stratified_split
 from ditkit.data.transforms import LARGEST_RESIZE
 
-NAMED = ("digits",)
+NAMED = ("digits", "scenes")
 PLACEHOLDERS = ("images", "imagenet/train")  # what recipes say where the user's images belong
-GIVE = "give 'digits', a folder of images or a .parquet file"
+GIVE = "give 'digits', a folder of images, a .parquet file, or 'scenes'"
 CACHE_LIMIT = 256 * 2**20  # bytes of decoded images kept in RAM unless the settings say otherwise
 
 
@@ -54,6 +55,8 @@ def _open(settings: DataSettings, multiple: int | None) -> ImageSource:
     height, width = settings.shape() or (1, 1)
     if height * width > LARGEST_RESIZE:
         raise DataError(f"size {height}x{width} is out of reach: {LARGEST_RESIZE:,} pixels at most")
+    if settings.source == "scenes":
+        return Scenes(settings.split, settings.shape() or 32, settings.channels or 3)
     if settings.source == "digits":
         return Digits(settings.split, settings.shape() or 8, settings.channels or 1)
     path = Path(settings.source).expanduser()
