@@ -12,7 +12,7 @@ from torch import Tensor
 
 from ditkit.pretrained.hub import check_there, fetch, is_local, quiet
 from ditkit.pretrained.identity import weight_hash
-from ditkit.pretrained.missing import PretrainedMissing, first_line, optional
+from ditkit.pretrained.missing import PretrainedMissing, optional
 from ditkit.pretrained.text_file import read_text_file
 from ditkit.pretrained.tokens import Style, Tokenizer
 
@@ -131,16 +131,11 @@ def load_network(
 def _model(transformers: Any, place: Place, dtype: torch.dtype) -> tuple[Any, bool]:
     """The transformers model, complete, and whether its pooled vector is the projected one."""
     cls = transformers.T5EncoderModel if place.role == "t5" else transformers.CLIPTextModelWithProjection
-    arguments: dict[str, Any] = {"output_loading_info": True, "dtype": dtype}
+    arguments: dict[str, Any] = {"output_loading_info": True, "dtype": dtype, "ignore_mismatched_sizes": True}
     with quiet():
         if place.is_file:
             config, state = read_text_file(place.source, place.role, place.what)
-            try:
-                model, info = cls.from_pretrained(
-                    None, config=cls.config_class(**config), state_dict=state, **arguments
-                )
-            except Exception as error:  # tensors of other sizes than their neighbours
-                raise PretrainedMissing(place.what, first_line(error)) from error
+            model, info = cls.from_pretrained(None, config=cls.config_class(**config), state_dict=state, **arguments)
             named = False  # CLIP-L's pooled vector is the plain one there, whatever the file holds
         else:
             found = read_config(place)
@@ -154,6 +149,7 @@ def _model(transformers: Any, place: Place, dtype: torch.dtype) -> tuple[Any, bo
                 )
 
             model, info = fetch(load, place.source, place.what)
+    _refuse(place, "tensors of another size than the config says", {entry[0] for entry in info["mismatched_keys"]})
     missing = set(info["missing_keys"])
     projected = place.role == "clip_g" or (named and "text_projection.weight" not in missing)
     _refuse(place, "weights are missing", missing if projected else missing - {"text_projection.weight"})
