@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 import torch
 
-from ditkit.models import Condition, build_model
+from ditkit.models import Condition, build_model, reads_text
 
 
 @pytest.fixture(scope="session")
@@ -32,6 +32,11 @@ def batch():
         generator = torch.Generator().manual_seed(seed)
         x = torch.randn(n, settings.channels, *(size or settings.size), generator=generator)
         t = torch.rand(n, generator=generator)
+        if reads_text(settings):
+            text = torch.randn(n, settings.text_length, settings.text_width, generator=generator)
+            pooled = torch.randn(n, settings.pooled_width, generator=generator) if settings.pooled_width else None
+            mask = torch.arange(settings.text_length) <= torch.arange(n)[:, None] + 1  # 2, 3, ... tokens count
+            return x, t, Condition(text=text, mask=mask, pooled=pooled)
         labels = torch.arange(n) % max(settings.num_classes, 1)
         return x, t, Condition(label=labels) if settings.num_classes else Condition()
 

@@ -3,7 +3,21 @@
 import pytest
 import torch
 
-from ditkit.models import DDT_SIZES, SIZES, DDTSettings, DiT, DiTSettings, build_model, ddt_settings, dit_settings
+from ditkit.models import (
+    DDT_SIZES,
+    SIZES,
+    CrossDiTSettings,
+    DDTSettings,
+    DiT,
+    DiTSettings,
+    JointDiTSettings,
+    MMDiTSettings,
+    UViTSettings,
+    build_model,
+    ddt_settings,
+    dit_settings,
+    reads_text,
+)
 from ditkit.nn.position import sincos_table
 from ditkit.protocols import Condition, Decoupled, Denoiser
 
@@ -24,8 +38,21 @@ DIT_CASES = {
     "unconditional_cross": DiTSettings(**{**BASE, "num_classes": 0}, conditioning="cross_attention"),
     "pixels": DiTSettings(**{**BASE, "channels": 1, "size": (12, 8), "patch": 4}),
 }
+TEXT = {"depth": 3, "width": 32, "heads": 4, "channels": 4, "text_width": 12, "pooled_width": 10, "text_length": 6}
+TEXT_CASES = {
+    "mmdit": MMDiTSettings(**TEXT, size=(8, 8)),
+    "mmdit_3_sets": MMDiTSettings(**TEXT, size=(8, 8), sets=3, text_split=2, qk_norm="rms"),
+    "mmdit_x": MMDiTSettings(**TEXT, size=(8, 8), dual=(1, 2), qk_norm="rms", table=12, step=0.5, time_scale=1.0),
+    "joint_dit": JointDiTSettings(**TEXT, size=(8, 8)),
+    "joint_dit_unpooled": JointDiTSettings(**{**TEXT, "pooled_width": 0}, size=(8, 8), qk_norm="rms"),
+    "cross_dit": CrossDiTSettings(**TEXT, size=(8, 8)),
+    "cross_dit_pixels": CrossDiTSettings(**{**TEXT, "channels": 1}, size=(12, 8), patch=4, qk_norm="layer"),
+    "uvit": UViTSettings(**TEXT, size=(8, 8), levels=(16,)),
+    "uvit_2_levels": UViTSettings(**TEXT, size=(16, 24), levels=(8, 12), level_blocks=1, patch=2, qk_norm="rms"),
+}
 CASES = {
     **DIT_CASES,
+    **TEXT_CASES,
     "ddt_3_1": DDTSettings(**{**DDT_BASE, "encoder_blocks": 3}),
     "ddt_1_2": DDTSettings(**{**DDT_BASE, "encoder_blocks": 1, "decoder_blocks": 2}),
     "improved_dit": DDTSettings(**{**DDT_BASE, "encoder_blocks": 0, "decoder_blocks": 3}),
@@ -85,7 +112,7 @@ def test_everything_matters(case, batch):
     out = model(x, t, cond).sample
     assert not torch.allclose(out, model(x, (t + 0.3) % 1, cond).sample, atol=1e-3)
     assert not torch.allclose(out, model(x.flip(-1), t, cond).sample, atol=1e-3)
-    if settings.num_classes:
+    if len(cond):
         assert not torch.allclose(out, model(x, t, model.null(cond)).sample, atol=1e-3)
 
 
@@ -96,6 +123,8 @@ def test_null(case, batch):
     assert len(null) == len(cond)
     if settings.num_classes:
         assert null.label.tolist() == [settings.num_classes] * 3
+    elif reads_text(settings):
+        assert null.tensors.keys() == cond.tensors.keys() and not any(v.any() for v in null.tensors.values())
     else:
         assert null == cond
 
@@ -152,7 +181,7 @@ def test_bf16_autocast_keeps_time_and_position(case, batch):
     with torch.autocast("cpu", dtype=torch.bfloat16):
         half = model(x, t, cond, capture=(1,))
         tokens = model.patch(x)
-        position = model._position(*settings.grid) if isinstance(model, DiT) else model._rotation(x)[0]
+        position = model._rotation(x)[0] if isinstance(settings, DDTSettings) else model.position
     for handle in handles:
         handle.remove()
     for first, second in seen.values():
@@ -207,10 +236,10 @@ def test_float64_weights(case, network, batch):
 
 
 def test_any_size(case, batch):
-    """Every multiple of the patch, non-square too, and no direction is taken for the other."""
+    """Every multiple of a token's side, non-square too, and no direction is taken for the other."""
     settings, model = case
-    rows, columns = settings.grid[0] + 2, settings.grid[1] + 1
-    x, t, cond = batch(settings, size=(rows * settings.patch, columns * settings.patch))
+    rows, columns, side = settings.grid[0] + 2, settings.grid[1] + 1, settings.size[0] // settings.grid[0]
+    x, t, cond = batch(settings, size=(rows * side, columns * side))
     out = model(x, t, cond, capture=(2,))
     assert out.sample.shape[-2:] == x.shape[-2:] and out.hidden[2].shape[1] == rows * columns
     turned = model(x.transpose(-1, -2), t, cond).sample.transpose(-1, -2)
