@@ -80,7 +80,8 @@ def test_paths_never_reach_the_hub(load, source, monkeypatch, tmp_path):
 
 
 def test_ways_on_fit_what_is_missing():
-    codec, teacher, extractor, text = (str(PretrainedMissing(f"{kind} 'x'", "gone")) for kind in WAYS_OF)
+    said = {kind: str(PretrainedMissing(f"{kind} 'x'", "gone")) for kind in WAYS_OF}
+    codec, teacher, extractor, text = (said[kind] for kind in ("codec", "teacher", "extractor", "text"))
     assert codec.index("--codec FOLDER") < codec.index("--codec pixels") < codec.index("ditkit teacher")
     assert teacher.index("ditkit teacher") < teacher.index("--teacher RUN|none") < teacher.index("--codec pixels")
     assert "--extractor FOLDER" in extractor and "--codec" not in extractor
