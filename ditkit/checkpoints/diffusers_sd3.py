@@ -14,7 +14,7 @@ from torch import Tensor, nn
 
 from ditkit.checkpoints.keys import Table, check, inverse, need, rename
 from ditkit.checkpoints.published import Published, Shape, State
-from ditkit.checkpoints.sd3 import SD3, Official
+from ditkit.checkpoints.sd3 import SD3, SIZES, Official
 from ditkit.diffusion.path import AnyPath
 from ditkit.diffusion.prediction import Kind
 from ditkit.models import MMDiT, MMDiTSettings
@@ -62,6 +62,7 @@ class DiffusersSD3:
     def load(self, state: State, shape: Shape, path: AnyPath | None, prediction: Kind | None) -> Published:
         """diffusers tensors (copied) -> our model, strict."""
         _BODY.check_kind(prediction)
+        need(self.source, state, *(rename(key, inverse(_TABLE)) for key in SIZES))
         official = self._official(state)
         settings = _BODY.settings(official, shape)
         check(self.source, state, self._foreign(_BODY.blank(settings)))

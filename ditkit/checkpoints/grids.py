@@ -23,13 +23,12 @@ def native_of(table: Tensor) -> tuple[tuple[int, int], float] | None:
     """
     half = table.shape[2] // 2
     places = [_places(table[:, 0, half:]), _places(table[0, :, :half])]  # rows, columns
-    found = []
+    found: list[tuple[float, tuple[int, int], float]] = []
     for step in (1.0, *(BASE / n for n in range(1, len(table) + 1))):
-        fits = [_fit(place, step) for place in places]
-        if None not in fits and (step == 1 or round(BASE / step) == max(n for n, _ in fits)):
-            found.append((max(error for _, error in fits), tuple(n for n, _ in fits), step))
-    _, grid, step = min(found, default=(0, None, 0))
-    return None if grid is None else (grid, step)
+        rows, columns = (_fit(place, step) for place in places)
+        if rows and columns and (step == 1 or round(BASE / step) == max(rows[0], columns[0])):
+            found.append((max(rows[1], columns[1]), (rows[0], columns[0]), step))
+    return min(found)[1:] if found else None
 
 
 def _places(codes: Tensor) -> Tensor:

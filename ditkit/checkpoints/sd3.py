@@ -37,6 +37,7 @@ _TABLE: Table = (
     (".adaLN_modulation.1.", ".modulation.linear."),
     ("final_layer.", "final."),
 )
+SIZES = ("x_embedder.proj.weight", "pos_embed", "joint_blocks.0.x_block.mlp.fc1.bias", "context_embedder.weight")
 _ASIDE = {"first_stage_model": "the VAE", "text_encoders": "the text encoders"}
 
 
@@ -69,9 +70,10 @@ class Official:
         mmdit = self.exportable(model)
         s = mmdit.settings
         if s.width != self.head_width * s.depth or s.heads != s.depth:
+            other = " (diffusers-sd3 takes any)" if self.prefix else ""
             raise self.refusal(
                 f"it has {s.depth} blocks of width {s.width} with {s.heads} heads; the official class has {s.depth} "
-                f"of width {self.head_width * s.depth} with {s.depth} heads (diffusers-sd3 takes any)"
+                f"of width {self.head_width * s.depth} with {s.depth} heads{other}"
             )
         return {f"{self.prefix}{key}": value for key, value in self.official(mmdit).items()}
 
@@ -102,14 +104,7 @@ class Official:
 
     def settings(self, state: State, shape: Shape) -> MMDiTSettings:
         """Sizes from the tensors; the native size from the argument, the position table or the published one."""
-        patch_weight, table, hidden, context = need(
-            self.source,
-            state,
-            "x_embedder.proj.weight",
-            "pos_embed",
-            "joint_blocks.0.x_block.mlp.fc1.bias",
-            "context_embedder.weight",
-        )
+        patch_weight, table, hidden, context = need(self.source, state, *SIZES)
         width, channels, patch = patch_weight.shape[:3]
         depth = 1 + max(int(k.split(".")[1]) for k in state if k.startswith("joint_blocks."))
         side = math.isqrt(table.shape[1])

@@ -20,8 +20,9 @@ def state():
 
 
 def refused(checkpoint, source="dit", match=None, **arguments):
+    heads = {"heads": 4} if source in SOURCES and "heads" in SOURCES[source].arguments else {}
     with pytest.raises(CheckpointError, match=match) as caught:
-        load_published(checkpoint, source, **{"heads": 4, **arguments})
+        load_published(checkpoint, source, **{**heads, **arguments})
     assert "\n" not in str(caught.value)
     return str(caught.value)
 
@@ -149,7 +150,7 @@ def test_projector_keys_are_checked(state):
 WRONG = {
     "ddt": {"s_embedder.proj.weight", "x_embedder.proj.weight", "blocks.0.adaLN_modulation.0.weight"},
     "improved-dit": {"x_embedder.proj.weight", "blocks.0.adaLN_modulation.0.weight"},
-    "sd3": {"model.diffusion_model.joint_blocks.0.x_block.attn.qkv.weight", "x_embedder.proj.weight"},
+    "sd3": {f"model.diffusion_model.{k}" for k in ("joint_blocks.0.x_block.attn.qkv.weight", "y_embedder.mlp.0.bias")},
     "repa-mmdit": {"joint_blocks.0.x_block.attn.qkv.weight", "projectors.0.0.weight"},
     "diffusers-sd3": {"transformer_blocks.0.norm1_context.linear.weight", "transformer_blocks.0.norm1.linear.weight"},
     "autoencoder": {"decoder.conv_in.weight", "quant_conv.weight"},

@@ -7,7 +7,17 @@ import torch
 
 from ditkit.align import Projector
 from ditkit.checkpoints import SOURCES, CheckpointError, export_published, load_published
-from ditkit.models import Condition, DDTSettings, DiT, DiTSettings, build_model, ddt_settings, dit_settings
+from ditkit.models import (
+    Condition,
+    DDTSettings,
+    DiT,
+    DiTSettings,
+    MMDiTSettings,
+    build_model,
+    ddt_settings,
+    dit_settings,
+    repa_mmdit_settings,
+)
 
 RECORDED = [
     ("dit_forward_learnsigma", "dit", {"heads": 3}),
@@ -19,18 +29,33 @@ RECORDED = [
     ("diffusers_dit_pair", "diffusers-dit", {"heads": 4, "size": (8, 8)}),
     ("ddt_forward", "ddt", {"encoder_blocks": 3}),
     ("ddt_improved_dit_forward", "improved-dit", {"heads": 4, "patch": 2}),
+    ("sd35_mmditx_plain", "sd3", {}),
+    ("sd35_mmditx_rms", "sd3", {}),
+    ("sd35_mmditx_dual", "sd3", {"size": (8, 8)}),
+    ("sd35_basemodel", "sd3", {}),
+    ("diffusers_sd3_native", "diffusers-sd3", {"heads": 4}),
+    ("repa_mmdit", "repa-mmdit", {"align_depth": 2}),
+    ("repa_mmdit_qknorm", "repa-mmdit", {"align_depth": 1}),
 ]
 TIMES = {"dit": (999.0, 0.0), "sit": (-1.0, 1.0), "repa": (1.0, 0.0), "diffusers-dit": (999.0, 0.0)}
 # of tiny models: encoder and decoder blocks; what their tensors do not tell
 SPLIT = {"ddt": (1, 2), "improved-dit": (0, 2)}
 UNTOLD = {"diffusers-dit": {"size": (8, 8)}, "ddt": {"size": (8, 8), "encoder_blocks": 1},
           "improved-dit": {"size": (8, 8)}}  # fmt: skip
+TEXT = {"depth": 2, "size": (8, 8), "channels": 4, "text_width": 24, "pooled_width": 8, "table": 12, "dual": (1,)}
+MMDIT = {
+    "sd3": MMDiTSettings(**TEXT, width=128, heads=2, qk_norm="rms"),
+    "diffusers-sd3": MMDiTSettings(**TEXT, width=32, heads=4),
+    "repa-mmdit": repa_mmdit_settings(2),
+}
 
 
 def tiny(source="dit", **overrides):
     """A random model with the time map of `source`."""
     base = {"width": 32, "heads": 4, "size": (8, 8), "num_classes": 5}
-    if source in SPLIT:
+    if source in MMDIT:
+        settings = MMDIT[source].with_(overrides)
+    elif source in SPLIT:
         encoder, decoder = SPLIT[source]
         settings = DDTSettings(**{**base, "encoder_blocks": encoder, "decoder_blocks": decoder, **overrides})
     else:
@@ -46,8 +71,9 @@ def tiny(source="dit", **overrides):
 
 def aligned(source):
     """Projectors as the files of `source` hold them, and the argument that comes with them."""
-    count = {"repa": 2, "ddt": 1, "improved-dit": 1}.get(source, 0)
-    projectors = torch.nn.ModuleList(Projector(32, 6 + 4 * i, 8) for i in range(count))
+    count = {"repa": 2, "ddt": 1, "improved-dit": 1, "repa-mmdit": 2}.get(source, 0)
+    width = MMDIT[source].width if source in MMDIT else 32
+    projectors = torch.nn.ModuleList(Projector(width, 6 + 4 * i, 8) for i in range(count))
     return (projectors, {"align_depth": 1}) if count else (None, {})
 
 
@@ -59,6 +85,8 @@ def recorded_state(reference, name):
     state = reference(name).state
     if name == "diffusers_dit_pair":
         return {k.removeprefix("diffusers."): v for k, v in state.items() if k.startswith("diffusers.")}
+    if name.startswith("sd35"):  # the recording leaves the prefix of the published files out
+        return {f"model.diffusion_model.{k}": v for k, v in state.items()}
     return state
 
 
@@ -79,7 +107,8 @@ def test_recorded_weights_come_back(reference, name, source, shape):
 def test_own_models_come_back(source, dtype):
     model, (projectors, depth) = tiny(source).to(dtype), aligned(source)
     state = export_published(model, source, projectors)
-    again = load_published(state, source, heads=4, **UNTOLD.get(source, {}), **depth)
+    heads = {"heads": 4} if "heads" in SOURCES[source].arguments else {}
+    again = load_published(state, source, **heads, **UNTOLD.get(source, {}), **depth)
     assert again.settings == model.settings and again.source == source
     assert equal(again.model.state_dict(), model.state_dict())
     assert equal(export_published(again.model, source, again.projectors), state)
