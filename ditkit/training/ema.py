@@ -12,18 +12,22 @@ class Ema:
     """Exponential moving average: starts as a copy, then w <- decay w + (1 - decay) model, without bias correction.
 
     All four papers average this way with decay 0.9999. `model` is the averaged copy: frozen, in eval mode, never
-    compiled. Buffers are copied, not averaged.
+    compiled. Buffers are copied, not averaged. Weights that are frozen when it starts are shared, not copied: of a
+    model with an adapter only the adapter is averaged.
     """
 
     def __init__(self, model: nn.Module, decay: float):
         self.decay = decay
-        self.model = deepcopy(model).requires_grad_(False).eval()
+        shared = {id(p): p for p in model.parameters() if not p.requires_grad}
+        self.model = deepcopy(model, shared).requires_grad_(False).eval()
 
     @torch.no_grad()
     def update(self, model: nn.Module) -> None:
         """One step towards `model`, whose parameters must be those that the average was started from."""
-        ours: list[Tensor] = list(self.model.parameters())
-        theirs: list[Tensor] = list(model.parameters())
+        pairs = zip(self.model.parameters(), model.parameters(), strict=True)
+        trained = [(mine, other) for mine, other in pairs if other.requires_grad]
+        ours: list[Tensor] = [mine for mine, _ in trained]
+        theirs: list[Tensor] = [other for _, other in trained]
         torch._foreach_lerp_(ours, theirs, 1 - self.decay)
         for mine, other in zip(self.model.buffers(), model.buffers(), strict=True):
             mine.copy_(other)

@@ -12,6 +12,7 @@ from torch import Tensor, nn
 
 from ditkit.checkpoints import CheckpointError
 from ditkit.protocols import Condition, Features, Noise
+from ditkit.training.adapters import adapter_layers, adapter_tensors, fill_adapter
 from ditkit.training.checkpoint import read_tensors
 from ditkit.training.ema import Ema
 from ditkit.training.guard import Guard
@@ -118,7 +119,7 @@ class State:
         pairs = zip((("model", "ema"), ("align", "align_ema")), self.job.modules, self.emas, strict=False)
         weights = {}
         for (raw, averaged), module, ema in pairs:
-            weights[raw], weights[averaged] = module.state_dict(), ema.model.state_dict()
+            weights[raw], weights[averaged] = kept(module), kept(ema.model)
         moments = {
             f"{key}.{name}": value
             for name, parameter in self._named()
@@ -167,15 +168,23 @@ class State:
         ]
 
 
+def kept(module: nn.Module) -> dict[str, Tensor]:
+    """The tensors of a module that a checkpoint holds: its adapter's where it has one, for the base never changes."""
+    return adapter_tensors(module) or module.state_dict()
+
+
 def _load(module: nn.Module, tensors: dict[str, Tensor], name: str) -> None:
-    own = module.state_dict()
+    own = kept(module)
     wrong = [k for k in own.keys() & tensors.keys() if own[k].shape != tensors[k].shape]
     for what, keys in (("missing", own.keys() - tensors.keys()), ("unknown", tensors.keys() - own.keys())):
         if keys:
             raise CheckpointError(f"{name}.safetensors does not fit this model: {what} {_few(sorted(keys))}")
     if wrong:
         raise CheckpointError(f"{name}.safetensors does not fit this model: other shapes of {_few(sorted(wrong))}")
-    module.load_state_dict(tensors)
+    if adapter_layers(module):
+        fill_adapter(module, tensors)
+    else:
+        module.load_state_dict(tensors)
 
 
 def _few(keys: list[str]) -> str:
