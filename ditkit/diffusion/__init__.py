@@ -2,7 +2,7 @@
 
 from ditkit.diffusion.ddpm import DDPM, space_timesteps
 from ditkit.diffusion.formulations import FORMULATIONS, formulation
-from ditkit.diffusion.guidance import CFG, AnyGuidance, Autoguidance, Guidance, first3
+from ditkit.diffusion.guidance import CFG, AnyGuidance, Autoguidance, Guidance, SkipLayer, WithoutBlocks, first3
 from ditkit.diffusion.likelihood import log_likelihood
 from ditkit.diffusion.noise import BatchNoise, SampleNoise, philox_normal, philox_uniform
 from ditkit.diffusion.objective import Auxiliary, Flow, ImprovedDDPM, Loss, drop_labels, drop_parts
@@ -22,6 +22,7 @@ from ditkit.diffusion.path import (
 from ditkit.diffusion.prediction import KINDS, Estimate, Kind, convert, interval, network_input, target
 from ditkit.diffusion.preference import DPO, AnyObjective
 from ditkit.diffusion.sample import Denoise, SamplerSettings, sample
+from ditkit.diffusion.schedules import flow_match_grid, image_to_image, sd3_grid
 from ditkit.diffusion.sharing import SharedEncoder, Sharing, every_schedule, uniform_schedule
 from ditkit.diffusion.solvers import SOLVERS, Solver, find_solver
 from ditkit.diffusion.times import (
@@ -86,8 +87,10 @@ __all__ = [
     "Sharing",
     "Shifted",
     "SiTWeight",
+    "SkipLayer",
     "Solver",
     "Uniform",
+    "WithoutBlocks",
     "bits_per_dimension",
     "convert",
     "determinant",
@@ -97,8 +100,10 @@ __all__ = [
     "expand",
     "find_solver",
     "first3",
+    "flow_match_grid",
     "formulation",
     "grid_with_last",
+    "image_to_image",
     "interpolate",
     "interval",
     "log_likelihood",
@@ -108,6 +113,7 @@ __all__ = [
     "philox_uniform",
     "resolution_shift",
     "sample",
+    "sd3_grid",
     "shift",
     "space_timesteps",
     "target",

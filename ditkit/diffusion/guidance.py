@@ -9,6 +9,7 @@ Times are ours: 0 = data, 1 = noise. DDT's interval (a, b) is low = 1 - b, high 
 
 from __future__ import annotations
 
+import inspect
 from typing import TYPE_CHECKING, Annotated, Literal, Protocol
 
 import torch
@@ -16,14 +17,14 @@ from pydantic import Field, PrivateAttr
 from torch import Tensor
 
 from ditkit.config import Settings
-from ditkit.protocols import Condition, Denoiser
+from ditkit.protocols import Condition, Denoiser, Output
 
 if TYPE_CHECKING:
     from ditkit.diffusion.sample import Denoise
 
 
 class Guidance(Protocol):
-    """Any callable of this form guides; `CFG` and `Autoguidance` are the ones that settings can hold."""
+    """Any callable of this form guides; `CFG`, `Autoguidance` and `SkipLayer` are the ones that settings can hold."""
 
     def __call__(self, denoise: Denoise, x: Tensor, t: Tensor, cond: Condition) -> Tensor: ...
 
@@ -77,22 +78,25 @@ class CFG(Settings):
         active = inside(when, self.low, self.high, self.closed)
         if self.scale == 1 or not (active or not self.skip_outside):
             return denoise.passes(x, t, cond)[0]
-        strong, weak = denoise.passes(x, t, cond, self.opposite(denoise, cond, len(x)))
+        strong, weak = denoise.passes(x, t, cond, opposite(denoise, cond, len(x), self._negative))
         scale = self.scale if active else 1.0
         return extrapolate(weak, strong, scale, min(self.channels or x.shape[1], x.shape[1]))
 
-    def opposite(self, denoise: Denoise, cond: Condition, batch: int) -> Condition:
-        """The condition to move away from: the explicit negative one, else the model's null."""
-        negative = self._negative
-        if negative is None:
-            if len(cond) == 0:
-                raise ValueError("CFG: the condition is empty, so there is nothing to guide: use guidance=None")
-            return denoise.null(cond)
-        if len(negative) == 1 and batch > 1:
-            return negative.index([0] * batch)
-        if len(negative) != batch:
-            raise ValueError(f"CFG: the negative condition has {len(negative)} rows, the batch has {batch}")
-        return negative
+
+def opposite(denoise: Denoise, cond: Condition, batch: int, negative: Condition | None) -> Condition:
+    """The condition to move away from: the explicit negative one (batch rows or a single one), else the model's null.
+
+    Raises ValueError for a negative condition of another length, and where there is no condition at all.
+    """
+    if negative is None:
+        if len(cond) == 0:
+            raise ValueError("CFG: the condition is empty, so there is nothing to guide: use guidance=None")
+        return denoise.null(cond)
+    if len(negative) == 1 and batch > 1:
+        return negative.index([0] * batch)
+    if len(negative) != batch:
+        raise ValueError(f"CFG: the negative condition has {len(negative)} rows, the batch has {batch}")
+    return negative
 
 
 class Autoguidance(Settings):
@@ -126,7 +130,72 @@ class Autoguidance(Settings):
         return extrapolate(weak, strong, self.scale, min(self.channels or x.shape[1], x.shape[1]))
 
 
-AnyGuidance = Annotated[CFG | Autoguidance, Field(discriminator="kind")]
+class WithoutBlocks:
+    """A denoiser with some of its blocks (1-based) bypassed: what skip-layer guidance moves away from.
+
+    The model must take `skip`, the blocks to bypass, as MMDiT does; raises ValueError for one that does not.
+    """
+
+    def __init__(self, model: Denoiser, blocks: tuple[int, ...]):
+        taken = inspect.signature(getattr(model, "forward", model)).parameters
+        if "skip" not in taken and not any(p.kind is p.VAR_KEYWORD for p in taken.values()):
+            raise ValueError(f"skip-layer guidance: {type(model).__name__} cannot bypass blocks: use guidance cfg")
+        self.model, self.blocks = model, blocks
+
+    def __call__(self, x: Tensor, t: Tensor, cond: Condition, *, capture: tuple[int, ...] = ()) -> Output:
+        return self.model(x, t, cond, capture=capture, skip=self.blocks)  # type: ignore[call-arg]
+
+    def null(self, cond: Condition) -> Condition:
+        """The model's unconditional counterpart of `cond`."""
+        return self.model.null(cond)
+
+    def parameters(self):
+        """The model's parameters, which say the dtype that it is called in."""
+        return getattr(self.model, "parameters", tuple)()
+
+
+class SkipLayer(Settings):
+    """Skip-layer guidance (Stable Diffusion 3.5 medium): u + scale (c - u) + skip_scale (c - s) in a window of steps.
+
+    c and u as in CFG, s the conditional pass with `blocks` bypassed. Step i of N, counted from 0, is in the window if
+    start N < i < end N, both strict; outside it is plain CFG. The defaults are Stability's, whose layers 7, 8, 9 count
+    from 0; diffusers' skip_scale is 2.8. With `scale` 1 there is no unconditional pass.
+    """
+
+    kind: Literal["skip_layer"] = "skip_layer"
+    scale: float = Field(5.0, ge=0, description="of the classifier-free part; 1 leaves it out")
+    skip_scale: float = Field(2.5, ge=0, description="of the part away from the bypassed blocks; 0 leaves it out")
+    blocks: tuple[int, ...] = Field((8, 9, 10), min_length=1, description="blocks to bypass, counted from 1")
+    start: float = Field(0.01, ge=0, le=1, description="share of the steps after which the window begins")
+    end: float = Field(0.20, ge=0, le=1, description="share of the steps before which it ends")
+    _negative: Condition | None = PrivateAttr(None)
+
+    def against(self, negative: Condition) -> SkipLayer:
+        """The same guidance with this negative condition, of the batch's length or of length 1 (shared by all)."""
+        other = self.model_copy()
+        other._negative = negative
+        return other
+
+    def __call__(self, denoise: Denoise, x: Tensor, t: Tensor, cond: Condition) -> Tensor:
+        """x (B, C, H, W), t scalar -> raw output; 2 network evaluations per sample, 3 in the window."""
+        if denoise.step < 0 or denoise.steps == 0:
+            raise ValueError(
+                "skip-layer guidance counts steps: sample with a solver that has them, not an adaptive one"
+            )
+        if self.scale == 1:
+            guided = strong = denoise.passes(x, t, cond)[0]
+        else:
+            strong, weak = denoise.passes(x, t, cond, opposite(denoise, cond, len(x), self._negative))
+            guided = extrapolate(weak, strong, self.scale, x.shape[1])
+        inside = self.start * denoise.steps < denoise.step < self.end * denoise.steps
+        if self.skip_scale == 0 or not inside:
+            return guided
+        skipped = denoise.passes(x, t, cond, model=WithoutBlocks(denoise.model, self.blocks))[0]
+        away = extrapolate(skipped, strong, 1 + self.skip_scale, x.shape[1]) - strong  # c - s; variance logits stay
+        return guided + away
+
+
+AnyGuidance = Annotated[CFG | Autoguidance | SkipLayer, Field(discriminator="kind")]
 
 
 def first3(scale: float) -> CFG:

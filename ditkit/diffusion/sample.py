@@ -20,6 +20,7 @@ from ditkit.diffusion.guidance import CFG, AnyGuidance, Autoguidance, Guidance
 from ditkit.diffusion.ode import Draws, Times
 from ditkit.diffusion.path import Path
 from ditkit.diffusion.prediction import Estimate, Kind, interval, network_input
+from ditkit.diffusion.schedules import sd3_grid
 from ditkit.diffusion.sharing import SharedEncoder, Sharing
 from ditkit.diffusion.solvers import ADAPTIVE, JUMPING, Solver, check_options, find_solver, reverse_ddim
 from ditkit.diffusion.times import grid_with_last, shift, uniform_grid
@@ -30,7 +31,8 @@ class Denoise:
     """What a solver calls: denoise(x, t, step) -> Estimate. One object per sampling run; it counts what was spent.
 
     evaluations: network evaluations per sample (a guided step costs 2). calls: [(rows in the batch, t)] of every call
-    of a network, in order. start: the time at which the current step began (for guidance).
+    of a network, in order. For guidance: start, the time at which the current step began; step, its number from 0 (-1
+    before the first, and for a solver without steps), of `steps` (0: not known).
     """
 
     def __init__(
@@ -42,6 +44,7 @@ class Denoise:
         self.cond = Condition() if cond is None else cond
         self.times, self.progress = times, progress
         self.start, self.step = 1.0, -1
+        self.steps = 0 if times is None else len(times) - 1
         self.evaluations = 0
         self.calls: list[tuple[int, float]] = []
 
@@ -52,9 +55,10 @@ class Denoise:
         """
         t = torch.as_tensor(t, dtype=torch.float64)
         self.start = float(t if step is None or self.times is None else self.times[step])
-        if self.progress is not None and step is not None and step > self.step:
-            self.progress(step)
+        if step is not None and step > self.step:
             self.step = step
+            if self.progress is not None:
+                self.progress(step)
         raw = self.passes(x, t, self.cond)[0] if self.guidance is None else self.guidance(self, x, t, self.cond)
         channels = x.shape[1]
         if raw.shape[1] not in (channels, 2 * channels):
@@ -122,7 +126,8 @@ def sample(
 def integrate(denoise: Denoise, noise: Tensor, solver: Solver, times: Times, noise_source: Draws | None) -> Tensor:
     """Run `solver` on `denoise` from `noise` along `times`; times and the prior's scale are put right here."""
     grid = torch.as_tensor(times).detach().to("cpu", torch.float64)
-    denoise.times = grid
+    visits = isinstance(denoise.path, DDPM) and getattr(solver, "func", solver) in JUMPING - {reverse_ddim}
+    denoise.times, denoise.steps = grid, len(grid) if visits else len(grid) - 1
     x = noise * denoise.path.prior_scale if float(grid[0]) == 1 else noise
     return solver(denoise, denoise.path, x, grid, noise_source or no_draws)
 
@@ -142,7 +147,10 @@ class SamplerSettings(Settings):
     last: float | None = Field(None, gt=0, lt=1, description="size of the last step (SiT, REPA, DDT: 0.04)")
     start: float | None = Field(None, gt=0, le=1, description="first time; None: 1, or the nearest finite time")
     stop: float | None = Field(None, ge=0, lt=1, description="last time; None: 0, or the nearest finite time")
-    spacing: Literal["even", "ddim"] = Field("even", description="visited DDPM indices: with both ends, or ddimN's")
+    spacing: Literal["even", "ddim", "sd3"] = Field(
+        "even",
+        description="even: with both ends; ddim: ddimN's DDPM indices; sd3: as Stability and diffusers, see sd3_grid",
+    )
     state: Literal["float32", "float64"] = Field("float32", description="dtype of the solver's state (REPA: float64)")
     sharing: Sharing | None = Field(None, description="evaluations at which a DDT's encoder runs; None: all")
 
@@ -159,7 +167,13 @@ class SamplerSettings(Settings):
     def times(self, path: Path, prediction: Kind) -> Tensor:
         """The grid, float64: N + 1 points, or N visited times on a DDPM table; increasing for reverse_ddim."""
         solver = find_solver(self.solver)
-        if isinstance(path, DDPM) and solver in JUMPING:
+        if self.spacing == "sd3":
+            if path.kind != "linear" or any(end is not None for end in (self.last, self.start, self.stop)):
+                raise ValueError(
+                    "sampler: spacing sd3 is for the linear path, and has no last, start or stop: remove them"
+                )
+            grid = sd3_grid(self.steps, self.shift)
+        elif isinstance(path, DDPM) and solver in JUMPING:
             grid = self.visited(path)
         else:
             low, high = interval(path, prediction, "sample")
@@ -182,7 +196,7 @@ class SamplerSettings(Settings):
             raise ValueError("sampler: shift, last, start and stop have no meaning on a DDPM table: remove them")
         if path.indices is not None and path.length != self.steps:
             raise ValueError(f"sampler: {self.steps} steps asked on a path respaced to {path.length}: make them equal")
-        return path.visited(self.steps, self.spacing)
+        return path.visited(self.steps, "ddim" if self.spacing == "ddim" else "even")
 
     @torch.no_grad()
     def evaluations(self, path: Path, prediction: Kind) -> int:

@@ -283,27 +283,3 @@ def test_dpmpp_with_two_points_is_ddim():
     for times in (tensor(1.0, 0.4), tensor(0.8, 0.0)):
         one = SOLVERS["dpmpp_2m"](denoise, Linear(), x, times)
         assert torch.allclose(one, SOLVERS["ddim"](denoise, Linear(), x, times), atol=1e-12)
-
-
-def test_sd35_euler_and_dpmpp_recordings(reference):
-    """SD3.5's samplers with an analytic denoiser; its grid applies the time shift a second time at the low end."""
-    ref = reference("sd35_sampling")
-    x, matrix = ref.inputs["x"], ref.inputs["M"]
-
-    def denoise(x, t, step):
-        data = torch.tanh(torch.einsum("ij,bjhw->bihw", matrix, x)) * (1 - 0.3 * float(t)) + 0.1
-        return Estimate(x, t, Linear(), "data", data)
-
-    seen = 0
-    for name, case in ref.meta["cases"].items():
-        if "denoise" in case:
-            continue
-        shifted = lambda t, s=case["shift"]: s * t / (1 + (s - 1) * t)  # noqa: E731
-        grid = shifted(torch.linspace(1, float(shifted(scalar(0.001))), case["steps"], dtype=torch.float64))
-        grid = torch.cat([grid, grid.new_zeros(1)])
-        solver = (
-            partial(SOLVERS["dpmpp_2m"], variable="log_sigma") if case["sampler"] == "dpmpp_2m" else SOLVERS["euler"]
-        )
-        ref.close(f"sample.{name}", solver(denoise, Linear(), x, grid))
-        seen += 1
-    assert seen == 10
