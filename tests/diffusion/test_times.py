@@ -15,15 +15,19 @@ from ditkit.diffusion import (
     Discrete,
     EDMLogNormal,
     Flow,
+    Linear,
     LogitNormal,
     Mode,
+    SamplerSettings,
     Shifted,
     Uniform,
     grid_with_last,
+    log_snr,
     resolution_shift,
     shift,
     uniform_grid,
 )
+from ditkit.protocols import Condition, Output
 
 N = 20_000
 
@@ -64,6 +68,23 @@ DENSITIES = [
     (Shifted(), lambda t: stats.norm.cdf(logit(t) - math.log(3))),
     (Shifted(base=Uniform(), factor=0.5), lambda t: t * 2 / (1 + t)),
 ]  # fmt: skip
+
+
+def moved(cdf, factor):
+    """The distribution of shift(T, factor) for T of distribution `cdf`."""
+    return lambda t: cdf(t / (factor + t * (1 - factor)))
+
+
+DENSITIES += [
+    (Shifted(base=density, factor=factor), moved(cdf, factor))
+    for density, cdf, factor in (
+        (Uniform(), lambda t: t, 3.0),
+        (LogitNormal(mean=0.5, std=0.6), lambda t: stats.norm.cdf(logit(t), 0.5, 0.6), 4.0),
+        (Mode(), mode_cdf(1.29), 3.0),
+        (CosMap(), lambda t: np.arctan2(t, 1 - t) * 2 / np.pi, 3.0),
+        (EDMLogNormal(), edm_cdf(-1.2, 1.2, EDM()), 1.5),
+    )
+]
 every = pytest.mark.parametrize(("density", "cdf"), DENSITIES, ids=lambda d: str(d) if hasattr(d, "kind") else "")
 
 
@@ -194,6 +215,62 @@ def test_shift():
     ours = 1 - torch.tensor([0.0, 0.25, 0.5, 0.75, 1.0])  # DDT's t / (t + (1 - t) s) in its time, s = 1.5
     foreign = 1 - ours
     assert torch.allclose(1 - shift(ours, 1.5), foreign / (foreign + (1 - foreign) * 1.5), atol=1e-6)
+
+
+def test_shifting_is_adding_to_the_logit():
+    """SD3 section 5.3.2: lambda falls by 2 log s, so logit-normal(0, 1) shifted by 3 is logit-normal(ln 3, 1)."""
+    t = torch.tensor([0.1, 0.25, 0.5, 0.75, 0.9], dtype=torch.float64)
+    assert shift(t, 3).tolist() == pytest.approx([0.25, 0.5, 0.75, 0.9, 0.964286], abs=1e-6)
+    assert torch.allclose(log_snr(Linear(), shift(t, 3)), log_snr(Linear(), t) - 2 * math.log(3))
+    one, other = Shifted(base=LogitNormal(), factor=3), LogitNormal(mean=math.log(3))
+    assert torch.allclose(one.log_prob(t), other.log_prob(t))
+    drawn = [density.sample(1000, BatchNoise(0, 0, 1000)) for density in (one, other)]
+    assert torch.allclose(*drawn, atol=1e-6)
+
+
+class Told:
+    """A network that remembers the times it was told; one sample a row, all of data 1 and noise -1."""
+
+    def __init__(self):
+        self.told, self.mixed = [], []
+
+    def __call__(self, x, t, cond, *, capture=()):
+        self.told.append(t)
+        self.mixed.append((1 - x[:, 0, 0, 0]) / 2)  # x = (1 - t) 1 + t (-1)
+        return Output(torch.full_like(x, -2.0))
+
+    def null(self, cond):
+        return cond
+
+
+class MinusOne(BatchNoise):
+    def normal(self, stream, shape):
+        return -torch.ones(shape) if stream == "eps" else super().normal(stream, shape)
+
+
+@pytest.mark.parametrize("density", [Shifted(), LogitNormal(), Mode(scale=1.75), Shifted(base=CosMap())], ids=str)
+def test_the_label_is_the_noise_level_in_training(density):
+    """Shifted draws make the mixture, and the network is told the shifted time, not the one before."""
+    model = Told()
+    loss = Flow(density=density, drop=0)(model, torch.ones(256, 1, 1, 1), Condition(), MinusOne(0, 0, 256))
+    assert torch.equal(model.told[0], loss.t) and torch.allclose(model.mixed[0], loss.t, atol=1e-6)
+    assert loss.terms["denoise"].abs().max() == 0
+
+
+@pytest.mark.parametrize("settings", [
+    SamplerSettings(steps=7, shift=3.0), SamplerSettings(steps=7, shift=3.0, spacing="sd3"),
+    SamplerSettings(steps=7, shift=3.0, spacing="sd3", solver="dpmpp_2m", options={"variable": "log_sigma"}),
+    SamplerSettings(steps=7, shift=4.0, solver="heun"),
+], ids=["euler", "sd3", "dpmpp", "heun"])  # fmt: skip
+def test_the_label_is_the_noise_level_in_sampling(settings):
+    """From noise -1 the exact velocity keeps the state the mixture of the time that the network is told."""
+    model, noise = Told(), -torch.ones(2, 1, 1, 1)
+    latents, _ = settings.run(model, noise, Condition(), path=Linear(), prediction="velocity")
+    told, mixed = torch.stack(model.told), torch.stack(model.mixed)
+    assert torch.allclose(told, mixed, atol=1e-5) and torch.allclose(latents, torch.ones_like(latents), atol=1e-5)
+    grid = settings.times(Linear(), "velocity").float()
+    assert sorted(set(told[:, 0].tolist())) == pytest.approx(grid[:-1].flip(0).tolist(), abs=1e-6)
+    assert grid[1] > 1 - 1 / 7 and told[0, 0] == 1
 
 
 def test_resolution_shift_keeps_the_uncertainty():
