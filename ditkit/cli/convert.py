@@ -17,18 +17,30 @@ def convert(
         Path, typer.Argument(help="A run, a model folder, or a published file (with --source).", metavar="INPUT")
     ],
     output: Annotated[
-        Path, typer.Argument(help="A new model folder, or with --to a new .safetensors or .pt file.", metavar="OUTPUT")
+        Path,
+        typer.Argument(
+            help="A new model folder, or with --to a new .safetensors or .pt file (diffusers: a folder).",
+            metavar="OUTPUT",
+        ),
     ],
     keys: Annotated[
         list[str] | None, typer.Argument(help="weights=raw step=1000 ...; see below.", metavar="[KEY=VALUE]...")
     ] = None,
     source: Annotated[
         str | None,
-        typer.Option("--source", help="Family of a published file: dit, sit, repa, ddt, improved-dit, diffusers-dit."),
+        typer.Option(
+            "--source",
+            help="Family of a published file: dit, sit, repa, ddt, improved-dit, diffusers-dit, sd3, diffusers-sd3, "
+            "repa-mmdit.",
+        ),
     ] = None,
     to: Annotated[
         str | None,
-        typer.Option("--to", help="The published layout to write: dit, sit, repa, ddt, improved-dit, diffusers-dit."),
+        typer.Option(
+            "--to",
+            help="The published layout to write: one of the families above, or diffusers: the folder of a "
+            "StableDiffusion3Pipeline.",
+        ),
     ] = None,
 ) -> None:
     """Turn a run or a published file into a model folder, or (with --to) a model into a published file.
@@ -43,6 +55,10 @@ def convert(
     Example: ditkit convert SiT-XL-2-256x256.pt models/sit-xl --source sit
 
     Example: ditkit convert runs/mine mine.safetensors --to sit
+
+    Example: ditkit convert sd3_medium.safetensors models/sd3 --source sd3
+
+    Example: ditkit convert runs/mine pipelines/mine --to diffusers
     """
     from ditkit.config import override
     from ditkit.recipes.build import pick_device
@@ -57,6 +73,7 @@ def convert(
     typer.echo(f"weights  {describe_weights(loaded)}")
     for note in (*describe_doubts(loaded), *notes):
         typer.echo(f"note     {note}")
-    typer.echo(f"{f'{to} file' if to else 'folder':8s} {output}")
+    form = "folder" if to is None else "pipeline" if to == "diffusers" else f"{to} file"
+    typer.echo(f"{form:8s} {output}")
     if to is None:
         typer.echo(f"next     ditkit sample {output}")

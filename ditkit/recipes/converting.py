@@ -1,22 +1,27 @@
-"""Models change their form: run or published file -> model folder -> published file. Nothing is ever overwritten."""
+"""Models change their form: run or published file -> model folder -> published file or a folder of diffusers.
+
+Nothing is ever overwritten.
+"""
 
 from __future__ import annotations
 
 from pathlib import Path
 
 import torch
-from safetensors.torch import save
+from safetensors.torch import save_file
 
 from ditkit.checkpoints import CheckpointError, export_published
 from ditkit.files import write_atomic
 from ditkit.recipes.load import Loaded, contiguous, save_exported
+from ditkit.recipes.pipeline import PIPELINE, to_pipeline
 
 # the paths that a family's own samplers can follow; the file itself does not tell which it was
 PATHS = {
     "dit": ("ddpm",), "diffusers-dit": ("ddpm",), "sit": ("linear", "cosine", "vp"), "repa": ("linear", "cosine"),
-    "ddt": ("linear",), "improved-dit": ("linear",),
+    "ddt": ("linear",), "improved-dit": ("linear",), "sd3": ("linear",), "diffusers-sd3": ("linear",),
+    "repa-mmdit": ("linear", "cosine"),
 }  # fmt: skip
-ALIGNED = ("repa", "ddt", "improved-dit")  # families whose files can hold projectors
+ALIGNED = ("repa", "ddt", "improved-dit", "repa-mmdit")  # families whose files can hold projectors
 
 
 def to_folder(loaded: Loaded, folder: Path) -> list[str]:
@@ -32,9 +37,12 @@ def to_folder(loaded: Loaded, folder: Path) -> list[str]:
 def to_published(loaded: Loaded, family: str, file: Path) -> list[str]:
     """Write the model in a family's published layout as .safetensors or .pt (a plain state dict); notes, a line each.
 
-    CheckpointError, before anything is written, where the file exists, the ending is another, or the family's own code
-    could not load the model or would compute something else.
+    family "diffusers" is a pipeline's folder instead (`to_pipeline`). CheckpointError, before anything is written, where
+    the file exists, the ending is another, or the family's own code could not load the model or would compute something
+    else.
     """
+    if family == PIPELINE:
+        return to_pipeline(loaded, file)
     if file.suffix not in (".safetensors", ".pt"):
         raise CheckpointError(f"{file}: end the name in .safetensors or .pt")
     if file.exists():
@@ -48,8 +56,8 @@ def to_published(loaded: Loaded, family: str, file: Path) -> list[str]:
         )
     if file.suffix == ".pt":
         write_atomic(file, lambda stream: torch.save(state, stream))
-    else:
-        write_atomic(file, lambda stream: stream.write(save(state)))
+    else:  # by its name: the other way makes one more copy of all tensors
+        write_atomic(file, lambda stream: save_file(state, stream.name))
     notes = [f"not in the file: path {loaded.path.kind}, prediction {loaded.prediction}, codec, sampler"]
     if loaded.projectors is not None and projectors is None:
         notes.append(f"projectors left out: {family!r} has none")

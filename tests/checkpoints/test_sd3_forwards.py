@@ -10,8 +10,9 @@ import pytest
 import torch
 
 from ditkit.checkpoints import export_published, load_published
-from ditkit.diffusion import CFG, Denoise, Linear, sample, shift
+from ditkit.diffusion import CFG, Denoise, Linear, SkipLayer, sample
 from ditkit.diffusion.sample import integrate
+from ditkit.diffusion.schedules import sd3_grid
 from ditkit.diffusion.solvers import dpmpp_2m, euler, euler_maruyama, heun
 from ditkit.models import Condition
 
@@ -70,34 +71,6 @@ def test_mmditx_gradients(reference, name):
     gradients_match(case, "sd3", model)
 
 
-def double_shift(steps, factor):
-    """Stability's grid: even steps between shifted ends, shifted once more, and a 0."""
-    ends = shift(torch.tensor([1.0, 0.001], dtype=torch.float64), factor)
-    even = torch.linspace(float(ends[0]), float(ends[1]), steps, dtype=torch.float64)
-    return torch.cat([shift(even, factor), torch.zeros(1, dtype=torch.float64)])
-
-
-class SkipLayers:
-    """u + scale (c - u) + more (c - c without these blocks) at steps start N < i < end N (SD3.5 medium)."""
-
-    def __init__(self, scale, more, steps, window, blocks):
-        self.scale, self.more, self.blocks = scale, more, blocks
-        self.low, self.high = (edge * steps for edge in window)
-        self.step = -1
-
-    def __call__(self, denoise, x, t, cond):
-        self.step += 1
-        c, u = denoise.passes(x, t, cond, self.negative)
-        out = u + self.scale * (c - u)
-        if self.low < self.step < self.high:
-            out = out + self.more * (c - denoise.passes(x, t, cond, model=partial(denoise.model, skip=self.blocks))[0])
-        return out
-
-    def against(self, negative):
-        self.negative = negative
-        return self
-
-
 @pytest.fixture
 def basemodel(reference):
     case = reference("sd35_basemodel")
@@ -135,12 +108,13 @@ def test_stability_sampling_from_end_to_end(basemodel, name):
     case, published = basemodel
     settings = case.meta["cases"][name]
     steps, negative = settings["steps"], text(case, "uncond", "uncond_y")
-    times = double_shift(steps, case.meta["shift"])
+    times = sd3_grid(steps, case.meta["shift"])
     guidance = CFG(scale=settings["cfg"])
     if "slg" in settings:
         slg = settings["slg"]
         blocks = tuple(i + 1 for i in slg["layers"])
-        guidance = SkipLayers(settings["cfg"], slg["scale"], steps, (slg["start"], slg["end"]), blocks)
+        window = {"start": slg["start"], "end": slg["end"]}
+        guidance = SkipLayer(scale=settings["cfg"], skip_scale=slg["scale"], blocks=blocks, **window)
     x = case.inputs["noise"]
     if "denoise" in settings:
         times = times[int(steps * (1 - settings["denoise"])) :]
