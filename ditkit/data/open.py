@@ -9,6 +9,7 @@ from pathlib import Path
 from ditkit.data.captions import Columns
 from ditkit.data.digits import Digits
 from ditkit.data.folder import Folder
+from ditkit.data.pairs import Pairs
 from ditkit.data.parquet import Parquet
 from ditkit.data.pictures import ENDINGS
 from ditkit.data.scenes import Scenes
@@ -55,7 +56,11 @@ def _open(settings: DataSettings, multiple: int | None) -> ImageSource:
     height, width = settings.shape() or (1, 1)
     if height * width > LARGEST_RESIZE:
         raise DataError(f"size {height}x{width} is out of reach: {LARGEST_RESIZE:,} pixels at most")
+    if settings.pairs is not None and settings.source in NAMED:
+        raise DataError(f"data {settings.source!r} holds no pairs of images: give a .parquet or .jsonl file of pairs")
     if settings.source == "scenes":
+        if settings.flip:
+            raise DataError("data 'scenes': the captions say left and right, which flip=true would swap; leave it out")
         return Scenes(settings.split, settings.shape() or 32, settings.channels or 3)
     if settings.source == "digits":
         return Digits(settings.split, settings.shape() or 8, settings.channels or 1)
@@ -66,9 +71,19 @@ def _open(settings: DataSettings, multiple: int | None) -> ImageSource:
         if settings.source in PLACEHOLDERS:
             hint = f"this recipe leaves the images to you: --data, {GIVE}"
         raise DataError(f"data {settings.source!r}: no such file or folder; {hint}")
+    if settings.pairs is not None:
+        source: ImageSource = Pairs(
+            path,
+            settings.shape(),
+            settings.channels or 3,
+            show=settings.pairs,
+            text_column=settings.text_column,
+            multiple=multiple,
+        )
+        return _part(source, settings)
     columns = Columns(settings.label_column, settings.text_column, settings.synthetic_column)
     if path.suffix.lower() == ".parquet" or (path.is_dir() and any(path.glob("*.parquet"))):
-        source: ImageSource = Parquet(
+        source = Parquet(
             path,
             settings.shape(),
             settings.channels or 3,
@@ -89,6 +104,10 @@ def _open(settings: DataSettings, multiple: int | None) -> ImageSource:
         )
     else:
         raise DataError(f"data {settings.source!r}: {_about(path)}; {GIVE}")
+    return _part(source, settings)
+
+
+def _part(source: ImageSource, settings: DataSettings) -> ImageSource:
     return source if settings.split == "all" else Subset(source, stratified_split(source.labels, settings.split))
 
 

@@ -19,7 +19,7 @@ from PIL import Image
 
 from ditkit.data.order import philox_words
 from ditkit.data.source import DataError, ImageSource
-from ditkit.protocols import Item
+from ditkit.protocols import Captions, Item
 
 Split = Literal["all", "train", "test"]
 RGB = tuple[int, int, int]
@@ -56,9 +56,10 @@ class Vocabulary:
 
     def words(self) -> tuple[str, ...]:
         """Every word that a caption can hold, in alphabetical order."""
-        said = [*self.shapes, *(s + "s" for s in self.shapes), *self.colours, *self.backgrounds, *NUMBERS[2:]]
-        phrases = " ".join([*RELATIONS, *PHRASES, "a an and is are"]).format(*[""] * 3)
-        return tuple(sorted({*said, *phrases.split()}))
+        nouns = [noun(shape, colour, n) for shape in self.shapes for colour in ("", *self.colours) for n in range(1, 5)]
+        phrases = " ".join(PHRASES).format("", "", "")
+        said = " ".join([*nouns, phrases, *RELATIONS, *self.backgrounds, "and", "is", "are"])
+        return tuple(sorted(set(said.split())))
 
 
 PHRASES = ("{0}", "{0}", "{0}", "a picture of {0}", "there {1} {0}", "{0} on a {2} background")  # the plain one most
@@ -288,9 +289,12 @@ class Scenes(ImageSource):
         return Image.fromarray(draw(self.scene(index), self.vocabulary))
 
     def read(self, index: int) -> Item:
+        if self.size_of(index) != self.size:  # a bucket's
+            return super().read(index)
         scene = self.scene(index)
         image = torch.from_numpy(draw(scene, self.vocabulary)).permute(2, 0, 1).contiguous()
-        return Item(image, -1, describe(scene), self.name(index))
+        caption = describe(scene)
+        return Item(image, -1, caption, self.name(index), Captions((caption,)))
 
     def shape(self, index: int) -> tuple[int, int]:
         return self.size

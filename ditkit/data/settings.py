@@ -14,7 +14,7 @@ from ditkit.data.mixing import CLASS
 class DataSettings(Settings):
     """Where the images are and how they are read. What is left None is taken from the data, and said so."""
 
-    source: str = Field("digits", description="'digits', a folder of images, a .parquet file, or a folder of them")
+    source: str = Field("digits", description="'digits', 'scenes', a folder of images, .parquet, or a folder of them")
     split: Literal["all", "train", "test"] = Field("all", description="fixed stratified four fifths / one fifth")
     size: int | tuple[int, int] | None = Field(None, description="pixels: one side, or (height, width)")
     channels: Literal[1, 3] | None = Field(None, description="1 = greyscale; None: 1 for digits, else 3 (RGB)")
@@ -29,7 +29,9 @@ class DataSettings(Settings):
     synthetic_column: str | None = Field(None, description="column of captions that a model wrote; None: 'synthetic'")
     synthetic_table: str | None = Field(None, description="table of synthetic captions; None: found beside the images")
     synthetic_share: float = Field(0.5, ge=0, le=1, description="of the visits of an image with both kinds of captions")
+    empty_share: float = Field(0.0, ge=0, le=1, description="of the visits, shown with an empty caption (REPA: 0.1)")
     caption: str | None = Field(None, description="for images without one, such as 'a photo of a {class}'")
+    pairs: Literal["both", "winners"] | None = Field(None, description="pairs of images: both, for objective.kind=dpo")
     buckets: BucketSettings | None = Field(None, description="keep aspect ratios: batches of sizes of about one area")
 
     @field_validator("size")

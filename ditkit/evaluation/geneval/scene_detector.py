@@ -17,6 +17,7 @@ FEATURES = {"circle": (0.79, 0.5), "square": (1.0, 0.5), "triangle": (0.6, 0.72)
 WEIGHTS = np.array((1.0, 2.0))  # the lower half tells triangles however blurred they are
 FAR = 0.25  # distance from every shape's features at which confidence begins to fall
 SIZES = (1 / 64, 1 / 4)  # share of the image outside which it falls: half the smallest triangle, twice a full cell
+STRANGE = 50  # mean distance from that line, in grey levels, at which it falls: noise of standard deviation 40
 THIN = 0.25  # share of a pixel from which on it counts for the box: a blurred triangle's apex does
 STRONG_AXES = ndimage.generate_binary_structure(2, 1)  # diagonal neighbours do not hang together
 
@@ -27,7 +28,7 @@ class SceneDetector:
     Each pixel goes to the nearest colour, and what hangs together in one object colour is an object if a small square
     fits in (edges of other objects are thinner). Its shape is the nearest in FEATURES, measured on soft pixels: how far
     each lies on the line from the background to the colour. Confidence is 1 for what looks like an object of a
-    scene, less for other sizes (SIZES) and other shapes (FAR).
+    scene, less for other sizes (SIZES), other shapes (FAR) and other colours in it or around it (STRANGE).
     """
 
     id = "scenes"
@@ -54,15 +55,16 @@ class SceneDetector:
             labels, count = ndimage.label(nearest == colour, STRONG_AXES)
             for number, box in enumerate(ndimage.find_objects(labels, count), 1):
                 if ndimage.binary_erosion(labels[box] == number, np.ones((block, block))).any():
-                    soft = _soften(image, labels == number, background, self.palette[colour])
-                    found.append(self._detection(labels == number, soft))
+                    found.append(self._detection(image, labels == number, background, self.palette[colour]))
         return sorted(found, key=lambda d: (-d.score, -int(d.mask.sum())))  # type: ignore[union-attr]
 
-    def _detection(self, mask: np.ndarray, soft: np.ndarray) -> Detection:
+    def _detection(self, image: np.ndarray, mask: np.ndarray, background: np.ndarray, colour: np.ndarray) -> Detection:
+        soft, strange = _soften(image, mask, background, colour)
         distances = np.linalg.norm(self.features - _features(soft) * WEIGHTS, axis=1)
         best = int(distances.argmin())
         size = float(soft.sum() / mask.size)
-        score = min(1.0, size / SIZES[0], SIZES[1] / size) * min(1.0, (FAR / max(distances[best], 1e-9)) ** 2)
+        score = min(1.0, size / SIZES[0], SIZES[1] / size)
+        score *= min(1.0, FAR / max(distances[best], 1e-9)) ** 2 * min(1.0, STRANGE / max(strange, 1e-9)) ** 2
         rows, columns = (np.flatnonzero(soft.max(axis) > THIN) for axis in (1, 0))
         box = (float(columns[0]), float(rows[0]), float(columns[-1] + 1), float(rows[-1] + 1))
         return Detection(self.shapes[best], float(score), box, torch.from_numpy(mask))
@@ -73,12 +75,16 @@ def _nearest(pixels: np.ndarray, palette: np.ndarray) -> np.ndarray:
     return ((palette**2).sum(1) - 2 * pixels @ palette.T).argmin(-1)
 
 
-def _soften(image: np.ndarray, mask: np.ndarray, background: np.ndarray, colour: np.ndarray) -> np.ndarray:
-    """How much of each pixel (H, W) is object, in [0, 1]: of the object's pixels and of those around it."""
+def _soften(
+    image: np.ndarray, mask: np.ndarray, background: np.ndarray, colour: np.ndarray
+) -> tuple[np.ndarray, float]:
+    """How much of each pixel (H, W) is object, in [0, 1], of its own pixels and of those around; STRANGE's distance."""
     way = colour - background
     share = np.clip((image - background) @ way / max(float(way @ way), 1.0), 0, 1)
     around = max(1, min(mask.shape) // 32)
-    return share * ndimage.binary_dilation(mask, np.ones((3, 3)), iterations=around)
+    region = ndimage.binary_dilation(mask, np.ones((3, 3)), iterations=around)
+    off = np.linalg.norm(image[region] - background - share[region, None] * way, axis=-1)
+    return share * region, float(off.mean())
 
 
 def _features(soft: np.ndarray) -> np.ndarray:

@@ -8,7 +8,7 @@ from ditkit.data.scenes import TASKS, VOCABULARY, Draws, Scene, Split, Vocabular
 from ditkit.evaluation.geneval.metadata import Prompt, Requirement
 from ditkit.evaluation.geneval.prompts import counting_prompt
 
-ATTEMPTS = 30  # scenes drawn for each prompt asked for, before prompts repeat
+ATTEMPTS = 12  # scenes drawn for each prompt asked for, before prompts repeat
 
 
 def scene_prompts(
