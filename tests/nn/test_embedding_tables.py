@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from ditkit.nn.embed import TimeEmbed, sinusoid
-from ditkit.nn.position import ROPE_SPAN, rope_table, rotate, sincos_table
+from ditkit.nn.position import ROPE_SPAN, centred, rope_table, rotate, sincos_table
 
 
 @pytest.fixture
@@ -27,10 +27,83 @@ def test_position_table_as_published(tables, width, side):
         ("dit.t_embed.dim9", 9, "t_int"),  # odd: a zero column at the end
         ("sit.t_embed.frac", 256, "t_frac"),
         ("repa.t_embed.frac", 256, "t_frac"),
+        ("repa_mmdit.t_embed.frac", 256, "t_frac"),
     ],
 )
 def test_timestep_embedding_as_published(tables, output, width, time):
     tables.close(output, sinusoid(tables.inputs[time], width))
+
+
+@pytest.mark.parametrize("output", ["mmditx.t_embed.1000t", "diffusers.t_embed.shift0"])
+def test_timestep_embedding_of_sd3_sees_a_thousand_times_the_time(tables, output):
+    tables.close(output, sinusoid(1000 * tables.inputs["t_frac"], 256))
+
+
+def test_timestep_embedding_of_diffusers_dit_is_another_one(tables):
+    """It divides by half - 1: diffusers' shift 1, which our DiT has on purpose not (docs/checkpoints.md)."""
+    ours = sinusoid(1000 * tables.inputs["t_frac"], 256)
+    assert (tables.outputs["diffusers.t_embed.shift1"] - ours).abs().max() > 0.1
+    half = torch.arange(128, dtype=torch.float32)
+    angle = 1000 * tables.inputs["t_frac"][:, None] * torch.exp(-math.log(10000.0) * half / 127)
+    tables.close("diffusers.t_embed.shift1", torch.cat([angle.cos(), angle.sin()], dim=1))
+
+
+def test_position_tables_of_mmditx(tables):
+    """Scaled and shifted grids: coordinate i / scaling_factor - offset."""
+    assert [set(c) - {"embed_dim", "grid_size"} for c in tables.meta["mmditx_pos"]] == [
+        set(), {"scaling_factor"}, {"scaling_factor", "offset"}
+    ]  # fmt: skip
+    for i, case in enumerate(tables.meta["mmditx_pos"]):
+        side, first = case["grid_size"], -case.get("offset", 0.0)
+        step = 1 / case.get("scaling_factor", 1.0)
+        got = sincos_table(side, side, case["embed_dim"], step=step, first=(first, first))
+        tables.close(f"mmditx.pos_embed.{i}", got)
+
+
+def test_position_tables_that_diffusers_builds(tables):
+    """The native grid is stretched over the whole stored one and not centred, unlike in the released checkpoints."""
+    for i, case in enumerate(tables.meta["diffusers_pos"]):
+        native = case["height"] // case["patch_size"]
+        side = case.get("pos_embed_max_size", native)
+        tables.close(f"diffusers.pos_embed.{i}", sincos_table(side, side, case["embed_dim"], step=native / side))
+
+
+def sd3_table(side, width):
+    """The grid of the released checkpoints: 64 native tokens on 0 .. 15.75 in the middle of `side`."""
+    first = centred(side, 64, 0.25)
+    return sincos_table(side, side, width, step=0.25, first=(first, first)).view(side, side, width)
+
+
+def test_sd3_position_golden_numbers():
+    """Width 1536, 192 x 192: row 96 and column 100 stand at 8 and 9; the grid runs from -16 to 31.75."""
+    first = centred(192, 64, 0.25)
+    row = sincos_table(1, 1, 1536, first=(first + 96 * 0.25, first + 100 * 0.25))[0]
+    picked = row[[0, 1, 384, 385, 768, 769, 1152, 1153]]
+    golden = (0.412118, 0.595652, -0.911130, -0.803243, 0.989358, 0.999051, -0.145500, 0.043567)
+    assert torch.allclose(picked, torch.tensor(golden), atol=1e-6)
+    assert (first, first + 191 * 0.25) == (-16.0, 31.75)
+    assert (centred(384, 64, 0.25), centred(384, 64, 0.25) + 383 * 0.25) == (-40.0, 55.75)
+    whole = sd3_table(192, 64)
+    assert torch.equal(whole[96, 100], sincos_table(1, 1, 64, first=(8.0, 9.0))[0])
+
+
+@pytest.mark.parametrize("rows, columns", [(64, 64), (48, 84), (128, 32), (2, 190), (63, 64)])
+def test_a_crop_of_the_stored_table_is_the_grid_of_the_paper(rows, columns):
+    """Row i of a tall image stands at (i - (rows - 64) / 2) / 4, whatever the size of the table (section 5.3.2)."""
+    first = tuple((64 - side) // 2 * 0.25 for side in (rows, columns))
+    want = sincos_table(rows, columns, 16, step=0.25, first=first)
+    for side in (192, 384):
+        top, left = (side - rows) // 2, (side - columns) // 2
+        crop = sd3_table(side, 16)[top : top + rows, left : left + columns]
+        assert torch.equal(crop.flatten(0, 1), want)
+
+
+@pytest.mark.parametrize("pixels, step, last", [(256, 1.0, 15.0), (512, 0.5, 15.5), (1024, 0.25, 15.75)])
+def test_square_grids_of_the_paper(pixels, step, last):
+    side = pixels // 16
+    places = sincos_table(1, side, 8, step=step)[:, :4]  # slowest column frequency: sin(place / 100)
+    assert torch.asin(places[:, 1]).mul(100).tolist() == pytest.approx([i * step for i in range(side)], abs=1e-4)
+    assert (side - 1) * step == last
 
 
 def test_ddt_period_is_an_argument(tables):
@@ -130,6 +203,8 @@ def test_one_row_stands_at_zero():
 @pytest.mark.parametrize(
     "t, period, values",
     [
+        (1000.0, 10000.0, (0.562379, 0.789627, 0.994232, 0.826880, 0.613588, 0.107254)),
+        (1.0, 10000.0, (0.540302, 0.597375, 1.0, 0.841471, 0.801962, 0.000107)),
         (500.0, 10000.0, (-0.883849, 0.945946, 0.998557, -0.467772, 0.324325, 0.053705)),
         (0.75, 10000.0, (0.731689, 0.766175, 1.0, 0.681639, 0.642632, 0.000081)),
         (0.75, 10.0, (0.731689, 0.740737, 0.997086, 0.681639, 0.671795, 0.076287)),  # DDT
