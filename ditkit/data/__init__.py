@@ -1,13 +1,16 @@
 """Sources of images, their order, and the loader that turns them into batches."""
 
 from ditkit.data.buckets import Buckets, BucketSettings
+from ditkit.data.caption_all import Captioned, caption_all, check_free
 from ditkit.data.captions import Columns
 from ditkit.data.digits import Digits
 from ditkit.data.folder import Folder
 from ditkit.data.loader import Batch, Loader
+from ditkit.data.mixing import drop_captions
 from ditkit.data.open import open_source
 from ditkit.data.order import BucketOrder, Order
-from ditkit.data.parquet import Parquet
+from ditkit.data.pairs import Pairs
+from ditkit.data.parquet import Parquet, synthetic_path
 from ditkit.data.rejects import Rejects, read_rejects
 from ditkit.data.scan import Scan, scan
 from ditkit.data.scenes import Scene, Scenes
@@ -20,6 +23,7 @@ __all__ = [
     "BucketOrder",
     "BucketSettings",
     "Buckets",
+    "Captioned",
     "Columns",
     "DataError",
     "DataSettings",
@@ -28,6 +32,7 @@ __all__ = [
     "ImageSource",
     "Loader",
     "Order",
+    "Pairs",
     "Parquet",
     "Rejects",
     "Scan",
@@ -35,10 +40,14 @@ __all__ = [
     "Scenes",
     "Subset",
     "adm_crop",
+    "caption_all",
+    "check_free",
+    "drop_captions",
     "open_source",
     "read_rejects",
     "scan",
     "stratified_split",
+    "synthetic_path",
     "to_float",
     "to_uint8",
 ]

@@ -71,7 +71,7 @@ def sort_shapes(shapes: np.ndarray, settings: BucketSettings, fewest: int = 1) -
     of = np.full(len(shapes), -1, dtype=np.int64)
     of[known] = nearest(shapes[known], sizes)
     open_ = sorted(set(of[known].tolist()))
-    moved = 0
+    own = of.copy()
     while len(open_) > 1:
         counts = np.bincount(of[known], minlength=len(sizes))
         small = min(open_, key=lambda b: (counts[b], b))
@@ -80,7 +80,7 @@ def sort_shapes(shapes: np.ndarray, settings: BucketSettings, fewest: int = 1) -
         open_.remove(small)
         rows = of == small
         of[rows] = np.array(open_)[nearest(shapes[rows], tuple(sizes[b] for b in open_))]
-        moved += int(rows.sum())
+    moved = int((own != of).sum())
     of[known] = np.searchsorted(open_, of[known])
     buckets = Buckets(tuple(sizes[b] for b in open_), of)
     return buckets, _notes(buckets, settings, fewest, moved)
@@ -91,5 +91,5 @@ def _notes(buckets: Buckets, settings: BucketSettings, fewest: int, moved: int) 
     shown = ", ".join(f"{h}x{w}: {n}" for (h, w), n in zip(buckets.sizes, counts, strict=True))
     notes = [f"buckets of about {settings.side}x{settings.side} pixels (height x width: images): {shown}"]
     if moved:
-        notes.append(f"{moved} times an image's bucket had fewer than {fewest} images, and it joined the nearest one")
+        notes.append(f"{moved} images are in the next bucket: their own had fewer than {fewest} images")
     return tuple(notes)

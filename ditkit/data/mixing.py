@@ -31,6 +31,17 @@ def _one(item: Item, synthetic: bool, word: int) -> str:
     return texts[word % len(texts)]
 
 
+def drop_captions(captions: Sequence[str], seed: int, start: int, share: float) -> tuple[str, ...]:
+    """The captions at the sample positions start, start + 1, ..., each made empty with probability `share`.
+
+    Drawn from (seed, position). REPA trains its text model's unconditional half so, on the encoded empty caption
+    (share 0.1), where SD3 zeroes the encoders' outputs.
+    """
+    words = philox_words("empty", seed, 0, len(captions), row=start)[:, 0]
+    dropped = (words >> np.uint64(11)) * 2.0**-53 < share
+    return tuple("" if drop else text for text, drop in zip(captions, dropped, strict=True))
+
+
 def class_captions(template: str, name: str | None) -> Captions:
     """Captions from a template such as "a photo of a {class}" and the name of a class; None: the image has no class.
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import itertools
 import zlib
-from bisect import bisect_left, bisect_right
+from bisect import bisect_right
 from collections.abc import Iterator
 
 import numpy as np
@@ -111,9 +111,9 @@ class BucketOrder:
 
     def candidates(self, index: int) -> Iterator[int]:
         """`index`, then the images of its bucket that take its place where it cannot be used, nearest first."""
-        members = self.members[self.of[index]].tolist()
-        here = bisect_left(members, index)
-        return itertools.chain(members[here:], members[:here])
+        members = self.members[self.of[index]]
+        here = int(np.searchsorted(members, index))
+        return map(int, itertools.chain(members[here:], members[:here]))
 
     def _done(self, epoch: int) -> list[int]:
         """How many batches each bucket has shown when `epoch` begins."""

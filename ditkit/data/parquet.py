@@ -26,6 +26,7 @@ from ditkit.data.captions import (
     texts_of,
 )
 from ditkit.data.pictures import decode, one_line, shape_of
+from ditkit.data.rejects import REJECTS
 from ditkit.data.source import PROBES, DataError, ImageSource
 from ditkit.protocols import BadImage, Captions
 
@@ -76,7 +77,7 @@ class Parquet(ImageSource):
         text = find_column(schema.names, columns.text, ("text", "caption"), self.paths[0])
         made = None if synthetic_table else find_column(schema.names, columns.synthetic, (SYNTHETIC,), self.paths[0])
         self._texts = (self._column_texts(text), self._column_texts(made) or self._beside(synthetic_table, columns))
-        values = [] if label is None else self._column(label)
+        values = [] if label is None else self.column(label)
         classes, labels = _labels(values, count, class_names(schema, label), f"{path}, column {label!r}")
         unlabelled = (
             ()
@@ -161,7 +162,8 @@ class Parquet(ImageSource):
             self._files, self._pid = [_open(parquet, path) for path in self.paths], os.getpid()
         return self._files
 
-    def _column(self, name: str) -> list:
+    def column(self, name: str) -> list:
+        """Every row's value in a column, as Python objects."""
         return [value for file in self._open_files() for value in file.read(columns=[name]).column(name).to_pylist()]
 
     def _column_texts(self, name: str | None) -> list[tuple[str, ...] | str] | None:
@@ -169,7 +171,7 @@ class Parquet(ImageSource):
         if name is None:
             return None
         try:
-            values: Iterable = self._column(name)
+            values: Iterable = self.column(name)
         except UnicodeDecodeError:  # one by one, to find the rows
             chunks = (file.read(columns=[name]).column(name) for file in self._open_files())
             values = map(_text_or_error, (value for chunk in chunks for value in chunk))
@@ -230,6 +232,11 @@ def _labels(values: Sequence, count: int, names: list[str] | None, where: str) -
     return tuple(names), np.array([int(text) for text in texts], dtype=np.int64)
 
 
+def parquet_columns(path: Path) -> list[str]:
+    """The names of the columns of a .parquet file, or of the first one in a folder. DataError as for Parquet."""
+    return _open(_pyarrow_parquet(), _parquet_files(path)[0]).schema_arrow.names
+
+
 def _parquet_files(path: Path) -> list[Path]:
     if not path.exists():
         raise DataError(f"{path}: no such file or folder")
@@ -240,7 +247,7 @@ def _parquet_files(path: Path) -> list[Path]:
 
 
 def _unread(path: Path) -> tuple[str, ...]:
-    known = (".parquet", f".{SYNTHETIC}.jsonl", f"{SYNTHETIC}.jsonl", ".rejects.jsonl")
+    known = (".parquet", f".{SYNTHETIC}.jsonl", f"{SYNTHETIC}.jsonl", REJECTS)
     others = sum(not file.name.startswith(".") and not file.name.endswith(known) for file in path.glob("*"))
     return (f"not read in {path}: {others} entries beside the .parquet files",) if others else ()
 

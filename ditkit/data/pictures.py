@@ -42,11 +42,14 @@ def read_bytes(path: str | os.PathLike) -> bytes:
 
 
 def shape_of(file: str | os.PathLike | io.BytesIO, name: str) -> tuple[int, int]:
-    """(H, W) after EXIF rotation, from the header alone. BadImage if there is none."""
+    """(H, W) after EXIF rotation, from the header alone; a rotation behind a PNG's pixels is not seen. BadImage if
+    there is no header.
+    """
     try:
         with Image.open(file) as image:
             width, height = image.size
-            turned = image.getexif().get(ORIENTATION, 1) in (5, 6, 7, 8)
+            known = image.format != "PNG" or "exif" in image.info  # else getexif decodes all pixels to look for it
+            turned = known and image.getexif().get(ORIENTATION, 1) in (5, 6, 7, 8)
     except UnidentifiedImageError:
         raise BadImage(name, "not a picture in a known format") from None
     except Exception as error:

@@ -8,6 +8,7 @@ import os
 from pathlib import Path
 
 log = logging.getLogger("ditkit.data")
+REJECTS = ".rejects.jsonl"  # ending of a list that stands beside what it belongs to
 
 
 class Rejects:

@@ -11,6 +11,7 @@ from functools import cached_property
 
 import numpy as np
 from PIL import Image
+from torch import Tensor
 
 from ditkit.data.buckets import Buckets, BucketSettings, sort_shapes
 from ditkit.data.mixing import CLASS, class_captions
@@ -131,7 +132,7 @@ class ImageSource:
         Reads the size of every image. Those whose size cannot be read are in no bucket; `buckets.bad` lists them.
         """
         with ThreadPoolExecutor(8) as pool:
-            seen = list(pool.map(self._shape_or_bad, range(len(self)), chunksize=64))
+            seen = list(pool.map(self._shape_or_bad, range(len(self))))
         bad = tuple((found.path, found.reason) for found in seen if isinstance(found, BadImage))
         if len(bad) == len(seen):
             raise DataError(f"none of the {len(seen)} images can be read; {bad[0][0]}: {bad[0][1]}")
@@ -182,11 +183,15 @@ class ImageSource:
             raise BadImage(kept.path, kept.reason)
         return kept
 
+    def image(self, index: int, size: tuple[int, int]) -> Tensor:
+        """The picture cut to `size` (H, W), uint8 (C, H, W). BadImage, ValueError or OSError if it cannot be had."""
+        return to_uint8(adm_crop(self.picture(index), size), self.channels)
+
     def read(self, index: int) -> Item:
         """The example, read anew whatever is kept in memory; BadImage if it cannot be used."""
         name = self.name(index)
         try:
-            image = to_uint8(adm_crop(self.picture(index), self.size_of(index)), self.channels)
+            image = self.image(index, self.size_of(index))
             captions = self._all_captions(index)
             if self.captioned and not any(captions):
                 raise ValueError("it has no caption, and the model is trained with them")
@@ -221,6 +226,9 @@ class Subset(ImageSource):
     def __init__(self, source: ImageSource, rows: np.ndarray):
         super().__init__(source.labels[rows], source.classes, source.channels, source.notes)
         self.size, self.source, self.rows = source.size, source, rows
+
+    def image(self, index: int, size: tuple[int, int]) -> Tensor:
+        return self.source.image(int(self.rows[index]), size)
 
     def picture(self, index: int) -> Image.Image:
         return self.source.picture(int(self.rows[index]))

@@ -1,6 +1,7 @@
 """Frozen networks behind small protocols: codecs, vision teachers, text encoders, and toy stand-ins of each."""
 
 from ditkit.pretrained.augment import Augment, default_augment
+from ditkit.pretrained.caption import Captioner, load_captioner
 from ditkit.pretrained.codec import PixelCodec, sample_posterior
 from ditkit.pretrained.identity import weight_hash
 from ditkit.pretrained.kl import KLCodec
@@ -17,6 +18,7 @@ __all__ = [
     "TEACHERS",
     "Augment",
     "CachedText",
+    "Captioner",
     "CodecSettings",
     "KLCodec",
     "LastCLIP",
@@ -33,6 +35,7 @@ __all__ = [
     "ViTSettings",
     "VisionTeacher",
     "default_augment",
+    "load_captioner",
     "load_codec",
     "load_teacher",
     "load_text",

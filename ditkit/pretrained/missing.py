@@ -13,6 +13,8 @@ WAYS = {
     "teacher": "train one on your own images with `ditkit teacher`, pass `--teacher RUN|none` "
     "(and for a VAE `--codec pixels`)",
     "extractor": "train one on your own images with `ditkit teacher` and pass `--extractor FOLDER`, or leave it out",
+    "captioner": "name the folder or hub id of an image-to-text model with `--model`, such as "
+    "Salesforce/blip-image-captioning-base, or write captions into NAME.synthetic.txt beside NAME.jpg",
     "detector": "name its folder, or score scenes, whose detector needs no weights",
     "text": "name its folder, file or hub id (text.source, text.clip_l, text.clip_g, text.t5), leave it out with "
     "'none' (its tokens are zeros then), or work without published encoders with text.kind=toy",
