@@ -115,7 +115,7 @@ class Aligner(nn.Module):
     """One projector a teacher, and the loss between projected hidden tokens and teacher tokens.
 
     model_width: width of the aligned blocks. teacher_widths: one a teacher, in the order of the targets.
-    grid: (rows, columns) of the model's tokens; None takes a square. Kept apart from the model, so that a run that
+    grid: (rows, columns) of the model's tokens; None: the targets', where these fit, or a square. Kept apart from the model, so that a run that
     stops aligning leaves no unused parameter in the wrapped network.
     """
 
@@ -175,6 +175,8 @@ class Aligner(nn.Module):
         return torch.stack(losses).mean(0)
 
     def _tokens_like(self, features: Features, count: int) -> Tensor:
+        if self.grid is None and features.tokens.shape[1] == count and self.settings.grid == "resize_image":
+            return features.tokens  # asked for at the grid of this batch
         side = math.isqrt(count)
         grid = self.grid or ((side, side) if side * side == count else features.grid)
         if tuple(features.grid) == tuple(grid):  # a grid that was stored as JSON comes back as a list

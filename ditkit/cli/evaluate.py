@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -18,7 +19,7 @@ if TYPE_CHECKING:
 Command = Keyed
 DEFAULT_N = 1000
 JUDGING = ("data", "classifier", "real", "protocol")  # keys of the real side; the others are those of `ditkit sample`
-
+EXAM = ("geneval", "detector", "clip")  # keys of --geneval
 
 What = Annotated[
     Path,
@@ -58,12 +59,27 @@ def evaluate(
     the real images scores against the other: about the best that can be reached. Real images are read at the size and
     channels of the samples.
 
-    Further keys, as KEY=VALUE or --KEY VALUE: those of `ditkit sample` (seed, classes, guidance, steps, solver,
-    sharing, weights, codec, sampling.*, ...), and real (images at most), split=all|train|test, data.*, classifier.*,
-    protocol.
+    Further keys, as KEY=VALUE or --KEY VALUE: those of `ditkit sample` (seed, classes, prompts, guidance, steps,
+    solver, sharing, weights, codec, sampling.*, ...), and real (images at most), split=all|train|test, data.*,
+    classifier.*, protocol. A text model draws captions of the data unless --prompts FILE says otherwise.
+
+    --geneval examines a text model's images by GenEval instead: scenes with the built-in detector, else 553 prompts of
+    COCO objects with Mask2Former and CLIP (--geneval=FILE: the published list; --detector, --clip: other networks).
 
     Example: ditkit evaluate runs/mine --data ./my_images --n 5000 --extractor runs/teacher
     """
+    words = [*(keys or []), *([] if n is None else [f"n={n}"])]
+    if any(word.startswith("geneval=") for word in words):
+        _geneval(what, source, words, device)
+    else:
+        _score(what, source, words, data, (extractor or (), device), (against, force))
+
+
+def _score(
+    what: Path, source: str | None, keys: list[str], data: str | None, looking: tuple[Sequence[str], str],
+    other: tuple[Path | None, bool],
+) -> None:  # fmt: skip
+    """Sample where needed, score, store, print; looking: (extractors, device), other: (scores.json, force)."""
     from ditkit.cli.progress import bars
     from ditkit.recipes.build import pick_device
     from ditkit.recipes.sampling import describe_weights
@@ -78,14 +94,15 @@ def evaluate(
         save_scores,
     )
 
-    real_keys = [k for k in keys or [] if k.partition("=")[0].partition(".")[0] in JUDGING]
-    model_keys = [k for k in keys or [] if k not in real_keys] + ([] if n is None else [f"n={n}"])
-    other, where, loaded = read_scores(against) if against else None, pick_device(device), None
-    spaces = load_extractors(extractor or (), where)
+    against, force = other
+    real_keys = [k for k in keys if k.partition("=")[0].partition(".")[0] in JUDGING]
+    model_keys = [k for k in keys if k not in real_keys]
+    there, where, loaded = read_scores(against) if against else None, pick_device(looking[1]), None
+    spaces = load_extractors(looking[0], where)
     with bars() as bar:
         if not is_images(what):
             samples, loaded, judging = _sample(
-                what, source, model_keys, (real_keys, data), where, bar, None if force else other
+                what, source, model_keys, (real_keys, data), where, bar, None if force else there
             )
         elif model_keys or source:
             raise ValueError(f"{what} holds images, nothing is sampled: leave {(model_keys or ['--source'])[0]} out")
@@ -99,8 +116,8 @@ def evaluate(
         save_scores(scores, samples.scores)
     _print_scores(scores, loaded and loaded.recipe)
     typer.echo(f"scores     {samples.scores}")
-    if other:
-        _print_comparison(scores, other, force)
+    if there:
+        _print_comparison(scores, there, force)
 
 
 def _sample(
@@ -119,14 +136,20 @@ def _sample(
         read_choices,
         split,
     )
-    from ditkit.recipes.scoring import check_belongs, check_comparable, choose_judging, of_generated
+    from ditkit.recipes.scoring import (
+        check_belongs,
+        check_comparable,
+        choose_judging,
+        of_generated,
+        open_captions,
+    )
 
     own, sampler_keys = split(keys)
     choices = read_choices(own)
     loaded = open_model(what, source, choices, device)
     sampling, notes = choose_sampler(loaded, choices, sampler_keys, what)
-    request = choose_request(loaded, choices, DEFAULT_N)
     judging = choose_judging(*real, loaded.recipe)
+    request = choose_request(loaded, choices, DEFAULT_N, open_captions(loaded, judging))
     check_codec(loaded)
     if other:
         check_comparable(other, {"name": judging.protocol, **making(request, sampling, loaded.codec.id)})
@@ -135,6 +158,33 @@ def _sample(
     folder = folder_for(what, loaded, sampling, request)
     made, _ = draw(loaded, sampling, request, folder, lambda done, total: bar("samples", done, total))
     return of_generated(made), loaded, judging
+
+
+def _geneval(what: Path, source: str | None, keys: list[str], device: str) -> None:
+    """Sample GenEval's prompts, examine the images, print and store what was found."""
+    from ditkit.cli.progress import bars
+    from ditkit.evaluation.geneval import geneval_lines
+    from ditkit.recipes.build import pick_device
+    from ditkit.recipes.geneval import choose_exam, describe_exam, examine, write_exam
+    from ditkit.recipes.sampling import check_codec, choose_sampler, draw, folder_for, open_model, read_choices, split
+
+    asked = dict(k.split("=", 1) for k in keys if k.partition("=")[0] in EXAM)
+    own, sampler_keys = split([k for k in keys if k.partition("=")[0] not in EXAM])
+    choices = read_choices(own)
+    loaded = open_model(what, source, choices, pick_device(device))
+    sampling, notes = choose_sampler(loaded, choices, sampler_keys, what)
+    exam = choose_exam(loaded, choices, asked["geneval"], asked.get("detector", "auto"), asked.get("clip", ""))
+    check_codec(loaded)
+    folder = folder_for(what, loaded, sampling, exam.request)
+    with bars() as bar:
+        for note in (*notes, *describe_exam(exam)):
+            bar.say(note)
+        made, sheet = draw(loaded, sampling, exam.request, folder, lambda done, total: bar("images", done, total))
+        result = examine(made, exam, lambda done, total: bar("examined", done, total))
+    for line in geneval_lines(result):
+        typer.echo(line)
+    for path in write_exam(result, loaded, sampling, made, sheet):
+        typer.echo(f"written    {path}")
 
 
 def _print_scores(scores: Scores, recipe: Recipe | None) -> None:

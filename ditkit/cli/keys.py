@@ -10,7 +10,22 @@ from typer.core import TyperCommand
 # --KEY -> the dotted key that it sets; a verb's own options come first
 KEYS = {
     **{key: key for key in ("seed", "weights", "step", "interval", "size", "chunk", "uint8", "codec", "guidance")},
-    **{key: key for key in ("classes", "real", "sharing", "prompt", "prompts", "negative")},
+    **{
+        key: key
+        for key in (
+            "classes",
+            "real",
+            "sharing",
+            "prompt",
+            "prompts",
+            "negative",
+            "text",
+            "without",
+            "geneval",
+            "detector",
+            "clip",
+        )
+    },
     "labels": "classes",
     "steps": "sampling.steps",
     "solver": "sampling.solver",
@@ -20,6 +35,7 @@ KEYS = {
     "align-depth": "shape.align_depth",
     "split": "data.split",
 }
+FLAGS = {"geneval": "geneval=auto"}  # --KEY alone
 WORDS = ("prompt", "negative")  # texts, which may be empty
 
 
@@ -43,6 +59,9 @@ def respell(words: list[str], declared: set[str], keys: Mapping[str, str] = KEYS
             return [*result, word, *rest]
         if not word.startswith("--") or f"--{name}" in declared or (name := name.replace("_", "-")) not in keys:
             result.append(word)
+            continue
+        if not equals and name in FLAGS:
+            result.append(FLAGS[name])
             continue
         value = value if equals else next(rest, None)
         if not value and (value is None or keys[name] not in WORDS):  # key= would mean none

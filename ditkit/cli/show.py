@@ -90,8 +90,12 @@ def print_recipe(recipe: Recipe) -> None:
         typer.echo("published: no row; this recipe is not of a paper")
         return
     lines = [_published_line(p) for p in recipe.published]
-    names = ("table", "steps", "sampler", "guidance", "FID", "sFID", "IS", "prec.", "rec.", "acc.", "decoder", "note")
-    print_table(names, lines, right=(1, 4, 5, 6, 7, 8, 9))
+    names = ["table", "steps", "sampler", "guidance", "FID", "sFID", "IS", "prec.", "rec.", "acc.", "decoder", "note"]
+    if any(p.geneval is not None for p in recipe.published):
+        names.insert(4, "GenEval")
+        scores = ["" if p.geneval is None else f"{p.geneval:g}" for p in recipe.published]
+        lines = [(*line[:4], score, *line[4:]) for line, score in zip(lines, scores, strict=True)]
+    print_table(names, lines, right=(1, *range(4, len(names) - 2)))
 
 
 def print_diff(a: Recipe, b: Recipe, *, as_json: bool) -> None:
@@ -135,31 +139,35 @@ def print_costs(recipes: list[Recipe], *, as_json: bool) -> None:
 
 @cache
 def _parameters(settings: AnyModel) -> str:
-    """Trainable parameters as the papers print them: 675M."""
+    """Trainable parameters as the papers print them: 675M, 8.06B."""
     import torch
 
     from ditkit.models import build_model
 
     with torch.device("meta"):
         count = sum(p.numel() for p in build_model(settings).parameters() if p.requires_grad)
-    return f"{count / 1e6:.3g}M"
+    return f"{count / 1e6:.3g}M" if count < 1e9 else f"{count / 1e9:.3g}B"
 
 
 def _scores(recipe: Recipe) -> tuple[str, str]:
-    """The best published FID without and with guidance, of 50,000 images."""
-    rows = [p for p in recipe.published if p.images == 50_000 and not p.table.endswith("README")]
+    """The best published FID without and with guidance, of 50,000 images (COCO: 40,192)."""
+    rows = [p for p in recipe.published if p.images >= 40_000 and not p.table.endswith("README")]
     plain = [p.fid for p in rows if p.fid and p.sampling.guidance is None]
     guided = [p.fid for p in rows if p.fid and p.sampling.guidance is not None]
     return (f"{min(plain):g}" if plain else "", f"{min(guided):g}" if guided else "")
 
 
 def _published_line(p: Published) -> tuple[str, ...]:
+    from ditkit.diffusion import SkipLayer
+
     g = p.sampling.guidance
     guidance = "" if g is None else f"{g.scale:g}"
-    if g is not None and (g.low, g.high) != (0.0, 1.0):
+    if isinstance(g, SkipLayer):
+        guidance += f", {g.skip_scale:g} without blocks {g.blocks}"
+    elif g is not None and (g.low, g.high) != (0.0, 1.0):
         left, right = "[]" if g.closed else "()"
         guidance += f" on {left}{g.low:g}, {g.high:g}{right}"
-    if g is not None and g.channels:
+    if g is not None and getattr(g, "channels", None):
         guidance += f", {g.channels} channels"
     scores = (p.fid, p.sfid, p.inception_score, p.precision, p.recall, p.accuracy)
     note = "; ".join(

@@ -28,10 +28,10 @@ Device = Annotated[str, typer.Option("--device", help="auto, cpu, cuda, cuda:1, 
 
 
 class Command(TyperCommand):
-    """A verb that reads `--start PATH` as the override start=PATH."""
+    """A verb that reads `--start PATH` and `--text ENCODERS` as the overrides start=PATH and text=ENCODERS."""
 
     def parse_args(self, ctx, args):
-        return super().parse_args(ctx, respell(args, set(), {"start": "start"}))
+        return super().parse_args(ctx, respell(args, set(), {"start": "start", "text": "text"}))
 
 
 def train(
@@ -53,6 +53,9 @@ def train(
     --start PATH begins from the weights of a run, an exported model or a published file (with start.source=ddt), at any
     resolution; start.weights=raw and start.step=N choose among a run's.
 
+    Text models need captions (NAME.txt beside NAME.jpg, a table or parquet column, or data.caption="a photo of a
+    {class}"); --text toy, clip, sd3, sd3:FOLDER names what reads them.
+
     Example: ditkit train repa.sit_s_2 --data ./my_images --codec pixels --teacher runs/teacher
     """
     from ditkit.cli.progress import bars
@@ -72,7 +75,8 @@ def train(
         state = train_run(chosen, folder, where, keep=set_keys(keys), on_step=on_step, say=bar.say)
     typer.echo(f"step {state.step}: {folder}")
     typer.echo(f"samples: {folder / 'samples' / f'{state.step:07d}.png'}   report: {folder / 'report.html'}")
-    typer.echo(f"next: ditkit sample {folder} --n 64")
+    words = '--prompt "..."' if chosen.text is not None else "--n 64"
+    typer.echo(f"next: ditkit sample {folder} {words}")
 
 
 def run_folder(spec: str, chosen: Recipe) -> Path:

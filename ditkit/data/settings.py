@@ -54,6 +54,10 @@ class DataSettings(Settings):
             raise ValueError(f"size {self.size} and buckets.side {self.buckets.side}: leave one out")
         return self
 
+    def single(self) -> DataSettings:
+        """The same data with one image an item: of pairs the winners."""
+        return self if self.pairs is None else self.model_copy(update={"pairs": "winners"})
+
     def shape(self) -> tuple[int, int] | None:
         """`size` as (H, W), or None where the data decide."""
         return (self.size, self.size) if isinstance(self.size, int) else self.size

@@ -9,7 +9,7 @@ from typing import Any, Literal
 from pydantic import Field, model_validator
 
 from ditkit.config import Difference, Settings, diff, fingerprint
-from ditkit.diffusion import CFG, SamplerSettings
+from ditkit.diffusion import CFG, Autoguidance, SamplerSettings, SkipLayer
 
 LabelMode = Literal["random", "balanced", "balanced_sorted", "given", "prompts", "none"]
 
@@ -87,8 +87,10 @@ class Protocol(Settings):
     def _guidance(self) -> str:
         if not self.guidance:
             return "no guidance"
-        values = {k: v for k, v in self.guidance.items() if k != "scale"}
-        return " ".join(["guidance", f"{self.guidance.get('scale')}", *_not_default(values, CFG())])
+        usual = {"autoguidance": Autoguidance(), "skip_layer": SkipLayer()}.get(self.guidance.get("kind", ""), CFG())
+        values = {k: v for k, v in self.guidance.items() if k not in ("scale", "kind")}
+        kind = "" if isinstance(usual, CFG) else f"{self.guidance['kind']} "
+        return " ".join([f"{kind}guidance", f"{self.guidance.get('scale')}", *_not_default(values, usual)])
 
 
 def _not_default(values: dict[str, Any], settings: Settings) -> list[str]:

@@ -1,4 +1,4 @@
-"""A contact sheet on which every image stands above its caption."""
+"""Contact sheets: images by class, or above their captions."""
 
 from __future__ import annotations
 
@@ -11,10 +11,27 @@ from PIL import Image, ImageDraw, ImageFont
 from torch import Tensor
 
 from ditkit.evaluation.images import enlarge, grid, to_pillow, viewing_factor
+from ditkit.evaluation.request import Request
 
 NARROWEST = 128  # pixels of an image that a caption can be read under
 LINES = 3  # of a caption; the rest is cut with a mark
+MOST_COLUMNS = 8  # of captioned images
 LETTER, LEADING = 11, 14  # font size and line height in pixels
+
+
+def contact_sheet(images: Tensor, request: Request, classes: int = 0, gap: int = 1) -> Tensor:
+    """The first images of a request on one sheet, above their prompts where there are any; classes that take turns."""
+    if request.prompts:
+        turns = len(dict.fromkeys(request.prompts))
+        columns = turns if turns <= MOST_COLUMNS else sheet_columns(0, min(len(images), MOST_COLUMNS**2))
+        return captioned(images, request.prompts[: len(images)], min(columns, len(images)))
+    return grid(images, min(sheet_columns(classes, len(images)), len(images)), gap)
+
+
+def sheet_columns(classes: int, n: int) -> int:
+    """Columns for n images whose classes take turns, so that a class keeps to its columns and the sheet is squarish."""
+    side = max(1, round(n**0.5))
+    return classes * max(1, side // classes) if 1 < classes <= 12 else side
 
 
 def captioned(images: Tensor, captions: Sequence[str], columns: int, gap: int = 8) -> Tensor:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 import zlib
 from collections.abc import Sequence
 
@@ -77,6 +78,7 @@ class ToyTextEncoder:
         steps = torch.arange(length)[:, None] / 100.0 ** (torch.arange(width // 2) / (width // 2))
         self._positions = torch.cat((steps.sin(), steps.cos()), dim=1)
         self.device = torch.device("cpu")
+        self._told: set[str] = set()
 
     def to(self, device: torch.device | str) -> ToyTextEncoder:
         """Conditions come out on `device`."""
@@ -86,11 +88,18 @@ class ToyTextEncoder:
     def _word(self, word: str) -> Tensor:
         return _normal((self.width,), self.seed, 3, zlib.crc32(word.lower().encode()))
 
+    def _tell(self, prompt: str) -> None:
+        if (cut := " ".join(prompt.split()[self.length :])) and prompt not in self._told:
+            self._told.add(prompt)
+            text = f"a prompt is longer than the {self.length} words of the toy encoder, which does not see: {cut!r}"
+            warnings.warn(text, stacklevel=3)
+
     def __call__(self, prompts: Sequence[str]) -> Condition:
         """Prompts -> text (B, length, width), mask (B, length) True on words, pooled (B, width); no words: zeros."""
         text = torch.zeros(len(prompts), self.length, self.width)
         mask = torch.zeros(len(prompts), self.length, dtype=torch.bool)
         for row, prompt in enumerate(prompts):
+            self._tell(prompt)
             for column, word in enumerate(prompt.split()[: self.length]):
                 text[row, column] = self._word(word)
                 mask[row, column] = True

@@ -7,6 +7,7 @@ from collections.abc import Collection
 from typing import Any
 
 from ditkit.config import diff
+from ditkit.diffusion import Shifted
 from ditkit.protocols import Source, TextEncoder
 from ditkit.recipes.recipe import Recipe
 
@@ -48,7 +49,10 @@ def adapt(
             f"a latent of {size[0]}x{size[1]} does not divide into patches of {patch}: choose --size as a multiple of "
             f"{factor * patch}, or set model.patch"
         )
-    return recipe.with_(changes)
+    fitted = recipe.with_(changes)
+    for height, width in getattr(getattr(source, "buckets", None), "sizes", ()):
+        fitted.with_({"model.size": (height // factor, width // factor)})  # SettingsError where that cannot be
+    return fitted
 
 
 def widths(recipe: Recipe, text: TextEncoder) -> dict[str, Any]:
@@ -112,14 +116,28 @@ def concerns(recipe: Recipe) -> list[str]:
             "prediction must carry the noise through it and cannot; set objective.prediction=data, a smaller "
             "model.patch or a larger model.width"
         )
-    steps, ema = recipe.training.steps, recipe.training.ema
+    lines += [line for line in (shift_concern(recipe),) if line]
+    steps, ema = recipe.training.steps // recipe.training.ema_every, recipe.training.ema
     if recipe.start is None and (share := ema**steps) > MOST_START:
-        enough = max(0.0, 1 - 10 / steps)
+        steps, enough = recipe.training.steps, max(0.0, 1 - 10 / max(1, steps))
         lines.append(
             f"after {steps:,} steps the averaged weights, which are sampled, are still {share:.0%} the random start "
             f"(training.ema={ema:g}); set training.ema={enough:.4g}, or sample with --weights raw"
         )
     return lines
+
+
+def shift_concern(recipe: Recipe) -> str | None:
+    """A line where times are shifted by one factor in training and by another in sampling (SD3 section 5.3.2)."""
+    density = getattr(recipe.objective, "density", None)
+    trained = density.factor if isinstance(density, Shifted) else 1.0
+    sampled = recipe.sampling.shift
+    if trained == sampled or (trained == 1 and recipe.text is None):
+        return None  # a class model's sampler may spend its steps where it likes
+    mend = f"set sampling.shift={trained:g}"
+    if trained == 1:
+        mend += f", or objective.density.kind=shifted objective.density.factor={sampled:g}"
+    return f"training shifts times by {trained:g}, sampling by {sampled:g}, and the network has to see the same; {mend}"
 
 
 def _misfit(size: tuple[int, int], patch: int) -> bool:

@@ -12,13 +12,14 @@ from torch import Tensor, nn
 
 from ditkit.align import Aligner, compute_targets
 from ditkit.align.targets import GridExtractor
-from ditkit.data import Batch, DataSettings, ImageSource, Loader, open_source, to_float
+from ditkit.data import DataSettings, ImageSource, Loader, open_source, to_float
 from ditkit.evaluation import read_items
 from ditkit.models import build_model
-from ditkit.pretrained import CachedText, load_codec, load_teacher, load_text
+from ditkit.pretrained import load_codec, load_teacher
 from ditkit.protocols import Codec, Condition, Features, Noise, TextEncoder
 from ditkit.recipes.adapt import adapt, even_patch, has_pixel_patch
 from ditkit.recipes.recipe import Recipe
+from ditkit.recipes.text import Captioned, condition_of, open_text
 from ditkit.training.state import Job
 from ditkit.training.validation import ValidationLoss
 
@@ -65,14 +66,9 @@ def prepare(recipe: Recipe, device: torch.device, keep: Collection[str] = ()) ->
     """
     codec, source = open_images(recipe, device, keep)
     teachers = [load_teacher(settings, device) for settings in recipe.teachers]
-    text = open_text(recipe, device)
+    text = open_text(recipe.text, device)
     fitted = adapt(recipe, source, channels=codec.channels, factor=codec.factor, keep=keep, text=text)
     return Parts(fitted, source, codec, teachers, device, text)
-
-
-def open_text(recipe: Recipe, device: torch.device) -> TextEncoder | None:
-    """The recipe's text encoder, which encodes every prompt once; None without one. PretrainedMissing."""
-    return None if recipe.text is None else CachedText(load_text(recipe.text, device))
 
 
 def open_images(recipe: Recipe, device: torch.device, keep: Collection[str] = ()) -> tuple[Codec, ImageSource]:
@@ -107,31 +103,28 @@ def encoder(codec: Codec) -> Callable[[Tensor, Noise], Tensor]:
     return encode
 
 
-def condition_of(batch: Batch, classes: int, text: TextEncoder | None = None) -> Condition:
-    """The encoded captions of a batch, or its labels; nothing for unlabelled data."""
-    if text is not None:
-        return text(batch.captions)
-    return Condition(label=batch.labels) if classes else Condition()
+def pair_encoder(codec: Codec) -> Callable[[Tensor, Noise], Tensor]:
+    """Pairs uint8 (B, 2C, H, W) -> latents (B, 2c, h, w), winner first, each half encoded by itself."""
 
+    def encode(images: Tensor, noise: Noise) -> Tensor:
+        halves = images.chunk(2, dim=1)
+        moments = [torch.cat([codec.encode(to_float(part)) for part in half.split(AT_ONCE)]) for half in halves]
+        drawn: tuple[Tensor | None, ...] = (None, None)
+        if moments[0].shape[1] != codec.channels:
+            shape = (len(images), 2 * codec.channels, *moments[0].shape[2:])
+            drawn = noise.normal("posterior", shape).chunk(2, dim=1)
+        return torch.cat([codec.sample(m, d) for m, d in zip(moments, drawn, strict=True)], dim=1)
 
-class Captioned:
-    """Captions (n) that are encoded when they are asked for, so that n of them need not be held."""
-
-    def __init__(self, text: TextEncoder, captions: Sequence[str]):
-        self.text, self.captions = text, list(captions)
-
-    def index(self, rows: Tensor) -> Condition:
-        """The condition of the samples `rows`."""
-        return self.text([self.captions[i] for i in rows.tolist()])
+    return encode
 
 
 def build_job(parts: Parts, folder: Path) -> Job:
     """The training Job of these parts: network and projectors freshly initialised from `training.seed`."""
     recipe, device, codec = parts.recipe, parts.device, parts.codec
-    settings, classes = recipe.training, recipe.model.num_classes
+    settings = recipe.training
     model = build_model(recipe.model, generator=torch.Generator().manual_seed(settings.seed)).to(device)
     aligner, targets = alignment(parts)
-    encode = encoder(codec)
+    encode = pair_encoder(codec) if recipe.data.pairs == "both" else encoder(codec)
 
     def batches(start: int):
         loader = Loader(
@@ -145,7 +138,7 @@ def build_job(parts: Parts, folder: Path) -> Job:
         objective=recipe.objective,
         encode=encode,
         batches=batches,
-        condition=lambda batch: condition_of(batch, classes, parts.text),
+        condition=lambda batch: condition_of(batch, recipe, parts.text),
         settings=settings,
         folder=folder,
         device=device,
@@ -156,7 +149,7 @@ def build_job(parts: Parts, folder: Path) -> Job:
         identity={
             "data": parts.source.fingerprint,
             "flip": recipe.data.flip,
-            **({"synthetic_share": recipe.data.synthetic_share} if recipe.text else {}),
+            **({"captions": [recipe.data.synthetic_share, recipe.data.empty_share]} if recipe.text else {}),
             "codec": codec.id,
             "text": parts.text.id if parts.text is not None else None,
             "teachers": [teacher.id for teacher in parts.teachers],
@@ -170,21 +163,29 @@ def alignment(parts: Parts) -> tuple[nn.Module | None, Callable[[Tensor], Sequen
     recipe, settings = parts.recipe, parts.recipe.align
     if settings is None:
         return None, None
-    grid, widths = recipe.model.grid, [teacher.width for teacher in parts.teachers]
+    widths, token = [teacher.width for teacher in parts.teachers], recipe.model.patch * parts.codec.factor
+    fixed = None if recipe.data.buckets is not None else recipe.model.grid  # buckets: each batch has its own
+    if fixed is None and settings.grid == "resize_features":
+        raise ValueError("align.grid=resize_features needs images of one size: leave data.buckets out")
     generator = torch.Generator().manual_seed(recipe.training.seed + 1)
-    aligner = Aligner(settings, recipe.model.width, widths, grid, generator=generator).to(parts.device)
+    aligner = Aligner(settings, recipe.model.width, widths, fixed, generator=generator).to(parts.device)
 
     def targets(images: Tensor) -> Sequence[Features]:
+        grid = fixed or (images.shape[2] // token, images.shape[3] // token)
         return compute_targets(parts.teachers, images, grid, settings.grid)
 
     return aligner, targets
 
 
 def validation_source(recipe: Recipe, source: ImageSource) -> ImageSource:
-    """The held-out part where the recipe trains on the "train" split, else the training images themselves."""
-    if recipe.data.split != "train":
+    """The held-out part where the recipe trains on the "train" split, else the training images themselves.
+
+    All of one size: of aspect-ratio buckets, the square.
+    """
+    if recipe.data.split != "train" and recipe.data.buckets is None:
         return source
-    test = recipe.data.model_copy(update={"split": "test", "size": source.size, "buckets": None})
+    split = "test" if recipe.data.split == "train" else recipe.data.split
+    test = recipe.data.model_copy(update={"split": split, "size": source.size, "buckets": None})
     return open_source(test, captioned=recipe.text is not None)
 
 

@@ -6,7 +6,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any, TypeVar
 
 from ditkit.config import Settings, diff, override
-from ditkit.pretrained import CodecSettings, TeacherSettings
+from ditkit.pretrained import CodecSettings, TeacherSettings, TextSettings
 from ditkit.recipes.recipe import Recipe, Start
 from ditkit.recipes.registry import recipe as find_recipe
 
@@ -16,7 +16,7 @@ SAME = {
     "training.steps": "--steps", "steps": "--steps", "data.source": "--data", "data.size": "--size",
     **dict.fromkeys(("codec", "codec.kind", "codec.source"), "--codec"),
     **dict.fromkeys(("align", "teachers", "teachers.0.kind", "teachers.0.source"), "--teacher"),
-    "start.path": "--start",
+    "start.path": "--start", **dict.fromkeys(("text", "text.kind", "text.source"), "--text"),
 }  # fmt: skip
 
 
@@ -27,7 +27,8 @@ def choose(
     """The recipe that `spec` names with the given choices made, then the overrides, which may not contradict them.
 
     Of the overrides, start=PATH (a run, an exported model or a published file to begin from; none: random weights)
-    is made first, so that start.weights, .step and .source add to it.
+    and text=ENCODER (toy, clip, sd3, clip:SOURCE, sd3:SOURCE or a pipeline's folder) are made first, so that
+    start.weights, text.t5_length, ... add to them.
 
     None and () leave the recipe's own. SettingsError or ValueError, one line.
 
@@ -37,13 +38,18 @@ def choose(
     """
     recipe = find_recipe(spec)
     start, overrides = split_start(overrides)
+    text, overrides = split_text(overrides)
     changes: dict[str, Any] = {}
+    if text is not None:
+        if recipe.text is None:
+            raise ValueError(f"recipe {recipe.name!r} reads no text, so --text has no use; take a t2i or sd3 recipe")
+        changes["text"] = TextSettings.parse(text)
     if start is not None:
         changes["start"] = None if start.lower() == "none" else Start(path=start)
     if data is not None:
         changes |= {"data.source": data, "data.split": "all", "data.size": None, "data.channels": None}
     if size is not None:
-        changes["data.size"] = parse_size(size)
+        changes |= {"data.size": parse_size(size), "data.buckets": None}  # one size for all images
     if codec is not None:
         changes["codec"] = CodecSettings.parse(codec)
     if list(teachers) == ["none"]:
@@ -58,7 +64,7 @@ def choose(
         changes |= room_for_patch(recipe, overrides)
     before = recipe.with_(changes) if changes else recipe
     options = {"--data": data, "--size": size, "--codec": codec, "--teacher": " ".join(teachers), "--steps": steps}
-    options["--start"] = start
+    options |= {"--start": start, "--text": text}
     return agreeing(before, override(before, overrides), overrides, options)
 
 
@@ -69,6 +75,13 @@ def split_start(overrides: Sequence[str]) -> tuple[str | None, list[str]]:
     if "" in paths:
         raise ValueError("start: name a run, an exported model or a published file to begin from, or none")
     return paths[-1] if paths else None, [text for text, key, _ in pairs if key.strip() != "start"]
+
+
+def split_text(overrides: Sequence[str]) -> tuple[str | None, list[str]]:
+    """The value of text=ENCODER, the last if there are several, and the other overrides."""
+    pairs = [(text, *text.partition("=")[::2]) for text in overrides]
+    found = [value.strip() for _, key, value in pairs if key.strip() == "text"]
+    return found[-1] if found else None, [text for text, key, _ in pairs if key.strip() != "text"]
 
 
 def agreeing(before: S, after: S, overrides: Sequence[str], options: Mapping[str, object]) -> S:

@@ -34,10 +34,14 @@ def environment(device: torch.device, **facts: object) -> dict:
 
 
 def data_facts(folder: Path) -> dict:
-    """What a run's environment.json tells of its images (fingerprint, images, classes); {} where there is none."""
+    """What a run's environment.json tells of its images (fingerprint, images, classes, captions); {} without one.
+
+    Of a text model also "text", its encoder.
+    """
     try:
-        return dict(json.loads((folder / ENVIRONMENT).read_text(encoding="utf-8")).get("data", {}))
-    except (OSError, ValueError, AttributeError):
+        told = json.loads((folder / ENVIRONMENT).read_text(encoding="utf-8"))
+        return {**told.get("data", {}), **({"text": told["text"]} if told.get("text") else {})}
+    except (OSError, ValueError, AttributeError, TypeError):
         return {}
 
 

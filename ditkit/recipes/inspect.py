@@ -13,16 +13,18 @@ import torch
 from ditkit.analysis.cost import cost
 from ditkit.data import ImageSource, open_source, scan
 from ditkit.diffusion import BatchNoise
-from ditkit.evaluation import read_images
+from ditkit.evaluation import read_items
 from ditkit.pretrained import PretrainedMissing, load_teacher
 from ditkit.protocols import Codec, Extractor
 from ditkit.recipes.adapt import adapt, concerns, explain
 from ditkit.recipes.build import encoder, open_images
 from ditkit.recipes.memory import available, folder_bytes, training_memory
 from ditkit.recipes.place import nearest
+from ditkit.recipes.prompts import remembered
 from ditkit.recipes.recipe import Recipe
 from ditkit.recipes.run import check_folder, check_same
 from ditkit.recipes.start import open_start
+from ditkit.recipes.text import ToldText, heard, open_text
 from ditkit.training import list_steps
 from ditkit.training.start import latent_warning
 
@@ -78,12 +80,20 @@ def inspect(
             yield teacher_finding(teachers[-1], source if usable else None)
         except EXPECTED as error:
             yield Finding("fail", "teacher", str(error))
-    if codec is None or source is None or not usable or len(teachers) < len(recipe.teachers):
-        yield Finding("warn", "model", "size, cost and memory not checked: data, codec and teachers come first")
+    text = None
+    if recipe.text is not None:
+        try:
+            text = open_text(recipe.text, device)
+            yield from text_findings(text, source if usable else None)
+        except EXPECTED as error:
+            yield Finding("fail", "text", str(error))
+    lacking = len(teachers) < len(recipe.teachers) or (text is None) != (recipe.text is None)
+    if codec is None or source is None or not usable or lacking:
+        yield Finding("warn", "model", "size, cost and memory not checked: data and frozen networks come first")
         yield from place_findings(folder, None)
         return
     try:
-        fitted = adapt(recipe, source, channels=codec.channels, factor=codec.factor, keep=keep)
+        fitted = adapt(recipe, source, channels=codec.channels, factor=codec.factor, keep=keep, text=text)
     except EXPECTED as error:
         yield Finding("fail", "model", str(error))
         yield from place_findings(folder, None)
@@ -93,8 +103,8 @@ def inspect(
     yield from start_findings(fitted, folder)
     yield from cost_findings(fitted, usable, device)
     yield from latent_findings(fitted, codec, source, device)
-    memory = training_memory(fitted, codec, teachers, source.size)
-    parts = f"state {gib(memory.state)}, activations {gib(memory.activations)}, codec and teachers {gib(memory.frozen)}"
+    memory = training_memory(fitted, codec, teachers, source.size, text)
+    parts = f"state {gib(memory.state)}, activations {gib(memory.activations)}, frozen networks {gib(memory.frozen)}"
     there = available(device)
     much = there is not None and memory.total > 0.9 * there
     mend = "; set training.micro_batch, model.checkpointing=true or a smaller training.batch" if much else ""
@@ -119,11 +129,25 @@ def data_findings(lines: list[str], usable: int) -> Iterator[Finding]:
 
 
 def teacher_finding(teacher: Extractor, source: ImageSource | None) -> Finding:
-    """The teacher's features of two images, where there are any. ValueError if it cannot look at them."""
+    """The teacher's features of an image, where there is any. ValueError if it cannot look at them."""
     if source is None:
         return Finding("ok", "teacher", f"{teacher.id}: width {teacher.width}")
-    rows, columns = teacher(read_images(source, 2)[0]).grid
+    rows, columns = teacher(read_items(source, 1)[0].image[None]).grid
     return Finding("ok", "teacher", f"{teacher.id}: width {teacher.width}, {rows}x{columns} tokens an image")
+
+
+def text_findings(text: ToldText, source: ImageSource | None) -> Iterator[Finding]:
+    """The text encoder's sizes, what it says of itself, and what it cuts off the first captions."""
+    pooled = f", pooled {text.pooled_width}" if text.pooled_width else ""
+    yield Finding("ok", "text", f"{text.id}: {text.length} tokens of width {text.width}{pooled}")
+    yield from (Finding("ok", "text", note) for note in text.notes)
+    if source is None:
+        return
+    captions = remembered(source, LOOKED_AT)
+    with heard() as lines:
+        text(captions)
+    cut = f"of {len(captions)} captions {len(lines)} are longer than the encoder reads; {lines[0]}" if lines else ""
+    yield Finding("warn" if cut else "ok", "text", cut or f"captions such as {captions[0]!r}")
 
 
 def model_findings(recipe: Recipe) -> Iterator[Finding]:
@@ -134,7 +158,8 @@ def model_findings(recipe: Recipe) -> Iterator[Finding]:
     yield Finding(
         "ok", "model",
         f"{rows}x{columns} = {rows * columns} tokens; a patch holds {model.patch}x{model.patch}x{model.channels} = "
-        f"{numbers} numbers, width {model.width}; classes: {model.num_classes or 'none'}",
+        f"{numbers} numbers, width {model.width}; "
+        + ("text" if recipe.text is not None else f"classes: {model.num_classes or 'none'}"),
     )  # fmt: skip
     yield from (Finding("warn", "model", line) for line in concerns(recipe))
 
@@ -175,7 +200,9 @@ def cost_findings(recipe: Recipe, images: int, device: torch.device) -> Iterator
 
 def latent_findings(recipe: Recipe, codec: Codec, source: ImageSource, device: torch.device) -> Iterator[Finding]:
     """Mean and standard deviation of a few latents: a missing or doubled scale ruins a run silently."""
-    images, _ = read_images(source, LOOKED_AT)
+    items = read_items(source, LOOKED_AT)
+    same = [item.image for item in items if item.image.shape == items[0].image.shape]  # buckets have many sizes
+    images = torch.stack(same)
     noise = BatchNoise(recipe.training.seed, 0, len(images), device=device)
     with torch.no_grad():
         latents = encoder(codec)(images.to(device), noise)

@@ -21,13 +21,17 @@ from ditkit.config import dump
 from ditkit.diffusion import AnyObjective, AnyPath, Kind
 from ditkit.files import new_folder
 from ditkit.models import AnyModel, build_model
-from ditkit.pretrained import CachedText, load_codec, load_text
+from ditkit.pretrained import load_codec
 from ditkit.protocols import Codec, TextEncoder
+from ditkit.recipes.adapters import tuned
 from ditkit.recipes.environment import data_facts
 from ditkit.recipes.recipe import Recipe
 from ditkit.recipes.registry import RECIPES, from_file
+from ditkit.recipes.text import open_text
 from ditkit.training import checkpoint
 
+FAMILIES = {"diffusers-dit": "dit", "improved-dit": "ddt", "diffusers-sd3": "sd3", "repa-mmdit": "repa_t2i"}
+LARGEST = {"sd3": "medium", "repa_t2i": "coco"}  # rows that stand in for sizes that no row has; else xl_2_256
 MODEL, PROJECTORS, CARD = "model.safetensors", "projectors.safetensors", "model.json"
 Weights = Literal["ema", "raw"]
 
@@ -49,6 +53,8 @@ class Loaded:
     classes: tuple[str, ...] = ()  # names, where the run or the card knows them
     images: str = ""  # fingerprint of the images that it was trained on, where that is known
     captions: tuple[str, ...] = ()  # some of theirs, where it was trained on text
+    encoder: str = ""  # id of the text encoder that it was trained with
+    notes: tuple[str, ...] = ()  # what of a published file was left aside
     device: torch.device = field(default_factory=lambda: torch.device("cpu"))
 
     @cached_property
@@ -61,7 +67,7 @@ class Loaded:
     @cached_property
     def text(self) -> TextEncoder | None:
         """Prompts -> conditions, each prompt encoded once; None for class models; PretrainedMissing as `codec`."""
-        return None if self.recipe.text is None else CachedText(load_text(self.recipe.text, self.device))
+        return open_text(self.recipe.text, self.device)
 
     def to(self, device: torch.device | str) -> Loaded:
         """Move network and projectors; codec and text encoder follow when they are loaded."""
@@ -110,14 +116,14 @@ def of_published(published: Published) -> Loaded:
 
 def recipe_of(published: Published) -> Recipe:
     """The published row that trained this architecture, else the family's largest row with this model in it."""
-    family = {"diffusers-dit": "dit", "improved-dit": "ddt"}.get(published.source, published.source)
+    family = FAMILIES.get(published.source, published.source)
     rows = {name: make() for name, make in RECIPES.items() if name.startswith(f"{family}.")}
     same = [r.model_copy(update={"name": n}) for n, r in rows.items() if _trained(r, published)]
     aligned = published.projectors is not None
     if same:  # the improved DiT's weights are the same network with and without alignment
         return max(same, key=lambda r: ((r.align is not None) == aligned, r.training.steps))
     baseline = ("improved_repa_" if aligned else "improved_sit_") if published.source == "improved-dit" else ""
-    base, model = rows[f"{family}.{baseline}xl_2_256"], published.settings
+    base, model = rows[f"{family}.{baseline}{LARGEST.get(family, 'xl_2_256')}"], published.settings
     tree: dict[str, Any] = {"model": model, "published": (), "name": "", "title": f"{published.source} checkpoint"}
     tree["unpublished"] = (*base.unpublished, "training")  # how it was trained is not in the file
     tree["data"] = base.data.model_copy(update={"size": (8 * model.size[0], 8 * model.size[1])})  # the VAE's factor
@@ -155,7 +161,8 @@ def _run(folder: Path, weights: Weights, step: int | None) -> Loaded:
         if found is None:
             raise CheckpointError(f"{folder}: no checkpoint in this run yet; `ditkit train` makes them")
         step = found[0]
-    model = _filled(recipe, checkpoint.read(folder, step, weights), folder)
+    state = checkpoint.read(folder, step, weights)
+    model = _filled(recipe, state, folder) if recipe.adapter is None else tuned(folder, recipe, state)
     projectors = None
     if recipe.align is not None:
         state = checkpoint.read(folder, step, weights, "align")
@@ -178,9 +185,9 @@ def _exported(folder: Path, weights: Weights) -> Loaded:
 
 
 def _data(told: dict) -> dict[str, Any]:
-    """Class names, some captions and the fingerprint of the training images, as `Loaded` keeps them."""
+    """Class names, some captions, fingerprint and text encoder of the training images, as `Loaded` keeps them."""
     words = {name: tuple(map(str, told.get(name, ()))) for name in ("classes", "captions")}
-    return {**words, "images": str(told.get("fingerprint", ""))}
+    return {**words, "images": str(told.get("fingerprint", "")), "encoder": str(told.get("text", ""))}
 
 
 def _tensors(file: Path) -> dict[str, torch.Tensor]:
@@ -226,7 +233,9 @@ def projectors_of(state: dict[str, torch.Tensor]) -> nn.ModuleList:
 
 def save_exported(loaded: Loaded, folder: Path) -> None:
     """Write model.safetensors, recipe.json, model.json (and projectors) into a new folder, all or nothing."""
-    data = {"fingerprint": loaded.images, "classes": list(loaded.classes), "captions": list(loaded.captions)}
+    data: dict[str, Any] = {"fingerprint": loaded.images, "classes": list(loaded.classes)}
+    if loaded.recipe.text is not None:
+        data |= {"captions": list(loaded.captions), "text": loaded.encoder}
     card = {"source": loaded.source, "weights": loaded.weights, "step": loaded.step, "data": data}
     with new_folder(folder) as draft:
         save_file(contiguous(loaded.model.state_dict()), draft / MODEL)

@@ -12,7 +12,7 @@ from torch.autograd.graph import saved_tensors_hooks
 
 from ditkit.align import Projector
 from ditkit.models import AnyModel, build_model, example_condition
-from ditkit.protocols import Codec, Extractor
+from ditkit.protocols import Codec, Extractor, TextEncoder
 from ditkit.recipes.recipe import Recipe
 from ditkit.training.optim import pieces
 
@@ -36,7 +36,9 @@ class Memory:
         return self.state + self.activations + self.frozen
 
 
-def training_memory(recipe: Recipe, codec: Codec, teachers: list[Extractor], image: tuple[int, int]) -> Memory:
+def training_memory(
+    recipe: Recipe, codec: Codec, teachers: list[Extractor], image: tuple[int, int], text: TextEncoder | None = None
+) -> Memory:  # fmt: skip
     """What training `recipe` on images of (H, W) takes, `pieces` of the batch at a time; rough to some 30 per cent."""
     with torch.device("meta"):
         trained = count(build_model(recipe.model))
@@ -46,6 +48,7 @@ def training_memory(recipe: Recipe, codec: Codec, teachers: list[Extractor], ima
     rows = max(stop - start for start, stop in pieces(recipe.training.batch, recipe.training))
     share = BF16 if recipe.training.precision == "bf16" else 1.0
     frozen = 4 * count(network(codec)) + sum(4 * count(network(teacher)) for teacher in teachers)
+    frozen += sum(p.numel() * p.element_size() for part in text_networks(text) for p in part.parameters())
     if recipe.codec.kind == "kl":
         frozen += 4 * VAE_CHANNELS * image[0] * image[1] * min(rows, 32)
     return Memory(STATE * trained, int(share * rows * saved_bytes(recipe.model)), frozen, SAVED * trained)
@@ -82,6 +85,13 @@ def network(part: Codec | Extractor) -> nn.Module | None:
     """The network inside a codec or a teacher; None where there is none."""
     found = (getattr(part, name, None) for name in ("vae", "network", "model"))
     return next((one for one in found if isinstance(one, nn.Module)), None)
+
+
+def text_networks(text: TextEncoder | None) -> list[nn.Module]:
+    """The networks inside a text encoder, cached or not; none in the toy one."""
+    inner = getattr(text, "encoder", text)
+    readers = [*getattr(inner, "networks", {}).values(), getattr(inner, "network", None)]
+    return [reader.model for reader in readers if reader is not None]
 
 
 def available(device: torch.device) -> int | None:

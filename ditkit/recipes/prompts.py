@@ -46,10 +46,14 @@ def _prompt(where: str, line: str) -> str:
     return found
 
 
-def data_prompts(source: ImageSource, n: int) -> tuple[list[str], list[int]]:
-    """Captions of n usable images (all, where there are fewer) spread evenly over the data, and the images' labels."""
+def data_prompts(source: ImageSource, n: int) -> tuple[tuple[str, ...], tuple[int, ...]]:
+    """Captions of n usable images (all, where there are fewer) spread evenly over the data, and the images' labels.
+
+    No labels where the images have none.
+    """
     items = read_items(source, n)
-    return [item.caption for item in items], [item.label for item in items]
+    labels = tuple(item.label for item in items)
+    return tuple(item.caption for item in items), labels if source.classes and min(labels) >= 0 else ()
 
 
 def remembered(source: ImageSource, n: int = SHOWN) -> list[str]:

@@ -12,7 +12,7 @@ from ditkit.data import DataSettings
 from ditkit.diffusion import AnyObjective, SamplerSettings
 from ditkit.models import AnyModel, reads_text
 from ditkit.pretrained import CodecSettings, TeacherSettings, TextSettings
-from ditkit.training import TrainSettings
+from ditkit.training import AdapterSettings, TrainSettings
 
 
 class Published(Settings):
@@ -27,6 +27,7 @@ class Published(Settings):
     precision: float | None = None
     recall: float | None = None
     accuracy: float | None = Field(None, description="linear probe of the aligned block on ImageNet, per cent")
+    geneval: float | None = Field(None, description="overall GenEval score, mean over its six tasks")
     images: int = 50_000
     labels: Literal["random", "balanced"] = "random"
     decoder: str = Field("stabilityai/sd-vae-ft-ema", description="the VAE whose decoder made the images")
@@ -66,6 +67,7 @@ class Recipe(Settings):
     align: AlignSettings | None = Field(None, description="REPA; needs teachers")
     teachers: tuple[TeacherSettings, ...] = ()
     start: Start | None = Field(None, description="weights to begin from; none: random ones")
+    adapter: AdapterSettings | None = Field(None, description="LoRA: it alone is trained; needs start")
     training: TrainSettings
     sampling: SamplerSettings = Field(description="how to sample by default")
     unpublished: tuple[str, ...] = Field((), description="dotted keys whose values are ours: the paper gave none")
@@ -84,8 +86,15 @@ class Recipe(Settings):
             if self.text is None:
                 raise ValueError(f"model {self.model.kind!r} reads text: name its encoders by text (text.kind=toy)")
             raise ValueError(f"model {self.model.kind!r} knows classes and no text: leave text out (text=none)")
+        dpo = self.objective.kind == "dpo"
+        if dpo != (self.data.pairs == "both"):
+            raise ValueError("objective.kind=dpo and data.pairs=both go together: give both, or neither")
+        if dpo and self.align is not None:
+            raise ValueError(
+                "objective.kind=dpo trains on pairs, which have no alignment: leave out align and teachers"
+            )
         learned = self.objective.kind == "improved_ddpm" and self.objective.variance == "learned_range"
-        if learned != (self.model.variance == "learned"):
+        if not dpo and learned != (self.model.variance == "learned"):
             needs = "needs model.variance=learned" if learned else "has no use for model.variance=learned"
             raise ValueError(f"objective {self.objective.kind!r} {needs}, got {self.model.variance!r}")
         return self

@@ -13,7 +13,7 @@ from pathlib import Path
 from pydantic import ValidationError
 
 from ditkit.config import SettingsError, merge, nearest, override, read_file, read_settings
-from ditkit.recipes import ddt, digits, dit, repa, sit, t2i
+from ditkit.recipes import ddt, digits, dit, repa, repa_t2i, sd3, sit, t2i
 from ditkit.recipes.recipe import Recipe
 
 YAML = (".yaml", ".yml", ".json")
@@ -21,7 +21,7 @@ YAML = (".yaml", ".yml", ".json")
 # One line per paper or data set; each module lists its recipes in ROWS.
 RECIPES: dict[str, Callable[[], Recipe]] = {
     f"{module.__name__.rpartition('.')[2]}.{row.__name__}": row
-    for module in (dit, sit, repa, ddt, digits, t2i)
+    for module in (dit, sit, repa, ddt, sd3, repa_t2i, digits, t2i)
     for row in module.ROWS
 }
 

@@ -3,9 +3,7 @@
 from __future__ import annotations
 
 import json
-import logging
-from collections.abc import Callable, Collection, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable, Collection
 from pathlib import Path
 
 import torch
@@ -13,8 +11,10 @@ import torch
 from ditkit.config import diff, dump
 from ditkit.evaluation import make_request, save_png
 from ditkit.evaluation.generate import sample_chunk
+from ditkit.evaluation.sheet import contact_sheet
 from ditkit.files import write_text
 from ditkit.recipes.adapt import concerns, explain
+from ditkit.recipes.adapters import check_start, tune
 from ditkit.recipes.build import Parts, build_job, prepare
 from ditkit.recipes.environment import ENVIRONMENT, data_facts, environment
 from ditkit.recipes.load import load
@@ -23,8 +23,8 @@ from ditkit.recipes.prompts import prompt_request, remembered
 from ditkit.recipes.recipe import Recipe
 from ditkit.recipes.registry import from_file
 from ditkit.recipes.run_page import write_run_report
-from ditkit.recipes.sampling import contact_sheet
 from ditkit.recipes.start import begin, open_start
+from ditkit.recipes.text import listening
 from ditkit.training import list_steps
 from ditkit.training.files import prepare as prepare_folder
 from ditkit.training.log import Log, Row
@@ -34,7 +34,13 @@ from ditkit.training.state import State
 
 RECIPE = "recipe.json"
 MAY_CHANGE = {"name", "title", "source", "data", "training", "sampling", "unpublished", "notes", "published"}
-FIXED = {"training.batch", "training.seed", "data.flip"}  # but these: the position in the data and all draws follow
+FIXED = {
+    "training.batch",
+    "training.seed",
+    "data.flip",
+    "data.synthetic_share",
+    "data.empty_share",
+}  # but these: the position in the data and all draws follow
 PREVIEW = 64  # images of the sheet that ends a run
 
 
@@ -51,6 +57,7 @@ def train(
     steps keeps its recipe. Raises what `prepare`, `open_start` and `fit` raise, one line each.
     """
     check_folder(folder)
+    check_start(recipe, folder)
     parts = prepare(recipe, device, keep)
     begun = open_start(parts.recipe, folder)
     prepare_folder(folder)
@@ -68,9 +75,9 @@ def train(
         *concerns(parts.recipe),
     ):
         log.say(line)
-    with data_messages(log.say):
+    with listening(log.say):
         job = build_job(parts, folder)
-        for line in begin(job, parts.recipe, begun):
+        for line in (*begin(job, parts.recipe, begun), *tune(job, parts.recipe)):
             log.say(line)
         del begun  # a second copy of the weights
         state = fit(job, resume=resume, on_step=on_step, on_message=say)
@@ -114,19 +121,6 @@ def check_same(recipe: Recipe, folder: Path, fingerprint: str) -> None:
     if found:
         more = f" and {len(found) - 5} more" if found[5:] else ""
         raise ValueError(f"{folder} holds another run: {'; '.join(found[:5])}{more}; name another folder with --out")
-
-
-@contextmanager
-def data_messages(say: Callable[[str], None]) -> Iterator[None]:
-    """What the data room logs (images that cannot be used) goes to `say` while the block runs."""
-    handler = logging.Handler()
-    handler.emit = lambda record: say(record.getMessage())  # type: ignore[method-assign]
-    logger = logging.getLogger("ditkit.data")
-    logger.addHandler(handler)
-    try:
-        yield
-    finally:
-        logger.removeHandler(handler)
 
 
 def write_run_files(parts: Parts, folder: Path) -> None:

@@ -9,19 +9,19 @@ from typing import Literal
 
 import torch
 from pydantic import Field, field_validator
-from torch import Tensor
 
 from ditkit.checkpoints import Shape
 from ditkit.config import Settings, fingerprint, nearest, override
-from ditkit.diffusion import CFG, SamplerSettings, Sharing
-from ditkit.evaluation import Generated, Request, generate, grid, make_request, save_png
+from ditkit.data import ImageSource
+from ditkit.diffusion import CFG, AnyGuidance, SamplerSettings, Sharing, SkipLayer
+from ditkit.evaluation import Generated, Request, generate, make_request, save_png
 from ditkit.evaluation.features import Progress
 from ditkit.evaluation.images import enlarge, viewing_factor
-from ditkit.evaluation.sheet import captioned
-from ditkit.pretrained import CodecSettings
+from ditkit.evaluation.sheet import contact_sheet
+from ditkit.pretrained import CodecSettings, TextSettings
 from ditkit.recipes.choose import parse_size
 from ditkit.recipes.load import Loaded, load
-from ditkit.recipes.prompts import EACH, prompt_request, read_prompts
+from ditkit.recipes.prompts import EACH, data_prompts, prompt_request, read_prompts
 from ditkit.recipes.sharing import Place, parse_sharing
 from ditkit.training.files import prepare as prepare_folder
 
@@ -29,7 +29,6 @@ from ditkit.training.files import prepare as prepare_folder
 MEASURED = ("weights", "step", "guidance", "interval", "size", "codec")
 NAMED = 20  # classes whose names are told
 SHEET = 100  # images on the contact sheet at most
-MOST_COLUMNS = 8  # of captioned images
 SHORT = {
     "steps": "sampling.steps",
     "solver": "sampling.solver",
@@ -56,7 +55,9 @@ class Choices(Settings):
     interval: tuple[float, float] | None = Field(None, description="guide between these times: LOW,HIGH; 0 = data")
     weights: Literal["ema", "raw"] = Field("ema", description="averaged or raw weights")
     step: int | None = Field(None, ge=0, description="which checkpoint of a run; None: the newest")
-    codec: str | None = Field(None, description="'pixels', 'ft-ema', 'ft-mse', a hub id or a folder")
+    codec: str | None = Field(None, description="'pixels', 'ft-ema', 'ft-mse', 'sd3', a hub id or a folder")
+    text: str | None = Field(None, description="text models: 'toy', 'clip', 'sd3', clip:SOURCE, sd3:SOURCE or a folder")
+    without: str = Field("", description="text encoders of SD3 that are left out, with commas: t5,clip_g")
     size: str | None = Field(None, description="pixels: 256 or HEIGHTxWIDTH; None: the model's native size")
     chunk: int = Field(64, ge=1, description="images that go through the network together")
     decode: int = Field(16, ge=1, description="images that go through the codec together")
@@ -103,7 +104,24 @@ def open_model(what: Path, source: str | None, choices: Choices, device: torch.d
     loaded = load(what, choices.weights, step=choices.step, source=source, **shape)
     if choices.codec is not None:
         loaded.recipe = loaded.recipe.with_({"codec": CodecSettings.parse(choices.codec)})
+    if text := choose_text(loaded, choices):
+        loaded.recipe = loaded.recipe.with_({"text": text})
     return loaded.to(device)
+
+
+def choose_text(loaded: Loaded, choices: Choices) -> TextSettings | None:
+    """The text encoders that the user names or leaves out, None where that is nothing. ValueError, one line."""
+    if choices.text is None and not choices.without:
+        return None
+    if loaded.recipe.text is None:
+        raise ValueError("the model reads no text: leave --text and --without out")
+    text = loaded.recipe.text if choices.text is None else TextSettings.parse(choices.text)
+    left_out = [name.strip() for name in choices.without.split(",") if name.strip()]
+    known = ("clip_l", "clip_g", "t5") if text.kind == "sd3" else ()
+    if wrong := [name for name in left_out if name not in known]:
+        there = f"it has {', '.join(known)}" if known else f"text encoder {text.kind!r} is a single one"
+        raise ValueError(f"without {wrong[0]!r}: {there}")
+    return text.with_(dict.fromkeys(left_out, "none"))
 
 
 def choose_sampler(
@@ -166,18 +184,28 @@ def guide(sampling: SamplerSettings, scale: float | None, interval: tuple[float,
     if interval is not None and not 0 <= interval[0] < interval[1] <= 1:
         raise ValueError(f"interval {interval[0]:g},{interval[1]:g}: give LOW,HIGH with 0 <= LOW < HIGH <= 1")
     guidance = sampling.guidance if sampling.guidance is not None else CFG()
+    if interval is not None and not isinstance(guidance, CFG):
+        raise ValueError(f"guidance {guidance.kind!r} has no interval: set sampling.guidance.kind=cfg first")
     changes = {} if scale is None else {"scale": scale}
     changes |= {} if interval is None else {"low": interval[0], "high": interval[1]}
     return sampling.model_copy(update={"guidance": guidance.with_(changes)})
 
 
-def choose_request(loaded: Loaded, choices: Choices, n: int) -> Request:
-    """The request: how many images (`n` unless chosen) of which classes or prompts and size. ValueError, one line."""
+def choose_request(loaded: Loaded, choices: Choices, n: int, real: ImageSource | None = None) -> Request:
+    """The request: how many images (`n` unless chosen) of which classes or prompts and size. ValueError, one line.
+
+    real: captioned images; without prompts of the user's, a text model draws their captions, labelled as they are.
+    """
     classes, given = loaded.recipe.model.num_classes, choices.classes
     check_words(loaded, choices)
     if loaded.recipe.text is not None:
-        count = choices.n or (len(choices.prompts) * EACH or min(n, len(loaded.captions) or n))
-        request = prompt_request(loaded, choices.prompts, count, negative=choices.negative, seed=choices.seed)
+        prompts, labels = choices.prompts, ()
+        if real is not None and not prompts:
+            prompts, labels = data_prompts(real, choices.n or n)
+        count = choices.n or (n if real is not None else len(prompts) * EACH or min(n, len(loaded.captions) or n))
+        request = prompt_request(
+            loaded, prompts, count, negative=choices.negative, seed=choices.seed, labels=labels
+        )  # fmt: skip
     elif given in ("random", "balanced"):
         request = make_request(choices.n or n, classes, given, seed=choices.seed)  # type: ignore[arg-type]
     else:
@@ -241,7 +269,16 @@ def latent_size(loaded: Loaded, text: str | None) -> tuple[int, int] | None:
 
 
 def check_codec(loaded: Loaded) -> None:
-    """Load the codec now, and refuse one that has other channels than the model. PretrainedMissing or ValueError."""
+    """Load codec and text encoder now; refuse other channels or widths than the model's.
+
+    PretrainedMissing or ValueError.
+    """
+    if (text := loaded.text) is not None:
+        wanted, given = getattr(loaded.settings, "text_width", text.width), text.width
+        if getattr(loaded.settings, "pooled_width", 0) and wanted == given:
+            wanted, given = loaded.settings.pooled_width, text.pooled_width  # type: ignore[union-attr]
+        if wanted != given:
+            raise ValueError(f"the model reads text of width {wanted}, {text.id} gives {given}: name its own by --text")
     channels = getattr(loaded.settings, "channels", loaded.codec.channels)
     pixels = loaded.recipe.codec.kind == "pixels"
     if loaded.codec.channels != channels or (pixels and channels not in (1, 3)):
@@ -279,21 +316,6 @@ def draw(
     return made, save_png(sheet, folder.with_name(f"{folder.name}-grid.png"))
 
 
-def contact_sheet(images: Tensor, request: Request, classes: int = 0, gap: int = 1) -> Tensor:
-    """The first images of a request on one sheet, above their prompts where there are any; classes that take turns."""
-    if request.prompts:
-        turns = len(dict.fromkeys(request.prompts))
-        columns = turns if turns <= MOST_COLUMNS else sheet_columns(0, min(len(images), MOST_COLUMNS**2))
-        return captioned(images, request.prompts[: len(images)], min(columns, len(images)))
-    return grid(images, min(sheet_columns(classes, len(images)), len(images)), gap)
-
-
-def sheet_columns(classes: int, n: int) -> int:
-    """Columns for n images whose classes take turns, so that a class keeps to its columns and the sheet is squarish."""
-    side = max(1, round(n**0.5))
-    return classes * max(1, side // classes) if 1 < classes <= 12 else side
-
-
 def describe_sample(loaded: Loaded, made: Generated, sheet: Path) -> Iterator[tuple[str, object]]:
     """(topic, text) lines about the images that `draw` made."""
     request, folder = made.request, made.folder or Path()
@@ -301,7 +323,10 @@ def describe_sample(loaded: Loaded, made: Generated, sheet: Path) -> Iterator[tu
     yield "weights", describe_weights(loaded)
     yield from (("note", doubt) for doubt in describe_doubts(loaded))
     yield "sampler", f"{describe_sampler(made.sampler)}: {made.evaluations:g} network evaluations an image"
-    yield "images", f"{request.n} in {folder}{found}, {request.mode} labels, seed {request.seed}"
+    asked = f"{request.mode} labels"
+    if request.prompts:
+        asked = f"{len(set(request.prompts))} prompts" if len(set(request.prompts)) > 1 else f"{request.prompts[0]!r}"
+    yield "images", f"{request.n} in {folder}{found}, {asked}, seed {request.seed}"
     if named := describe_classes(loaded, request):
         yield "classes", named
     yield "archive", folder / "samples.npz"
@@ -316,23 +341,35 @@ def describe_weights(loaded: Loaded) -> str:
 
 
 def describe_doubts(loaded: Loaded) -> list[str]:
-    """What the user may have got wrong about a published file, a line each."""
+    """What the user may have got wrong about a published file or a text encoder, a line each."""
     if loaded.source == "repa" and loaded.projectors is None:
         return ["no projectors in this file: it looks like a SiT file, whose time runs the other way (--source sit)"]
+    text = loaded.__dict__.get("text")
+    if text is not None and loaded.encoder not in ("", text.id):
+        return [f"the prompts are read by {text.id}, the model was trained with {loaded.encoder}"]
     return []
 
 
 def describe_sampler(sampling: SamplerSettings) -> str:
-    """Solver, steps, options, sharing and guidance in one line."""
+    """Solver, steps, options, shift, sharing and guidance in one line."""
     options = "".join(f", {key} {value}" for key, value in sampling.options.items())
     last = "" if sampling.last is None else f", last step {sampling.last:g}"
+    last += "" if sampling.shift == 1 else f", shift {sampling.shift:g}"
     last += "" if (shared := sampling.sharing) is None else f", {describe_sharing(shared)}"
-    if (g := sampling.guidance) is None:
-        return f"{sampling.solver}, {sampling.steps} steps{options}{last}, no guidance"
+    return f"{sampling.solver}, {sampling.steps} steps{options}{last}, {describe_guidance(sampling.guidance)}"
+
+
+def describe_guidance(g: AnyGuidance | None) -> str:
+    """Kind, scale and where it acts: "guidance 1.8 for 0 <= t <= 0.7"."""
+    if g is None:
+        return "no guidance"
+    if isinstance(g, SkipLayer):
+        blocks = ", ".join(map(str, g.blocks))
+        return f"guidance {g.scale:g} and {g.skip_scale:g} away from blocks {blocks} skipped"
     to = "<=" if g.closed else "<"
     where = f" for {g.low:g} {to} t {to} {g.high:g}" if (g.low, g.high) != (0, 1) else ""
     first = f" on the first {g.channels} channels" if g.channels else ""
-    return f"{sampling.solver}, {sampling.steps} steps{options}{last}, guidance {g.scale:g}{first}{where}"
+    return f"guidance {g.scale:g}{first}{where}"
 
 
 def describe_sharing(sharing: Sharing) -> str:

@@ -142,7 +142,7 @@ def of_generated(made: Generated) -> Samples:
 def choose_judging(overrides: Sequence[str], data: str | None, recipe: Recipe | None = None) -> Judging:
     """Real images and classifier: the recipe's own data unless `data` names others, then overrides. One-line errors."""
     if recipe is not None and data in (None, recipe.data.source):
-        settings = recipe.data
+        settings = recipe.data.single()
     elif data is not None:
         settings = DataSettings(source=data)
     else:
@@ -160,6 +160,7 @@ def check_belongs(loaded: Loaded, judging: Judging) -> list[str]:
     mine, classes = loaded.recipe, loaded.recipe.model.num_classes
     channels = loaded.codec.channels if mine.codec.kind == "pixels" else 3
     side = loaded.codec.factor
+    words = mine.text is not None
     source, wrong = open_source(judging.data), []
     if classes and len(source.classes) > 1 and len(source.classes) != classes:
         wrong.append(f"{classes} classes, the data {len(source.classes)}")
@@ -171,7 +172,8 @@ def check_belongs(loaded: Loaded, judging: Judging) -> list[str]:
             "that it was trained on, or sample first and evaluate the folder of samples"
         )
     size = tuple(length * side for length in mine.model.size)
-    same = open_source(judging.data.model_copy(update={"size": size, "channels": channels}))
+    update = {"size": size, "channels": channels}
+    same = open_source(judging.data.model_copy(update=update), captioned=words, batch=mine.training.batch)
     asked = judging.data.source == mine.data.source and judging.data.split != mine.data.split
     if asked or loaded.images in ("", same.fingerprint):
         return []
@@ -189,7 +191,15 @@ def load_extractors(names: Sequence[str], device: torch.device) -> dict[str, Ext
 def open_real(judging: Judging, images: Images) -> ImageSource:
     """The real images at the samples' size and channels. DataError, one line."""
     channels, height, width = images[0:1].shape[1:]
-    return open_source(judging.data.model_copy(update={"size": (height, width), "channels": channels}))
+    update = {"size": (height, width), "channels": channels, "buckets": None}
+    return open_source(judging.data.model_copy(update=update))
+
+
+def open_captions(loaded: Loaded, judging: Judging) -> ImageSource | None:
+    """The real images with the captions that a text model is asked to draw; None for a class model."""
+    if loaded.recipe.text is None:
+        return None
+    return open_source(judging.data.model_copy(update={"buckets": None}), captioned=True)
 
 
 def judge(

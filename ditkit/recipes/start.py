@@ -16,7 +16,8 @@ from ditkit.recipes.recipe import Recipe, Start
 from ditkit.training import list_steps
 from ditkit.training.state import Job
 
-FREE = {"size", "checkpointing", "adaln_zero", "mlp_ratio"}  # no weights hang on them, or their shapes tell
+# no weights hang on them, or their shapes tell
+FREE = {"size", "checkpointing", "adaln_zero", "mlp_ratio", "text_length", "table", "step", "init"}
 TABLE = "position"  # DiT's frozen position table: made for each grid, never carried to another
 
 

@@ -114,8 +114,9 @@ def update(state: State, values: Row) -> None:
     if state.guard.accept(values):
         set_rate(state.optimizer, learning_rate(state.job.settings, state.step))
         state.optimizer.step()
-        for ema, module in zip(state.emas, state.job.modules, strict=True):
-            ema.update(module)
+        if (state.step + 1) % state.job.settings.ema_every == 0:
+            for ema, module in zip(state.emas, state.job.modules, strict=True):
+                ema.update(module)
         state.meter.add(values)
     state.optimizer.zero_grad(set_to_none=True)
     state.step += 1

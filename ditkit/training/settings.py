@@ -27,7 +27,8 @@ class TrainSettings(Settings):
     eps: float = Field(1e-8, gt=0, description="AdamW's epsilon")
     weight_decay: float = Field(0.0, ge=0, description="AdamW's decoupled weight decay")
     clip: float | None = Field(None, gt=0, description="largest gradient norm, over network and projectors together")
-    ema: Fraction = Field(0.9999, description="decay of the averaged weights, every step, started from a copy")
+    ema: Fraction = Field(0.9999, description="decay of the averaged weights, which start as a copy")
+    ema_every: int = Field(1, ge=1, description="steps between averagings (SD3's study: 0.99 every 100)")
 
     precision: Literal["fp32", "bf16"] = Field("fp32", description="bf16: autocast with float32 islands")
     tf32: bool = Field(False, description="TensorFloat-32 in float32 matrix products (GPU only)")
