@@ -29,12 +29,15 @@ from ditkit.training.adapters import (
 TENSORS, CARD = "adapter.safetensors", "adapter.json"
 
 
-def save_adapter(model: nn.Module, settings: AdapterSettings, folder: Path, about: Mapping[str, object] = {}) -> None:
-    """Write the adapter of `model` into a new folder, all or nothing; `about` (JSON values) goes to its card.
+def save_adapter(
+    adapter: nn.Module | Mapping[str, Tensor], settings: AdapterSettings, folder: Path, about: Mapping[str, object] = {}
+) -> None:
+    """Write the adapter of a model (or its tensors) into a new folder, all or nothing; `about` goes to its card.
 
     CheckpointError if it changes nothing.
     """
-    tensors = {k: v.cpu().contiguous() for k, v in adapter_tensors(model).items()}
+    tensors = adapter_tensors(adapter) if isinstance(adapter, nn.Module) else adapter
+    tensors = {key: value.cpu().contiguous() for key, value in tensors.items()}
     check_effect(tensors, "adapter")
     card = {"format": 1, "settings": settings.model_dump(mode="json"), "about": dict(about)}
     with new_folder(folder) as draft:

@@ -69,10 +69,14 @@ class ValidationLoss:
     ):
         if len(images) == 0:
             raise ValueError("validation needs at least one image")
-        self.objective = _without_chance(objective)
+        self.judge_by(objective)
         self.encode, self.images, self.cond = encode, images, cond
         self.bins, self.batch, self.seed, self.device = bins, batch, seed, torch.device(device)
         self._latents: Tensor | None = None
+
+    def judge_by(self, objective: Any) -> None:
+        """Take another objective, such as one that has found its reference by now."""
+        self.objective = _without_chance(objective)
 
     @torch.no_grad()
     def __call__(self, model: nn.Module) -> dict[str, float]:

@@ -8,7 +8,10 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
+from ditkit.checkpoints import export_published
+from ditkit.checkpoints.diffusers_sd3 import transformer_config
 from ditkit.models import build_model, ddt_settings, dit_settings, example_condition, mmdit_settings
+from ditkit.protocols import Condition
 from ditkit.training import (
     AdapterSettings,
     CheckpointError,
@@ -20,6 +23,7 @@ from ditkit.training import (
     save_adapter,
     save_diffusers,
 )
+from ditkit.training.adapter_files import to_diffusers
 from ditkit.training.adapters import adapter_layers, adapter_tensors, target_names
 
 TEXT = {"channels": 4, "size": (8, 8), "text_width": 24, "pooled_width": 12, "text_length": 5}
@@ -194,6 +198,54 @@ def test_an_adapter_that_changes_nothing_is_refused(tmp_path):
         load_adapter(build_model(settings), tmp_path / "a")
     with pytest.raises(CheckpointError, match="not an adapter folder"):
         load_adapter(build_model(settings), tmp_path)
+
+
+WHOLE = (  # every Linear that an MMDiT has, so that each row of the table is tried
+    "qkv", "proj", "modulation.linear", "fc1", "fc2", "time.mlp.0", "time.mlp.2", "pooled.0", "pooled.2", "context.0",
+    "final.linear",
+)  # fmt: skip
+
+
+@pytest.mark.parametrize("targets", ["all-linear", "attention", WHOLE], ids=["all-linear", "attention", "whole"])
+def test_diffusers_reads_the_exported_adapter_and_answers_as_we_do(tmp_path, targets):
+    diffusers = pytest.importorskip("diffusers")
+    settings = mmdit_settings(3, width=32, heads=4, dual=(1,), qk_norm="rms", table=8, **TEXT)
+    model = randomised(settings).requires_grad_(False)
+    published = export_published(model, "diffusers-sd3")
+    theirs = diffusers.SD3Transformer2DModel.from_config(transformer_config(settings)).eval()
+    theirs.load_state_dict(published)
+    chosen = AdapterSettings(rank=3, alpha=6, targets=targets)
+    adapter = add_adapter(model, chosen)
+    assert (
+        targets != WHOLE
+        or len(adapter.targets) == sum(isinstance(m, torch.nn.Linear) for m in theirs.modules()) - 2 * 7
+    )
+    plain = torch.no_grad()(lambda: theirs(**inputs)[0])
+    g = torch.Generator().manual_seed(2)
+    x, text, pooled = (torch.randn(shape, generator=g) for shape in ((2, 4, 8, 8), (2, 5, 24), (2, 12)))
+    t = torch.tensor([0.3, 0.7])
+    inputs = {"hidden_states": x, "encoder_hidden_states": text, "pooled_projections": pooled, "timestep": 1000 * t}
+    before = plain()
+    save_diffusers(adapter_tensors(trained(model)), chosen, settings.depth, tmp_path / "lora.safetensors")
+    pipeline_state = diffusers.StableDiffusion3Pipeline.lora_state_dict(str(tmp_path / "lora.safetensors"))
+    theirs.load_lora_adapter(pipeline_state, prefix="transformer")
+    with torch.no_grad():
+        ours = model(x, t, Condition(text=text, pooled=pooled)).sample
+    assert (ours - before).abs().max() > 1e-2
+    assert torch.allclose(plain(), ours, atol=1e-5, rtol=1e-4)
+
+
+def test_a_fused_matrix_becomes_three_adapters_with_equal_a(tmp_path):
+    model = build_model(MODELS["mmdit"])
+    add_adapter(model, AdapterSettings(rank=3, targets=("image.attention.qkv",)))
+    tensors = adapter_tensors(trained(model))
+    made = to_diffusers(tensors, AdapterSettings(rank=3), 2)
+    assert len(made) == 2 * 3 * 2
+    prefix = "transformer.transformer_blocks.1.attn"
+    downs = [made[f"{prefix}.{to}.lora_A.weight"] for to in ("to_q", "to_k", "to_v")]
+    ups = [made[f"{prefix}.{to}.lora_B.weight"] for to in ("to_q", "to_k", "to_v")]
+    assert all(torch.equal(down, tensors["blocks.1.image.attention.qkv.lora_A.weight"]) for down in downs)
+    assert torch.equal(torch.cat(ups), tensors["blocks.1.image.attention.qkv.lora_B.weight"])
 
 
 def test_diffusers_names_only_what_it_has(tmp_path):
