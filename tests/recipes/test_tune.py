@@ -32,6 +32,15 @@ TINY = {
 LORA = {"adapter.rank": 3, "adapter.alpha": 6}
 
 
+@pytest.fixture(scope="module", autouse=True)
+def quick():
+    """Runs that validate and show a few images only: there are many here."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("ditkit.recipes.build.VALIDATION_IMAGES", 8)
+        patch.setattr("ditkit.recipes.run.PREVIEW", 2)
+        yield
+
+
 @pytest.fixture(scope="module")
 def base(tmp_path_factory):
     """Four steps of a tiny MMDiT on scenes."""
@@ -86,7 +95,7 @@ def lora(base, tmp_path_factory):
 
 def test_a_lora_run_trains_the_adapter_alone_and_opens_merged(base, lora):
     folder, said = lora
-    assert any(line.startswith("LoRA of rank 3, ") for line in said)
+    assert [line for line in said if line.startswith("LoRA of rank 3: 7,296 parameters on ")], said
     before, after = (ditkit.load(run).model.state_dict() for run in (base, folder))
     assert before.keys() == after.keys()
     changed = {key for key in before if not torch.equal(before[key], after[key])}
