@@ -1,7 +1,7 @@
 """`ditkit convert RUN FOLDER --to diffusers`: a folder that diffusers' StableDiffusion3Pipeline opens.
 
 Transformer and scheduler are always in it; VAE, text encoders and tokenizers where the recipe names such. What is
-missing is None in the pipeline, as diffusers has it, and the notes say what to give to its call instead.
+missing is None, and the notes say how to open such a folder and what to give to its call instead.
 """
 
 from __future__ import annotations
@@ -27,6 +27,7 @@ from ditkit.recipes.load import Loaded, contiguous
 PIPELINE = "diffusers"  # what --to calls it
 SCHEDULER = "FlowMatchEulerDiscreteScheduler"
 NONE = [None, None]
+OPTIONAL = ("image_encoder", "feature_extractor")  # of the pipeline; None in SD3's own folders
 Index = dict[str, Any]  # model_index.json: part -> [library, class]
 
 
@@ -41,7 +42,7 @@ def to_pipeline(loaded: Loaded, folder: Path) -> list[str]:
         raise CheckpointError(f"this model was trained on the {loaded.path.kind} path, the pipeline samples on linear")
     assert isinstance(loaded.model, MMDiT)
     codec, encoder = loaded.codec, getattr(loaded.text, "encoder", loaded.text)
-    index: Index = {"_class_name": "StableDiffusion3Pipeline", "image_encoder": NONE, "feature_extractor": NONE}
+    index: Index = {"_class_name": "StableDiffusion3Pipeline", **dict.fromkeys(OPTIONAL, NONE)}
     with new_folder(folder) as draft:
         _write(draft / "transformer" / "config.json", transformer_config(loaded.model.settings))
         save_file(state, draft / "transformer" / "diffusion_pytorch_model.safetensors")
@@ -54,7 +55,14 @@ def to_pipeline(loaded: Loaded, folder: Path) -> list[str]:
         _write(draft / "model_index.json", index)
     tokens = encoder.parts[-1].tokens if isinstance(encoder, SD3Text) else None
     call = describe_call(loaded.recipe.sampling, index, None if tokens is None else tokens[1] - tokens[0])
-    return [*_missing(loaded, index), f"call it with {call}"]
+    return [*_missing(loaded, index), describe_opening(index, folder), f"call it with {call}"]
+
+
+def describe_opening(index: Index, folder: Path) -> str:
+    """How it is opened: diffusers wants to be told what is None, though the folder says so too."""
+    lacking = [name for name, part in index.items() if part == NONE and name not in OPTIONAL]
+    words = "".join(f", {name}=None" for name in lacking)
+    return f"open it with StableDiffusion3Pipeline.from_pretrained({str(folder)!r}{words})"
 
 
 def describe_call(sampling: SamplerSettings, index: Index, length: int | None) -> str:
@@ -88,6 +96,8 @@ def _missing(loaded: Loaded, index: Index) -> list[str]:
             f"no {', '.join(lacking)} in it (text encoder: {kind}): give prompt_embeds, pooled_prompt_embeds and "
             "negative ones in place of a prompt"
         )
+        if loaded.text is not None and loaded.text([""]).mask is not None:
+            notes.append("padding is masked here and would be attended there: give embeddings without it")
     elif lacking:
         notes.append(f"no {lacking[0]} in it: zeros stand for T5, there and here")
     return notes

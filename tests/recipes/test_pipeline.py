@@ -24,7 +24,8 @@ _spec = importlib.util.spec_from_file_location("tiny", Path(__file__).parents[1]
 _tiny = importlib.util.module_from_spec(_spec)
 _spec.loader.exec_module(_tiny)
 
-SAMPLER = SamplerSettings(solver="euler", steps=4, spacing="sd3", shift=3.0, guidance=CFG(scale=4.0))
+SHIFT = 3.0
+SAMPLER = SamplerSettings(solver="euler", steps=4, spacing="sd3", shift=SHIFT, guidance=CFG(scale=4.0))
 PROMPTS = ("a red circle", "two cats")
 
 
@@ -78,9 +79,18 @@ def ours(loaded: Loaded, prompts=PROMPTS, size=(8, 8)) -> tuple[torch.Tensor, to
     return (loaded.codec.decode(latents.float()) / 2 + 0.5).clamp(0, 1), noise
 
 
-def theirs(diffusers, folder, noise, prompts=PROMPTS, **call) -> torch.Tensor:
-    pipeline = diffusers.StableDiffusion3Pipeline.from_pretrained(folder)
+def opened(diffusers, folder):
+    """As the notes say: what is None has to be named."""
+    index = json.loads((folder / "model_index.json").read_text())
+    none = [k for k, part in index.items() if part == [None, None] and k not in ("image_encoder", "feature_extractor")]
+    pipeline = diffusers.StableDiffusion3Pipeline.from_pretrained(folder, **dict.fromkeys(none))
+    assert pipeline.scheduler.config.shift == SHIFT and all(getattr(pipeline, name) is None for name in none)
     pipeline.set_progress_bar_config(disable=True)
+    return pipeline
+
+
+def theirs(diffusers, folder, noise, prompts=PROMPTS, **call) -> torch.Tensor:
+    pipeline = opened(diffusers, folder)
     factor = pipeline.vae_scale_factor
     height, width = (side * factor for side in noise.shape[2:])
     arguments = {"latents": noise, "output_type": "pt", "height": height, "width": width, **call}
@@ -91,7 +101,10 @@ def theirs(diffusers, folder, noise, prompts=PROMPTS, **call) -> torch.Tensor:
 def test_the_pipeline_makes_our_images(diffusers, parts, tmp_path, size):
     loaded = whole(parts, qk_norm="rms", dual=(1,))
     notes = to_published(loaded, "diffusers", tmp_path / "pipeline")
-    assert notes == ["call it with num_inference_steps=4, guidance_scale=4, max_sequence_length=77"]
+    assert notes == [
+        f"open it with StableDiffusion3Pipeline.from_pretrained({str(tmp_path / 'pipeline')!r})",
+        "call it with num_inference_steps=4, guidance_scale=4, max_sequence_length=77",
+    ]
     images, noise = ours(loaded, size=size)
     again = theirs(diffusers, tmp_path / "pipeline", noise, num_inference_steps=4, guidance_scale=4,
                    max_sequence_length=77)  # fmt: skip
@@ -100,9 +113,9 @@ def test_the_pipeline_makes_our_images(diffusers, parts, tmp_path, size):
 
 
 def test_an_even_grid_is_given_as_levels(diffusers, parts, tmp_path):
-    sampling = SamplerSettings(solver="euler", steps=5, shift=2.0)
+    sampling = SamplerSettings(solver="euler", steps=5, shift=SHIFT)
     loaded = whole(parts, sampling=sampling)
-    (note,) = to_published(loaded, "diffusers", tmp_path / "pipeline")
+    *_, note = to_published(loaded, "diffusers", tmp_path / "pipeline")
     assert "sigmas=[1 - i / 5 for i in range(5)], guidance_scale=1, max_sequence_length=77" in note
     images, noise = ours(loaded)
     again = theirs(diffusers, tmp_path / "pipeline", noise, sigmas=[1 - i / 5 for i in range(5)], guidance_scale=1,
@@ -114,6 +127,7 @@ def test_without_t5(diffusers, parts, tmp_path):
     loaded = whole(parts, text=TextSettings(kind="sd3", source=str(parts / "no_t5"), widths=(8, 12, 32)))
     told = to_published(loaded, "diffusers", tmp_path / "pipeline")
     assert told[0] == "no text_encoder_3 in it: zeros stand for T5, there and here"
+    assert told[1].endswith("pipeline', text_encoder_3=None, tokenizer_3=None)")
     index = json.loads((tmp_path / "pipeline" / "model_index.json").read_text())
     assert index["text_encoder_3"] == index["tokenizer_3"] == index["image_encoder"] == [None, None]
     images, noise = ours(loaded)
@@ -143,18 +157,23 @@ def test_a_run_of_its_own_text_and_pixels(diffusers, parts, tmp_path):
     told = to_published(loaded, "diffusers", tmp_path / "pipeline")
     assert told[0] == "no vae in it: the codec is pixels, so that it gives latents only"
     assert "(text encoder: toy): give prompt_embeds, pooled_prompt_embeds" in told[1]
-    assert told[2] == "call it with num_inference_steps=4, guidance_scale=4, output_type='latent'"
-    pipeline = diffusers.StableDiffusion3Pipeline.from_pretrained(tmp_path / "pipeline")
-    pipeline.set_progress_bar_config(disable=True)
-    cond, empty = loaded.text(["red circle"]), loaded.text([""])
+    assert told[2] == "padding is masked here and would be attended there: give embeddings without it"
+    assert "vae=None, text_encoder=None, tokenizer=None, text_encoder_2=None" in told[3]
+    assert told[4] == "call it with num_inference_steps=4, guidance_scale=4, output_type='latent'"
+    pipeline = opened(diffusers, tmp_path / "pipeline")
+    cond, other = (loaded.text([prompt]) for prompt in ("red circle", "blue square"))
     noise = torch.randn(1, 3, 8, 8, generator=torch.Generator().manual_seed(5))
+    given = {
+        f"{sign}{name}": value
+        for sign, c in (("", cond), ("negative_", other))
+        for name, value in (("prompt_embeds", c.text[:, c.mask[0]]), ("pooled_prompt_embeds", c.pooled))
+    }
     with torch.no_grad():
         got = pipeline(
-            prompt_embeds=cond.text, pooled_prompt_embeds=cond.pooled, negative_prompt_embeds=empty.text,
-            negative_pooled_prompt_embeds=empty.pooled, latents=noise, num_inference_steps=4, guidance_scale=4,
-            output_type="latent", height=64, width=64,
-        ).images  # fmt: skip
-    sampler = SAMPLER.model_copy(update={"guidance": CFG(scale=4.0).against(empty)})
+            **given, latents=noise, num_inference_steps=4, guidance_scale=4, output_type="latent", height=64, width=64
+        ).images
+    assert cond.mask.sum() == other.mask.sum() == 2 < cond.mask.numel()
+    sampler = SAMPLER.model_copy(update={"guidance": CFG(scale=4.0).against(other)})
     want, _ = sampler.run(loaded.model, noise, cond, path=Linear(), prediction="velocity")
     torch.testing.assert_close(got, want, rtol=0, atol=1e-4)
 
