@@ -95,3 +95,28 @@ def tiny_ddt(tmp_path_factory) -> Path:
     folder = tmp_path_factory.mktemp("runs") / "tiny-ddt"
     train(ddt().with_(changes), folder, torch.device("cpu"))
     return folder
+
+
+@pytest.fixture(scope="session")
+def tiny_text_recipe():
+    """tiny_text_recipe({"text.seed": 1}) -> the recipe of `tiny_text`, changed."""
+    from ditkit.recipes.t2i import digits
+
+    tiny = {
+        "name": "tiny-text", "model.depth": 2, "model.width": 32, "model.heads": 2, "training.steps": 4,
+        "training.batch": 16, "training.save_every": 2, "training.keep_last": 9, "training.ema": 0.5,
+        "training.validate_every": 4, "training.log_every": 1, "sampling.steps": 3,
+    }  # fmt: skip
+    return lambda changes=(): digits().with_({**tiny, **dict(changes)})
+
+
+@pytest.fixture(scope="session")
+def tiny_text(tiny_text_recipe, tmp_path_factory) -> Path:
+    """A run of four steps of a tiny MMDiT on digits whose captions say their class; not to be changed."""
+    from ditkit.recipes.run import train
+
+    folder = tmp_path_factory.mktemp("runs") / "tiny-text"
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("ditkit.recipes.build.VALIDATION_IMAGES", 24)
+        train(tiny_text_recipe(), folder, torch.device("cpu"))
+    return folder
