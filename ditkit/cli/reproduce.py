@@ -1,0 +1,105 @@
+"""`ditkit reproduce`: re-test a claim of a paper, with a verdict that was not decided beforehand."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from ditkit.cli.train import Device
+
+if TYPE_CHECKING:
+    from ditkit.recipes.reproduce import Plan
+
+
+def reproduce(
+    name: Annotated[str | None, typer.Argument(help="A claim; none: list them.", metavar="[NAME]")] = None,
+    keys: Annotated[
+        list[str] | None, typer.Argument(help="steps=800 images=500 ...: of the budget.", metavar="[KEY=VALUE]...")
+    ] = None,
+    data: Annotated[
+        str | None, typer.Option("--data", help="digits, scenes, a folder of images or a .parquet file.")
+    ] = None,
+    seeds: Annotated[int, typer.Option("--seeds", help="Repetitions, with seeds 0, 1, ...")] = 1,
+    budget: Annotated[
+        str, typer.Option("--budget", help="smoke (it runs), small (minutes on two cores) or large.")
+    ] = "small",
+    out: Annotated[Path | None, typer.Option("--out", help="Folder. Default: runs/reproduce/NAME-BUDGET.")] = None,
+    device: Device = "auto",
+) -> None:
+    """Re-test a claim of a paper: runs, scores, and a verdict by a rule that was fixed beforehand.
+
+    Says how many runs and minutes it will take before it starts. Writes result.json and report.html; every run is a run
+    folder like any other. The same command continues an interrupted study; more --seeds add to a finished one.
+
+    Example: ditkit reproduce sd3-formulations --budget small --seeds 3
+    """
+    if name is None:
+        if data or out or seeds != 1 or budget != "small":
+            raise ValueError("name the claim to re-test: ditkit reproduce NAME (ditkit reproduce lists them)")
+        listing()
+        return
+    if "=" in name:
+        raise ValueError(f"{name!r}: the claim's name comes first: ditkit reproduce NAME {name}")
+    run(name, keys or (), data, seeds, budget, out, device)
+
+
+def run(
+    name: str, keys: Sequence[str], data: str | None, seeds: int, budget: str, out: Path | None, device: str
+) -> None:
+    """Plan, say so, do it, and print the verdict."""
+    from ditkit.cli.progress import bars
+    from ditkit.recipes.build import pick_device
+    from ditkit.recipes.reproduce import ask, carry_out, make_plan
+
+    question = ask(name, keys, data=data, seeds=seeds, size=budget, out=out, device=pick_device(device))
+    with bars() as bar:
+        plan = make_plan(question)
+        for line in plan.lines():
+            bar.say(line)
+        result, page = carry_out(plan, Rest(bar, plan), bar.say)
+    typer.echo(f"{result.claim}: {result.verdict}")
+    typer.echo(result.reason)
+    typer.echo(f"result   {page.with_name('result.json')}")
+    typer.echo(f"report   {page}")
+
+
+class Rest:
+    """Progress of a stage, with the time that everything left takes: the plan's estimate, corrected by what it took."""
+
+    def __init__(self, show: Callable[..., None], plan: Plan):
+        self.show, self.seconds = show, plan.seconds
+        self.start = {
+            "training": plan.trained / max(1, plan.runs),
+            "scoring": plan.scored / max(1, plan.scores),
+        }
+        self.done = dict(self.start)
+        self.began = time.monotonic()
+
+    def left(self) -> float:
+        """Seconds."""
+        shares = {k: (self.done[k] - s) / (1 - s) if s < 1 else 1.0 for k, s in self.start.items()}
+        expected, total = sum(self.seconds[k] * shares[k] for k in shares), sum(self.seconds.values())
+        slower = (time.monotonic() - self.began) / expected if expected > 0.02 * total else 1.0
+        return slower * (total - expected)
+
+    def __call__(self, stage: str, done: int, total: int, note: str = "") -> None:
+        """Stage `stage` has finished `done` of `total`."""
+        if stage in self.done:
+            self.done[stage] = max(self.done[stage], done / max(1, total))
+        self.show(stage, done, total, f"{note}  all of it: about {self.left():.0f} s left".strip())
+
+
+def listing() -> None:
+    """Every claim: name, source, what it says, minutes of each budget."""
+    from ditkit.cli.show import print_table
+    from ditkit.recipes.reproduce import CLAIMS
+
+    rows = []
+    for claim in CLAIMS.values():
+        cost = ", ".join(f"{size} {minutes:g}" for size, minutes in claim.minutes.items())
+        rows.append([claim.name, f"{claim.paper}, {claim.table}", claim.says, claim.data, cost])
+    print_table(["claim", "paper", "says", "data", "minutes on two cores, one seed"], rows)

@@ -1,0 +1,121 @@
+"""A claim of a paper that can be re-tested here, and what a test of it is made of."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, Literal, Protocol
+
+import torch
+
+from ditkit.config import Settings
+from ditkit.evaluation import Section
+from ditkit.recipes.recipe import Recipe
+
+Verdict = Literal["holds", "does not hold at this size", "undecided"]
+HOLDS: Verdict = "holds"
+FAILS: Verdict = "does not hold at this size"
+UNDECIDED: Verdict = "undecided"
+Show = Callable[..., None]  # show(stage, done, total, note="")
+SIZES = ("smoke", "small", "large")
+JUDGES, TRAINING, SCORING = "judges", "training", "scoring"  # the stages that progress is told of
+
+
+@dataclass(frozen=True)
+class Arm:
+    """One training run of a study, and the scores that are asked of it.
+
+    parts: name of a score -> network evaluations of one sample that it takes (for the estimate of time).
+    """
+
+    name: str
+    recipe: Recipe
+    parts: Mapping[str, float]
+
+    @property
+    def seed(self) -> int:
+        """Of the training and of the samples."""
+        return self.recipe.training.seed
+
+    @property
+    def key(self) -> str:
+        """A name for files: "rf/lognorm(0.00,1.00)" of seed 1 -> "rf-lognorm-0.00-1.00-seed1"."""
+        signed = re.sub(r"(?<![a-z0-9])-(?=\d)", "m", self.name.lower())
+        return f"{re.sub(r'[^a-z0-9._]+', '-', signed).strip('-')}-seed{self.seed}"
+
+
+@dataclass(frozen=True)
+class Finding:
+    """What came out. paper, ours: JSON values; sections and remarks: what the page shows of it beside the verdict."""
+
+    paper: dict[str, Any]
+    ours: dict[str, Any]
+    verdict: Verdict
+    reason: str
+    sections: Sequence[Section]
+    remarks: Sequence[str] = ()
+
+
+class Study(Protocol):
+    """One test of a claim: its runs, who judges them, and what follows from the scores."""
+
+    @property
+    def arms(self) -> Sequence[Arm]: ...
+
+    @property
+    def data(self) -> dict[str, Any]:
+        """What is told of the images: source, images, classes, fingerprint; never a path."""
+        ...
+
+    def begin(self, show: Show) -> None:
+        """Make what judges the runs; called once, before the first score that is not there yet."""
+        ...
+
+    def score(self, arm: Arm, folder: Path, part: str, show: Show) -> Any:
+        """One score of a finished run, as JSON; the same whenever it is asked for."""
+        ...
+
+    def find(self, scores: Mapping[str, Mapping[str, Any]], folders: Mapping[str, Path]) -> Finding:
+        """The finding. scores: arm.key -> part -> what `score` said, None for a run that diverged."""
+        ...
+
+
+@dataclass(frozen=True)
+class Question:
+    """What is asked: a claim, of which images, at what size, over which seeds, and where the answer goes."""
+
+    claim: Claim
+    size: str
+    budget: Settings
+    data: str
+    seeds: tuple[int, ...]
+    out: Path
+    device: torch.device = field(default_factory=lambda: torch.device("cpu"))
+    keys: tuple[str, ...] = ()
+
+    @property
+    def command(self) -> str:
+        """The command that asks this, with a stand-in for the path of someone's images."""
+        named = self.data in ("digits", "scenes")
+        words = ["ditkit reproduce", self.claim.name, f"--data {self.data if named else 'YOUR_IMAGES'}"]
+        return " ".join([*words, f"--seeds {len(self.seeds)}", f"--budget {self.size}", *self.keys])
+
+
+@dataclass(frozen=True)
+class Claim:
+    """A claim: says is what the paper says, rule what decides the verdict, fixed before anything is run.
+
+    budgets: size -> settings of the study, which command-line keys change; minutes: size -> minutes on two CPU cores.
+    """
+
+    name: str
+    paper: str
+    table: str
+    says: str
+    rule: str
+    data: str
+    budgets: Mapping[str, Settings]
+    minutes: Mapping[str, float]
+    open: Callable[[Question], Study]

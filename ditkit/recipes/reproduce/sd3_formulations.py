@@ -1,0 +1,230 @@
+"""SD3's study of flow formulations (Esser et al. 2024, section 5.1, Tables 1 and 2) at a small size.
+
+The 16 rows of Table 1 train the same small MMDiT on captioned, labelled images. Where the paper takes CLIP score and
+FID on CLIP features, class agreement and the Frechet distance in the features of a small classifier serve, which was
+trained on the same images and on nothing else. Settings are ranked as in the paper: repeated non-dominated sorting in
+each of six samplers x {averaged, raw} weights (and each seed, where the paper has two data sets), averaged.
+"""
+
+from __future__ import annotations
+
+import math
+import warnings
+from collections.abc import Mapping
+from dataclasses import replace
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+import torch
+from pydantic import Field
+
+from ditkit.config import Settings
+from ditkit.data import DataError, DataSettings, ImageSource
+from ditkit.diffusion.formulations import SAMPLERS, TABLE1, formulation, sampler
+from ditkit.evaluation import (
+    Classifier,
+    ClassifierSettings,
+    FewSamples,
+    Moments,
+    Reference,
+    Request,
+    extract,
+    frechet,
+    make_reference,
+    read_images,
+    read_rows,
+    train_classifier,
+)
+from ditkit.evaluation.generate import decode_latents, evaluating, sample_latents
+from ditkit.evaluation.metrics.agreement import agreement
+from ditkit.recipes import t2i
+from ditkit.recipes.build import prepare, validation_source
+from ditkit.recipes.load import Loaded, Weights, load
+from ditkit.recipes.prompts import data_prompts
+from ditkit.recipes.reproduce.claim import JUDGES, Arm, Claim, Finding, Question, Show
+from ditkit.recipes.reproduce.formulation_ranks import RULE, judge
+from ditkit.training import list_steps
+
+WORDS = (6, 77)  # of a prompt, fewest and most
+
+
+class FormulationBudget(Settings):
+    """How much of everything; the same for every row."""
+
+    steps: int = Field(400, ge=2, description="training steps of a run")
+    batch: int = Field(64, ge=1, description="images a step")
+    width: int = Field(96, gt=0, description="of the MMDiT")
+    depth: int = Field(3, gt=0, description="blocks of the MMDiT")
+    heads: int = Field(4, gt=0)
+    lr: float = Field(1e-3, gt=0, description="after a warm-up of a tenth of the steps")
+    ema: float = Field(0.98, ge=0, lt=1, description="decay of the averaged weights")
+    images: int = Field(192, ge=2, description="samples of each sampler setting; the paper has 1,000")
+    chunk: int = Field(192, ge=1, description="of them, together through the network")
+    classifier_steps: int = Field(500, ge=1, description="of the classifier that judges")
+    rows: tuple[str, ...] = Field(tuple(row.name for row in TABLE1), min_length=3, description="formulations")
+
+
+SMOKE = FormulationBudget(steps=4, batch=16, width=32, depth=1, ema=0.5, images=20, chunk=20, classifier_steps=20)
+SMALL = FormulationBudget()
+LARGE = FormulationBudget(steps=1000, ema=0.99, images=1000, chunk=250)
+
+PARTS: dict[str, tuple[int, float, Weights]] = {
+    f"{steps} steps, guidance {scale:g}, {weights}": (steps, scale, weights)
+    for weights in ("ema", "raw")
+    for steps, scale in SAMPLERS
+}
+
+
+def evaluations(part: str) -> int:
+    """Network evaluations of one sample; guidance doubles them."""
+    steps, scale, _ = PARTS[part]
+    return steps * (1 if scale == 1 else 2)
+
+
+class FormulationStudy:
+    """The runs of a question, and the classifier that judges them."""
+
+    def __init__(self, q: Question):
+        self.budget: FormulationBudget = q.budget  # type: ignore[assignment]
+        self.q = q
+        for name in self.budget.rows:
+            formulation(name)
+        self.parts = prepare(base(self.budget, q.data), q.device)
+        self.held_out = validation_source(self.parts.recipe, self.source)
+        self.prompts, self.labels = data_prompts(self.held_out, self.budget.images)
+        if len(self.source.classes) < 2 or not self.labels:
+            raise DataError(f"data {q.data!r}: {q.claim.name} judges by classes; use class folders or a label column")
+        self.fitted = self.parts.recipe.with_({"text.length": self.words, "model.text_length": self.words})
+        self._loaded: tuple[tuple[str, int, str], Loaded] | None = None
+
+    @property
+    def source(self) -> ImageSource:
+        """The training images."""
+        return self.parts.source
+
+    @property
+    def words(self) -> int:
+        """Words of the longest prompt, within reason."""
+        return min(max(WORDS[0], *(len(prompt.split()) for prompt in self.prompts)), WORDS[1])
+
+    @property
+    def data(self) -> dict[str, Any]:
+        """Source, images, classes and fingerprint."""
+        q, size = self.q.data, "x".join(map(str, self.source.size))
+        kind = q if q == "digits" else "parquet" if ".parquet" in q else "a folder"
+        found = {"source": kind, "size": size, "training": len(self.source), "held out": len(self.held_out)}
+        return {**found, "classes": len(self.source.classes), "fingerprint": self.source.fingerprint}
+
+    @cached_property
+    def arms(self) -> list[Arm]:
+        """Every row with every seed, seed by seed."""
+        steps, each = self.budget.steps, {part: float(evaluations(part)) for part in PARTS}
+        changes = {
+            "training.steps": steps, "training.batch": self.budget.batch, "training.lr": self.budget.lr,
+            "training.ema": self.budget.ema, "training.warmup": steps // 10, "training.save_every": max(1, steps // 2),
+            "training.validate_every": max(1, steps // 2), "training.log_every": max(1, steps // 20),
+            "training.keep_last": 3,
+        }  # fmt: skip
+        return [
+            Arm(
+                name,
+                self.fitted.with_(
+                    {**changes, "training.seed": seed, "name": name, "title": f"{name}, seed {seed}",
+                     "objective": formulation(name).model_copy(update={"drop": 0.1})}
+                ),
+                each,
+            )
+            for seed in self.q.seeds
+            for name in self.budget.rows
+        ]  # fmt: skip
+
+    def begin(self, show: Show) -> None:
+        """Train the classifier on the training images, and look at them in its features."""
+        images, labels = read_images(self.source)
+        settings = ClassifierSettings(steps=self.budget.classifier_steps)
+        self.classifier: Classifier = train_classifier(
+            images, labels, self.source.classes, settings, device=self.q.device, held_out=read_images(self.held_out),
+            progress=lambda done, total: show(JUDGES, done, total),
+        )  # fmt: skip
+        self.reference: Reference = make_reference(self.classifier, images)
+
+    def score(self, arm: Arm, folder: Path, part: str, show: Show) -> dict[str, Any]:
+        """{"agreement", "frechet", "step"} of one sampler setting; the scores are None where an image is not finite."""
+        steps, scale, weights = PARTS[part]
+        chosen = best_step(folder)
+        loaded = self.load(folder, chosen, weights)
+        n, known = self.budget.images, len(self.prompts)
+        request = Request(
+            n=n, prompts=tuple(self.prompts[i % known] for i in range(n)), mode="prompts", seed=arm.seed,
+            labels=tuple(self.labels[i % known] for i in range(n)), chunk=min(self.budget.chunk, n), decode=64,
+        )  # fmt: skip
+        how, parts = sampler(loaded.recipe.objective, steps, scale), []  # type: ignore[arg-type]
+        with evaluating(loaded.model):
+            for chunk in range(request.chunks):
+                latents, _ = sample_latents(loaded, how, request, chunk, self.q.device)
+                if not torch.isfinite(latents).all():
+                    return {"agreement": None, "frechet": None, "step": chosen}
+                parts.append(decode_latents(loaded, request, chunk, latents))
+        images = torch.cat(parts)
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore", FewSamples)  # the page says it once
+            distance = frechet(Moments.of(extract(self.classifier, images)), self.reference.moments)
+        seen = agreement(self.classifier.probabilities(images), torch.tensor(request.labels))
+        return {"agreement": seen, "frechet": distance, "step": chosen}
+
+    def load(self, folder: Path, step: int, weights: Weights) -> Loaded:
+        """A checkpoint, with the codec and the text encoder that are here already."""
+        wanted = (str(folder), step, weights)
+        if self._loaded is None or self._loaded[0] != wanted:
+            loaded = load(folder, weights, step=step).to(self.q.device)
+            loaded.__dict__ |= {"codec": self.parts.codec}
+            self._loaded = (wanted, loaded)
+        return self._loaded[1]
+
+    def find(self, scores: Mapping[str, Mapping[str, Any]], folders: Mapping[str, Path]) -> Finding:
+        """Ranks beside the paper's, and the verdict."""
+        found = judge(self.budget.rows, self.arms, PARTS, scores)
+        width = 2 * ClassifierSettings().width
+        few = (
+            f"{self.budget.images} images are no more than the {width} features: Fréchet distances are biased upwards."
+        )
+        return replace(found, remarks=(*found.remarks, few)) if self.budget.images <= width else found
+
+
+def base(budget: FormulationBudget, data: str) -> Any:
+    """The recipe that all rows share; data and captions are the question's."""
+    digits = data == "digits"
+    images = DataSettings(
+        source=data, split="train", size=8 if digits else None, channels=1 if digits else None,
+        caption="a photo of a {class}",
+    )  # fmt: skip
+    return t2i.digits().with_(
+        {
+            "source": "ours, after SD3 section 5.1", "data": images, "model.width": budget.width,
+            "model.depth": budget.depth, "model.heads": budget.heads, "training.batch": budget.batch,
+        }
+    )  # fmt: skip
+
+
+def best_step(folder: Path) -> int:
+    """The checkpoint with the lowest validation loss of the averaged weights (SD3 section 5.1); the last if none is."""
+    steps = list_steps(folder)
+    loss = {
+        row["step"]: row["validation_loss"] for row in read_rows(folder / "metrics.jsonl") if "validation_loss" in row
+    }
+    known = [step for step in steps if math.isfinite(loss.get(step) or math.nan)]
+    return min(known, key=lambda step: loss[step], default=steps[-1])
+
+
+CLAIM = Claim(
+    name="sd3-formulations",
+    paper="Scaling Rectified Flow Transformers (SD3, arXiv 2403.03206)",
+    table="Table 1",
+    says="rectified flow with logit-normal(0, 1) times beats uniform times and the other formulations",
+    rule=RULE,
+    data="digits",
+    budgets={"smoke": SMOKE, "small": SMALL, "large": LARGE},
+    minutes={"smoke": 2, "small": 25, "large": 120},
+    open=FormulationStudy,
+)

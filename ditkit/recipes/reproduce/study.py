@@ -1,0 +1,205 @@
+"""Carrying out a study: plan, runs, scores, result.json and report.html; what a killed one finished stays finished.
+
+OUT/study.json            what is asked; another question is refused
+    runs/ARM-seedN/       ordinary run folders
+    scores/ARM-seedN.json written after each score
+    result.json report.html
+"""
+
+from __future__ import annotations
+
+import json
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from ditkit.evaluation import read_rows, write_report
+from ditkit.files import write_text
+from ditkit.recipes.environment import environment
+from ditkit.recipes.place import check_writable
+from ditkit.recipes.reproduce.claim import SCORING, TRAINING, Arm, Finding, Question, Show, Study
+from ditkit.recipes.reproduce.pace import Pace, pace
+from ditkit.recipes.reproduce.page import page
+from ditkit.recipes.reproduce.result import Result, make_result, save_result
+from ditkit.recipes.run import train
+from ditkit.training import list_steps
+from ditkit.training.guard import NonFinite
+
+ASKED = "study.json"
+CHECK = 512 * 8  # network evaluations of a validation loss: images, times
+AROUND = 3.0  # seconds around a training: opening data, writing checkpoints, the sheet of samples
+
+
+@dataclass
+class Plan:
+    """What a study will do: its runs and scores, those that are there already, and the seconds that the rest takes."""
+
+    question: Question
+    study: Study
+    runs: int
+    trained: int
+    scores: int
+    scored: int
+    seconds: dict[str, float]
+
+    def lines(self) -> list[str]:
+        """The plan in words."""
+        there = (
+            f", {self.trained} runs and {self.scored} scores of them are there" if self.trained or self.scored else ""
+        )
+        left = sum(self.seconds.values())
+        return [
+            f"{self.question.claim.name}, budget {self.question.size}: {self.runs} runs, {self.scores} scores{there}",
+            f"about {minutes(left)} on this machine, as its networks were just timed",
+        ]
+
+
+def minutes(seconds: float) -> str:
+    """A time as people say it."""
+    return (
+        f"{seconds:.0f} s"
+        if seconds < 100
+        else f"{seconds / 60:.0f} min"
+        if seconds < 6000
+        else f"{seconds / 3600:.1f} h"
+    )
+
+
+def make_plan(q: Question) -> Plan:
+    """Look at the data and at what OUT holds, and time the networks. Writes study.json alone, if OUT is new.
+
+    DataError or ValueError, one line, where the claim has no use for the data or OUT holds something else.
+    """
+    check_writable(q.out)
+    study = q.claim.open(q)
+    claim_folder(q, study)
+    timed: dict[str, Pace] = {}
+    seconds = {TRAINING: 0.0, SCORING: 0.0}
+    trained = scored = 0
+    for arm in study.arms:
+        found, recipe = read_scores(q.out, arm), arm.recipe
+        left = max(0, recipe.training.steps - max(list_steps(run_folder(q.out, arm)), default=0))
+        missing = {part: n for part, n in arm.parts.items() if part not in found["parts"]}
+        trained, scored = trained + (left == 0 or failed(found)), scored + len(arm.parts) - len(missing)
+        if failed(found) or not (left or missing):
+            continue
+        network = json.dumps([recipe.model.model_dump(mode="json"), recipe.training.batch])
+        if network not in timed:
+            timed[network] = pace(recipe, chunk_of(q), q.device)
+        each = timed[network]
+        checks = left // (recipe.training.validate_every or left or 1)
+        seconds[TRAINING] += left * each.training * recipe.training.batch + checks * each.evaluation * CHECK
+        seconds[TRAINING] += AROUND if left else 0.0
+        seconds[SCORING] += each.evaluation * images_of(q) * sum(missing.values())
+    total = sum(len(arm.parts) for arm in study.arms)
+    return Plan(q, study, len(study.arms), trained, total, scored, seconds)
+
+
+def images_of(q: Question) -> int:
+    """Samples behind a score."""
+    return getattr(q.budget, "images", 0)
+
+
+def chunk_of(q: Question) -> int:
+    """Samples that go through a network together."""
+    return min(getattr(q.budget, "chunk", 64), max(1, images_of(q)))
+
+
+def claim_folder(q: Question, study: Study) -> None:
+    """Write study.json, or refuse a folder that holds something else."""
+    card = q.out / ASKED
+    wanted = {
+        "claim": q.claim.name, "budget": q.size, "settings": q.budget.model_dump(mode="json"), "data": study.data,
+        "seeds": list(q.seeds),
+    }  # fmt: skip
+    wanted = json.loads(json.dumps(wanted))  # tuples as they read back
+    if card.is_file():
+        there = json.loads(card.read_text(encoding="utf-8"))
+        more = wanted["seeds"][: len(there.get("seeds", ()))] == there.get("seeds")
+        if {**there, "seeds": 0} != {**wanted, "seeds": 0}:
+            keys = [key for key in wanted if key != "seeds" and there.get(key) != wanted[key]]
+            raise ValueError(f"{q.out} holds a study of another {' and '.join(keys)}; name another folder with --out")
+        if not more:
+            raise ValueError(f"{q.out} holds a study with {len(there['seeds'])} seeds; ask for as many or more")
+    elif q.out.exists() and any(q.out.iterdir()):
+        raise ValueError(f"{q.out} exists and holds no study; name another folder with --out")
+    write_text(card, json.dumps(wanted, indent=2) + "\n")
+
+
+def run_folder(out: Path, arm: Arm) -> Path:
+    """Where an arm is trained."""
+    return out / "runs" / arm.key
+
+
+def scores_file(out: Path, arm: Arm) -> Path:
+    """Where an arm's scores are kept."""
+    return out / "scores" / f"{arm.key}.json"
+
+
+def read_scores(out: Path, arm: Arm) -> dict[str, Any]:
+    """{"parts", "seconds" of each, "training" seconds, "failed"}: what is known of an arm so far."""
+    file = scores_file(out, arm)
+    empty: dict[str, Any] = {"parts": {}, "seconds": {}, "training": 0.0, "failed": ""}
+    return empty | json.loads(file.read_text(encoding="utf-8")) if file.is_file() else empty
+
+
+def failed(found: dict[str, Any]) -> bool:
+    """Whether the run diverged, so that there is nothing to score."""
+    return bool(found["failed"])
+
+
+def carry_out(plan: Plan, show: Show, say: Callable[[str], None] = lambda text: None) -> tuple[Result, Path]:
+    """Train and score what is missing, then write result.json and report.html; the result and the page's path."""
+    q, study = plan.question, plan.study
+    began, ready = False, {"runs": 0, "scores": 0}
+    scores: dict[str, dict[str, Any]] = {}
+    seconds = 0.0
+    for number, arm in enumerate(study.arms):
+        found = taught(q, arm, number, plan.runs, show, say)
+        for part in arm.parts:
+            if part not in found["parts"]:
+                if not began and not failed(found):
+                    study.begin(show)
+                    began = True
+                clock = time.perf_counter()
+                value = None if failed(found) else study.score(arm, run_folder(q.out, arm), part, show)
+                found["parts"][part], found["seconds"][part] = value, time.perf_counter() - clock
+                write_text(scores_file(q.out, arm), json.dumps(found, indent=1) + "\n")
+            ready["scores"] += 1
+            show(SCORING, ready["scores"], plan.scores, arm.name)
+        scores[arm.key] = found["parts"]
+        seconds += found["training"] + sum(found["seconds"].values())
+    folders = {arm.key: run_folder(q.out, arm) for arm in study.arms}
+    clock = time.perf_counter()
+    finding = study.find(scores, folders)
+    seconds += time.perf_counter() - clock
+    return finish(q, study, finding, seconds)
+
+
+def taught(q: Question, arm: Arm, number: int, runs: int, show: Show, say: Callable[[str], None]) -> dict[str, Any]:
+    """Train an arm, or find it trained; what is known of it. A run that diverges is written down as failed."""
+    found, folder, steps = read_scores(q.out, arm), run_folder(q.out, arm), arm.recipe.training.steps
+
+    def on_step(step: int, values: dict[str, float]) -> None:
+        note = f"{arm.name}, seed {arm.seed}, loss {values['loss']:.3f}"
+        show(TRAINING, number * steps + step, runs * steps, note)
+
+    if not failed(found) and max(list_steps(folder), default=0) < steps:
+        try:
+            train(arm.recipe, folder, q.device, on_step=on_step)
+        except NonFinite as error:
+            found["failed"] = str(error)
+            say(f"{arm.name}, seed {arm.seed} diverged and ranks last: {error}")
+    rows = read_rows(folder / "metrics.jsonl") if (folder / "metrics.jsonl").is_file() else []
+    found["training"] = max((row.get("seconds", 0.0) for row in rows), default=0.0)
+    show(TRAINING, (number + 1) * steps, runs * steps, arm.name)
+    return found
+
+
+def finish(q: Question, study: Study, finding: Finding, seconds: float) -> tuple[Result, Path]:
+    """Write result.json and report.html."""
+    result = make_result(q, finding, study.data, seconds, environment(q.device))
+    save_result(result, q.out)
+    return result, write_report(page(result, finding), q.out / "report.html")
