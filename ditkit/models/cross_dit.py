@@ -76,7 +76,7 @@ class CrossDiT(nn.Module):
         self.pooled = PooledEmbed(s.pooled_width, s.width) if s.pooled_width else None
         self.blocks = Blocks(AdaLNZeroBlock(s, cross=True) for _ in range(s.depth))
         self.final = FinalLayer(s.width, s.patch * s.patch * s.channels)
-        self.register_buffer("position", sincos_table(*s.grid, s.width).to(self.context.weight.device))
+        self.register_buffer("position", sincos_table(*s.grid, s.width, device=self.context.weight.device))
         self.position: Tensor  # (N, D), frozen
         self.initialise(generator)
 

@@ -75,7 +75,7 @@ class JointDiT(nn.Module):
         self.context = nn.Linear(s.text_width, s.width)
         self.blocks = Blocks(AdaLNZeroBlock(s) for _ in range(s.depth))
         self.final = FinalLayer(s.width, s.patch * s.patch * s.channels)
-        table = sincos_table(*s.grid, s.width).to(self.context.weight.device)
+        table = sincos_table(*s.grid, s.width, device=self.context.weight.device)
         self.register_buffer("position", table)  # (N, D), frozen; text tokens have no position but their encoder's
         self.position: Tensor
         self.initialise(generator)

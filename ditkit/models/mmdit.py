@@ -186,9 +186,7 @@ class MMDiT(nn.Module):
         self.blocks = nn.ModuleList(JointBlock(s, number) for number in range(1, s.depth + 1))
         self.final = FinalLayer(s.width, s.patch * s.patch * s.channels)
         rows, columns = (s.table, s.table) if s.table else s.grid
-        weight = self.patch.project.weight
-        table = weight.new_empty(rows, columns, s.width) if weight.is_meta else self._positions(rows, columns)
-        self.register_buffer("position", table.to(weight.device))
+        self.register_buffer("position", self._positions(rows, columns, self.patch.project.weight.device))
         self.position: Tensor  # (rows, columns, D), frozen, in the state dict as published
         self.initialise(generator)
 
@@ -245,19 +243,21 @@ class MMDiT(nn.Module):
         """Zeros in place of the encoders' outputs, as in training; see `null_text` for inference."""
         return null_text(cond)
 
-    def _positions(self, rows: int, columns: int) -> Tensor:
+    def _positions(self, rows: int, columns: int, device: torch.device) -> Tensor:
         """The table (rows, columns, D) of a grid that is centred on the native one (section 5.3.2)."""
         s = self.settings
         first = (centred(rows, s.grid[0], s.step), centred(columns, s.grid[1], s.step))
-        return sincos_table(rows, columns, s.width, step=s.step, first=first).view(rows, columns, s.width)
+        table = sincos_table(rows, columns, s.width, step=s.step, first=first, device=device)
+        return table.view(rows, columns, s.width)
 
     def _crop(self, rows: int, columns: int) -> Tensor:
         """(N, D): the middle of the stored table; without one, the native grid's or one made for this size."""
-        side = self.settings.table
+        side, stored = self.settings.table, self.position
         if not side:
             native = (rows, columns) == self.settings.grid
-            return (self.position if native else self._positions(rows, columns).to(self.position)).flatten(0, 1)
+            made = stored if native else self._positions(rows, columns, stored.device).to(stored.dtype)
+            return made.flatten(0, 1)
         if max(rows, columns) > side:
             raise ValueError(f"MMDiT: {rows} x {columns} tokens do not fit the position table of {side} x {side}")
         top, left = (side - rows) // 2, (side - columns) // 2
-        return self.position[top : top + rows, left : left + columns].flatten(0, 1)
+        return stored[top : top + rows, left : left + columns].flatten(0, 1)

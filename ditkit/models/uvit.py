@@ -94,7 +94,7 @@ class UViT(nn.Module):
         self.up = nn.ModuleList(Up(coarse, fine, s.width, s.level_blocks) for fine, coarse in reversed(steps))
         self.norm = group_norm(s.levels[0])
         self.last = nn.Conv2d(s.levels[0], s.patch * s.patch * s.channels, 3, padding=1)
-        self.register_buffer("position", sincos_table(*s.grid, s.width).to(self.context.weight.device))
+        self.register_buffer("position", sincos_table(*s.grid, s.width, device=self.context.weight.device))
         self.position: Tensor  # (N, D), frozen
         self.initialise(generator)
 

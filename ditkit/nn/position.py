@@ -12,9 +12,15 @@ ROPE_SPAN = 16.0  # DDT's grids cover [0, 16] in both directions, whatever their
 
 
 def sincos_table(
-    rows: int, columns: int, width: int, *, step: float = 1.0, first: tuple[float, float] = (0.0, 0.0)
+    rows: int,
+    columns: int,
+    width: int,
+    *,
+    step: float = 1.0,
+    first: tuple[float, float] = (0.0, 0.0),
+    device: torch.device | None = None,
 ) -> Tensor:
-    """Fixed 2-D sin-cos table (rows * columns, width), float32 on the CPU; tokens are row-major.
+    """Fixed 2-D sin-cos table (rows * columns, width), float32, its numbers made on the CPU; tokens are row-major.
 
     As published by MAE and DiT: the FIRST half of the channels encodes the COLUMN, the second half the row; each half
     is [sin | cos] with frequencies 10000^(-i / (width/4)). Row i stands at first[0] + i step, column j at first[1] +
@@ -29,7 +35,7 @@ def sincos_table(
     def encode(count: int, start: float) -> Tensor:
         place = start + step * torch.arange(count, dtype=torch.float64, device="cpu")
         angle = place[:, None] * frequency
-        return torch.cat([angle.sin(), angle.cos()], dim=1).float()  # (count, width / 2)
+        return torch.cat([angle.sin(), angle.cos()], dim=1).to(device, torch.float32)  # (count, width / 2)
 
     column = encode(columns, first[1])[None, :].expand(rows, -1, -1)
     row = encode(rows, first[0])[:, None].expand(-1, columns, -1)
