@@ -89,8 +89,11 @@ def test_request_says_what_is_wrong():
         Request(n=4, labels=(1, 2, 3))
     with pytest.raises(ValueError, match="unknown uint8 rule"):
         Request(n=4, quantiser="ceil")
-    with pytest.raises(ValueError, match="exclude each other"):
-        Request(n=1, labels=(1,), prompts=("a",))
+    with pytest.raises(ValueError, match="2 prompts for 1 images"):
+        Request(n=1, labels=(1,), prompts=("a", "b"))
+    with pytest.raises(ValueError, match="a negative prompt has no use without prompts"):
+        Request(n=1, negative="grey")
+    assert Request(n=1, labels=(1,), prompts=("a photo of a 1",)).labels == (1,), "what a prompt names, to score"
     with pytest.raises(ValueError, match="cannot be chosen here"):
         make_request(4, 2, "given")
     assert make_request(4, 0).labels == () and make_request(4, 0).mode == "none"
