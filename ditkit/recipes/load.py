@@ -126,7 +126,8 @@ def recipe_of(published: Published) -> Recipe:
     base, model = rows[f"{family}.{baseline}{LARGEST.get(family, 'xl_2_256')}"], published.settings
     tree: dict[str, Any] = {"model": model, "published": (), "name": "", "title": f"{published.source} checkpoint"}
     tree["unpublished"] = (*base.unpublished, "training")  # how it was trained is not in the file
-    tree["data"] = base.data.model_copy(update={"size": (8 * model.size[0], 8 * model.size[1])})  # the VAE's factor
+    pixels = (8 * model.size[0], 8 * model.size[1])  # the VAE's factor
+    tree["data"] = base.data.model_copy(update={"size": pixels, "buckets": None})
     tree["objective"] = _objective(base, published)
     if model.variance != "learned" and base.sampling.solver == "ancestral":
         tree["sampling"] = base.sampling.model_copy(update={"options": {"variance": "fixed_large"}})

@@ -341,13 +341,16 @@ def describe_weights(loaded: Loaded) -> str:
 
 
 def describe_doubts(loaded: Loaded) -> list[str]:
-    """What the user may have got wrong about a published file or a text encoder, a line each."""
+    """What of a published file was left aside, and what the user may have got wrong about it, a line each."""
+    told = list(loaded.notes)
     if loaded.source == "repa" and loaded.projectors is None:
-        return ["no projectors in this file: it looks like a SiT file, whose time runs the other way (--source sit)"]
+        told.append(
+            "no projectors in this file: it looks like a SiT file, whose time runs the other way (--source sit)"
+        )
     text = loaded.__dict__.get("text")
     if text is not None and loaded.encoder not in ("", text.id):
-        return [f"the prompts are read by {text.id}, the model was trained with {loaded.encoder}"]
-    return []
+        told.append(f"the prompts are read by {text.id}, the model was trained with {loaded.encoder}")
+    return told
 
 
 def describe_sampler(sampling: SamplerSettings) -> str:

@@ -22,6 +22,10 @@ ROWS = [
     ("ddt_forward", "ddt", ["--encoder-blocks", "3"]),
     ("ddt_forward", "ddt", ["encoder_blocks=3", "shape.size=[16,8]"]),
     ("ddt_improved_dit_forward", "improved-dit", ["--patch", "2"]),
+    ("sd35_basemodel", "sd3", []),
+    ("sd35_mmditx_plain", "sd3", ["shape.size=[8,12]"]),
+    ("diffusers_sd3_native", "diffusers-sd3", ["--heads", "4"]),
+    ("repa_mmdit", "repa-mmdit", ["--align-depth", "2"]),
 ]
 
 
@@ -31,9 +35,11 @@ def published(reference, tmp_path):
 
     def make(name: str, source: str):
         found, file = reference(name), tmp_path / f"{name}.safetensors"
-        save_file(found.state, file)
-        maker = found.meta["constructor"]
-        return [file, "--source", source, "--heads", maker.get("num_heads") or maker["num_groups"]], found.state
+        state = {f"model.diffusion_model.{k}": v for k, v in found.state.items()} if source == "sd3" else found.state
+        save_file(state, file)
+        maker = found.meta.get("constructor", {})
+        heads = maker.get("num_heads") or maker.get("num_groups")  # of MMDiTs the tensors tell
+        return [file, "--source", source, *(["--heads", heads] if heads else [])], state
 
     return make
 
@@ -59,7 +65,7 @@ def test_there_and_back(ditkit, published, tmp_path, name, source, words, suffix
     told = ok(ditkit("convert", file, folder, *named, *words))
     assert f"ditkit sample {folder}" in told
     loaded = package.load(folder)
-    assert (loaded.projectors is not None) == (source == "repa")
+    assert (loaded.projectors is not None) == source.startswith("repa")
     assert f"{source} file {back}" in ok(ditkit("convert", folder, back, "--to", source))
     assert equal(read(back), state)
 
@@ -173,6 +179,27 @@ def published_dit(folder, prediction="velocity"):
     return place
 
 
+def test_a_stability_file_becomes_a_folder_and_a_pipeline(ditkit, refused, published, tmp_path):
+    """The VAE in the file is named and left aside; the folder opens, and diffusers opens what is made of it."""
+    (file, *_), state = published("sd35_basemodel", "sd3")
+    save_file({**state, "first_stage_model.decoder.conv_in.weight": torch.ones(2)}, file)
+    told = ok(ditkit("convert", file, tmp_path / "sd3", "--source", "sd3"))
+    assert "note     left aside: the VAE, 1 tensors first_stage_model.*" in told
+    loaded = package.load(tmp_path / "sd3")
+    assert loaded.settings.dual == (1, 2) and loaded.path.kind == "linear"
+    words = ["convert", tmp_path / "sd3", tmp_path / "pipeline", "--to", "diffusers", "--codec", "pixels"]
+    told = ok(ditkit(*words, "--text", "toy"))
+    assert f"pipeline {tmp_path / 'pipeline'}" in told and "text_encoder=None" in told
+    diffusers = pytest.importorskip("diffusers")
+    transformer = diffusers.SD3Transformer2DModel.from_pretrained(tmp_path / "pipeline", subfolder="transformer")
+    x, text, pooled = torch.randn(1, 16, 8, 8), torch.randn(1, 3, 32), torch.randn(1, 24)
+    with torch.no_grad():
+        got = transformer(x, timestep=torch.tensor([500.0]), encoder_hidden_states=text, pooled_projections=pooled)
+        want = loaded.model(x, torch.tensor([0.5]), package.Condition(text=text, pooled=pooled))
+    torch.testing.assert_close(got.sample, want.sample, rtol=1e-4, atol=5e-5)
+    assert "exists already" in refused(*words, "--text", "toy")
+
+
 def test_nothing_is_overwritten(ditkit, refused, tiny_run, tmp_path):
     file, folder = tmp_path / "mine.safetensors", tmp_path / "folder"
     for words in ((file, "--to", "repa"), (folder,)):
@@ -183,10 +210,10 @@ def test_nothing_is_overwritten(ditkit, refused, tiny_run, tmp_path):
 
 
 def test_a_failed_write_leaves_nothing(ditkit, tiny_run, tmp_path, monkeypatch):
-    def full(state):
-        raise OSError(28, "No space left on device", str(tmp_path / "mine.safetensors"))
+    def full(state, name):
+        raise OSError(28, "No space left on device", name)
 
-    monkeypatch.setattr("ditkit.recipes.converting.save", full)
+    monkeypatch.setattr("ditkit.recipes.converting.save_file", full)
     result = ditkit("convert", tiny_run, tmp_path / "mine.safetensors", "--to", "repa")
     assert result.exit_code == 2 and "No space left on device" in result.stderr
     assert list(tmp_path.iterdir()) == []

@@ -18,7 +18,7 @@ from torch.distributed.fsdp import MixedPrecisionPolicy, fully_shard, register_f
 from torch.distributed.tensor import DTensor
 
 from ditkit.diffusion.sharing import SharedEncoder, Sharing
-from ditkit.models import Condition, DDTSettings, DiTSettings, SelfCondition, build_model
+from ditkit.models import Condition, DDTSettings, DiTSettings, MMDiTSettings, SelfCondition, build_model
 
 DDT_BASE = {"encoder_blocks": 2, "decoder_blocks": 2, "width": 32, "heads": 4, "size": (8, 8), "num_classes": 5}
 CASES = {
@@ -26,14 +26,20 @@ CASES = {
     "ddt": DDTSettings(**DDT_BASE),
     "ddt_checkpointing": DDTSettings(**DDT_BASE, checkpointing=True),
     "improved_dit": DDTSettings(**{**DDT_BASE, "encoder_blocks": 0, "decoder_blocks": 3}),
-}
+    "mmdit": MMDiTSettings(depth=3, width=32, heads=4, size=(8, 8), channels=4, text_width=12, pooled_width=6,
+                           qk_norm="rms", dual=(1,)),
+}  # fmt: skip
 ROWS = 4
 
 
 def batch(settings):
     generator = torch.Generator().manual_seed(1)
     x = torch.randn(ROWS, settings.channels, *settings.size, generator=generator)
-    return x, torch.rand(ROWS, generator=generator), Condition(label=torch.arange(ROWS))
+    t = torch.rand(ROWS, generator=generator)
+    if isinstance(settings, MMDiTSettings):
+        text, pooled = (torch.randn(*shape, generator=generator) for shape in ((ROWS, 5, 12), (ROWS, 6)))
+        return x, t, Condition(text=text, pooled=pooled)
+    return x, t, Condition(label=torch.arange(ROWS))
 
 
 def pair(settings, mesh, **policy):
@@ -128,7 +134,9 @@ def test_bfloat16_policy_on_blocks_keeps_time(name, mesh):
     for model in (whole, sharded):
         model.time.register_forward_pre_hook(lambda _m, args: seen.append(args[0]))
     inside = []
-    sharded.blocks[0].mlp.register_forward_pre_hook(lambda _m, args: inside.append(args[0].dtype))
+    block = sharded.blocks[0]
+    mlp = block.image.mlp if isinstance(settings, MMDiTSettings) else block.mlp
+    mlp.register_forward_pre_hook(lambda _m, args: inside.append(args[0].dtype))
     want, got = (model(*batch(settings)).sample for model in (whole, sharded))
     assert seen[1].dtype == torch.float32 and torch.equal(*seen) and inside == [torch.bfloat16]
     assert 0 < (want - got).abs().mean() < 0.05 * want.abs().mean()
