@@ -3,46 +3,44 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
 from ditkit.cli.keys import Keyed
 
+if TYPE_CHECKING:
+    from ditkit.recipes.sampling import Choices
+
 Command = Keyed
+ADAPTERS = {"lora": "ditkit", "diffusers-lora": "diffusers"}  # --to -> layout
 
 
-def convert(
-    what: Annotated[
-        Path, typer.Argument(help="A run, a model folder, or a published file (with --source).", metavar="INPUT")
-    ],
-    output: Annotated[
-        Path,
-        typer.Argument(
-            help="A new model folder, or with --to a new .safetensors or .pt file (diffusers: a folder).",
-            metavar="OUTPUT",
-        ),
-    ],
-    keys: Annotated[
-        list[str] | None, typer.Argument(help="weights=raw step=1000 ...; see below.", metavar="[KEY=VALUE]...")
-    ] = None,
-    source: Annotated[
-        str | None,
-        typer.Option(
-            "--source",
-            help="Family of a published file: dit, sit, repa, ddt, improved-dit, diffusers-dit, sd3, diffusers-sd3, "
-            "repa-mmdit.",
-        ),
-    ] = None,
-    to: Annotated[
-        str | None,
-        typer.Option(
-            "--to",
-            help="The published layout to write: one of the families above, or diffusers: the folder of a "
-            "StableDiffusion3Pipeline.",
-        ),
-    ] = None,
-) -> None:
+Input = Annotated[
+    Path, typer.Argument(help="A run, a model folder, or a published file (with --source).", metavar="INPUT")
+]
+Output = Annotated[
+    Path,
+    typer.Argument(
+        help="A new model folder, or with --to a new .safetensors or .pt file (diffusers: a folder).", metavar="OUTPUT"
+    ),
+]
+Keys = Annotated[
+    list[str] | None, typer.Argument(help="weights=raw step=1000 ...; see below.", metavar="[KEY=VALUE]...")
+]
+FAMILIES = "dit, sit, repa, ddt, improved-dit, diffusers-dit, sd3, diffusers-sd3, repa-mmdit"
+Source = Annotated[str | None, typer.Option("--source", help=f"Family of a published file: {FAMILIES}.")]
+To = Annotated[
+    str | None,
+    typer.Option(
+        "--to",
+        help="The published layout to write: one of the families above, or diffusers: the folder of a "
+        "StableDiffusion3Pipeline. Of a run that trains a LoRA: lora (a folder), diffusers-lora (a file).",
+    ),
+]
+
+
+def convert(what: Input, output: Output, keys: Keys = None, source: Source = None, to: To = None) -> None:
     """Turn a run or a published file into a model folder, or (with --to) a model into a published file.
 
     A model folder opens with `ditkit sample FOLDER` and `ditkit.load(FOLDER)`. Nothing is overwritten, and a file
@@ -59,6 +57,8 @@ def convert(
     Example: ditkit convert sd3_medium.safetensors models/sd3 --source sd3
 
     Example: ditkit convert runs/mine pipelines/mine --to diffusers
+
+    Example: ditkit convert runs/tuned tuned.safetensors --to diffusers-lora
     """
     from ditkit.config import override
     from ditkit.recipes.build import pick_device
@@ -68,6 +68,8 @@ def convert(
     own, sampler_keys = split(keys or [])
     if sampler_keys:
         raise ValueError(f"{sampler_keys[0]}: nothing is sampled; leave it out (recipe.json in the folder may change)")
+    if to in ADAPTERS:
+        return write_adapter(what, output, ADAPTERS[to], override(Choices(), own))
     loaded = open_model(what, source, override(Choices(), own), pick_device("cpu"))
     notes = to_folder(loaded, output) if to is None else to_published(loaded, to, output)
     typer.echo(f"weights  {describe_weights(loaded)}")
@@ -77,3 +79,11 @@ def convert(
     typer.echo(f"{form:8s} {output}")
     if to is None:
         typer.echo(f"next     ditkit sample {output}")
+
+
+def write_adapter(run: Path, output: Path, layout: str, choices: Choices) -> None:
+    """The adapter of a run as a file or folder of its own."""
+    from ditkit.recipes.adapters import export_adapter
+
+    typer.echo(f"adapter  {export_adapter(run, output, layout=layout, weights=choices.weights, step=choices.step)}")
+    typer.echo(f"written  {output}")

@@ -123,6 +123,8 @@ def export_adapter(
     layout: "ditkit" or "diffusers". Returns a line for the user. CheckpointError for a run without an adapter, one that
     changes nothing yet, or a network that diffusers has not.
     """
+    if not (folder / "recipe.json").is_file():
+        raise CheckpointError(f"{folder}: no run folder; an adapter is taken from the run that trained it")
     recipe = from_file(folder / "recipe.json")
     if recipe.adapter is None:
         raise CheckpointError(f"{folder}: this run trains no adapter (adapter.rank=... does)")

@@ -11,7 +11,8 @@ from ditkit.diffusion import CFG, Flow, Linear, LogitNormal, SamplerSettings, Si
 from ditkit.models import mmdit_settings
 from ditkit.pretrained import CodecSettings, TextSettings
 from ditkit.recipes.recipe import Recipe
-from ditkit.training import TrainSettings
+from ditkit.recipes.tune import Tuning, on_winners, preferred
+from ditkit.training import AdapterSettings, TrainSettings
 
 
 def scenes() -> Recipe:
@@ -52,4 +53,14 @@ def digits() -> Recipe:
     return scenes().with_(changes)
 
 
-ROWS = (scenes, digits)
+def scenes_dpo() -> Recipe:
+    """DPO of `scenes` with a LoRA: --start RUN --data pairs.parquet."""
+    return preferred(scenes(), tuning=Tuning(adapter=AdapterSettings(rank=16)))
+
+
+def scenes_winners() -> Recipe:
+    """Its control: the same steps of plain fine-tuning on the winners."""
+    return on_winners(scenes(), tuning=Tuning(adapter=AdapterSettings(rank=16)))
+
+
+ROWS = (scenes, digits, scenes_dpo, scenes_winners)

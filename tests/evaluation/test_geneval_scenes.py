@@ -253,3 +253,10 @@ def test_limits_of_a_mean():
     assert (high - low) == pytest.approx((one.interval[1] - one.interval[0]) / 2), "four times the images"
     assert mean_interval([Share(right=0, of=9), Share(right=9, of=9)])[0] > 0.2
     assert Share(right=0, of=0).value is None and Share(right=0, of=0).interval is None
+
+
+def test_a_grey_nearest_to_green_is_no_object():
+    """What an untrained model paints: nearest to an object's colour, and still almost the background's."""
+    picture = torch.full((1, 3, 32, 32), 131, dtype=torch.uint8)
+    picture[0, :, :4, :4] = torch.tensor([150, 140, 150], dtype=torch.uint8)[:, None, None]
+    assert SceneDetector()(picture) == [[]]

@@ -13,9 +13,11 @@ import pytest
 import torch
 from PIL import Image
 from safetensors.torch import load_file
+from typer.testing import CliRunner
 
 import ditkit
 from ditkit.checkpoints import CheckpointError
+from ditkit.cli import app
 from ditkit.config import SettingsError
 from ditkit.data import DataSettings, open_source
 from ditkit.recipes.adapters import export_adapter
@@ -192,3 +194,19 @@ def test_the_adapter_of_a_run_as_a_folder(base, lora, tmp_path):
     assert card["settings"]["alpha"] == 6 and card["about"]["weights"] == "ema"
     with pytest.raises(CheckpointError, match="this run trains no adapter"):
         export_adapter(base, tmp_path / "none")
+
+
+def test_the_command_line_writes_adapters_and_refuses_what_has_none(base, lora, tmp_path):
+    def convert(*words):
+        done = CliRunner().invoke(app, ["convert", *map(str, words)])
+        return done.exit_code, f"{done.output}{done.exception}"
+
+    code, said = convert(lora[0], tmp_path / "a.safetensors", "--to", "diffusers-lora", "weights=raw")
+    assert code == 0 and "LoRA of rank 3" in said
+    keys = load_file(tmp_path / "a.safetensors")
+    assert "transformer.transformer_blocks.1.attn.add_v_proj.lora_B.weight" in keys
+    assert convert(lora[0], tmp_path / "a", "--to", "lora")[0] == 0 and (tmp_path / "a" / "adapter.json").is_file()
+    code, said = convert(base, tmp_path / "b", "--to", "lora")
+    assert code != 0 and "this run trains no adapter" in said
+    code, said = convert(tmp_path, tmp_path / "b", "--to", "lora")
+    assert code != 0 and "no run folder" in said

@@ -56,10 +56,15 @@ class SceneDetector:
             for number, box in enumerate(ndimage.find_objects(labels, count), 1):
                 if ndimage.binary_erosion(labels[box] == number, np.ones((block, block))).any():
                     found.append(self._detection(image, labels == number, background, self.palette[colour]))
-        return sorted(found, key=lambda d: (-d.score, -int(d.mask.sum())))  # type: ignore[union-attr]
+        kept = [detection for detection in found if detection is not None]
+        return sorted(kept, key=lambda d: (-d.score, -int(d.mask.sum())))  # type: ignore[union-attr]
 
-    def _detection(self, image: np.ndarray, mask: np.ndarray, background: np.ndarray, colour: np.ndarray) -> Detection:
+    def _detection(
+        self, image: np.ndarray, mask: np.ndarray, background: np.ndarray, colour: np.ndarray
+    ) -> Detection | None:
         soft, strange = _soften(image, mask, background, colour)
+        if soft.max() <= THIN:  # the background's own grey, nearest to an object's colour
+            return None
         distances = np.linalg.norm(self.features - _features(soft) * WEIGHTS, axis=1)
         best = int(distances.argmin())
         size = float(soft.sum() / mask.size)
