@@ -50,7 +50,7 @@ def read_table(path: Path, columns: Columns = USUAL) -> list[Row]:
     names the line that cannot be read, or the columns that are there.
     """
     readers = {".csv": _csv_rows, ".json": _coco_rows}
-    rows = readers.get(path.suffix.lower(), _jsonl_rows)(path)
+    rows = readers.get(path.suffix.lower(), jsonl_rows)(path)
     if not rows:
         raise DataError(f"{path}: this table has no rows")
     there = sorted({column for _, row in rows for column in row})
@@ -190,7 +190,8 @@ def _csv_rows(path: Path) -> list[tuple[int, dict]]:
         raise DataError(f"{path}: not a CSV file in UTF-8 ({error})") from error
 
 
-def _jsonl_rows(path: Path) -> list[tuple[int, dict]]:
+def jsonl_rows(path: Path) -> list[tuple[int, dict]]:
+    """(line number, object) of every line of a JSONL file but blank ones. DataError names the line at fault."""
     rows, number = [], 0
     try:
         with path.open(encoding="utf-8-sig") as file:
