@@ -63,8 +63,8 @@ def respell(words: list[str], declared: set[str], keys: Mapping[str, str] = KEYS
         if not equals and name in FLAGS:
             result.append(FLAGS[name])
             continue
-        value = value if equals else next(rest, None)
-        if not value and (value is None or keys[name] not in WORDS):  # key= would mean none
+        given = value if equals else next(rest, None)
+        if not given and (given is None or keys[name] not in WORDS):  # key= would mean none
             raise ValueError(f"--{name}: its value is missing")
-        result.append(f"{keys[name]}={value}")
+        result.append(f"{keys[name]}={given}")
     return result

@@ -32,6 +32,7 @@ Classes = Annotated[
     typer.Option("--classes", "--labels", help="random, balanced, or numbers or names: 207,360 (they take turns)."),
 ]
 Guidance = Annotated[float | None, typer.Option("--guidance", help="Guidance scale; 1 is none. Default: the recipe's.")]
+Out = Annotated[Path | None, typer.Option("--out", help="Folder. Default: RUN/samples/... (or samples/...).")]
 Codec = Annotated[str | None, typer.Option("--codec", help="pixels, ft-ema, ft-mse, a hub id or a folder.")]
 Device = Annotated[str, typer.Option("--device", help="auto, cpu, cuda, cuda:1, mps, ...")]
 
@@ -44,9 +45,7 @@ def sample(
     classes: Classes = None,
     guidance: Guidance = None,
     codec: Codec = None,
-    out: Annotated[
-        Path | None, typer.Option("--out", help="Folder. Default: RUN/samples/... (or samples/...).")
-    ] = None,
+    out: Out = None,
     device: Device = "auto",
 ) -> None:
     """Sample images: PNG files and samples.npz in a folder, a contact sheet beside it. The same command continues.

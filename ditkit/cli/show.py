@@ -167,7 +167,7 @@ def _published_line(p: Published) -> tuple[str, ...]:
     elif g is not None and (g.low, g.high) != (0.0, 1.0):
         left, right = "[]" if g.closed else "()"
         guidance += f" on {left}{g.low:g}, {g.high:g}{right}"
-    if g is not None and getattr(g, "channels", None):
+    if g is not None and not isinstance(g, SkipLayer) and g.channels:
         guidance += f", {g.channels} channels"
     scores = (p.fid, p.sfid, p.inception_score, p.precision, p.recall, p.accuracy)
     note = "; ".join(

@@ -27,7 +27,7 @@ from ditkit.evaluation.geneval import (
 from ditkit.evaluation.images import read_png
 from ditkit.evaluation.sections import facts, sheets
 from ditkit.files import write_text
-from ditkit.pretrained.detect import load_colours, load_detector
+from ditkit.pretrained.detect import CLIP, MASK2FORMER, load_colours, load_detector
 from ditkit.protocols import Colours, Detector
 from ditkit.recipes.load import Loaded
 from ditkit.recipes.sampling import Choices, check_words, describe_sampler, describe_weights, latent_size
@@ -78,9 +78,8 @@ def choose_exam(
     )  # fmt: skip
     if detector == SCENES or (detector == AUTO and scenic):
         return Exam(asked, request, SceneDetector(), SceneColours(), breakdown=True)
-    named = () if detector in (AUTO, COCO) else (detector,)
-    found = load_detector(*named, device=loaded.device)
-    return Exam(asked, request, found, load_colours(*([clip] if clip else []), device=loaded.device), breakdown=False)
+    found = load_detector(MASK2FORMER if detector in (AUTO, COCO) else detector, loaded.device)
+    return Exam(asked, request, found, load_colours(clip or CLIP, loaded.device), breakdown=False)
 
 
 def examine(made: Generated, exam: Exam, progress: Progress | None = None) -> GenEvalResult:
@@ -96,18 +95,13 @@ def write_exam(
     """geneval.json and geneval.html beside the images' folder; their paths."""
     assert made.folder is not None
     stem = made.folder.with_name(f"{made.folder.name}-")
-    told = {
-        "weights": describe_weights(loaded), "sampler": describe_sampler(sampling), "negative": made.request.negative,
-        "seed": made.request.seed, "overall": result.overall, "scores": result.scores, "shuffled": result.shuffled,
+    values: dict[str, str | int | float | None] = {
+        "weights": describe_weights(loaded), "sampler": describe_sampler(sampling), "images": made.request.n,
+        "negative prompt": made.request.negative, "seed": made.request.seed,
     }  # fmt: skip
-    data = {**told, "result": result.model_dump(mode="json")}
+    scores = {"overall": result.overall, "scores": result.scores, "shuffled": result.shuffled}
+    data = {**values, **scores, "result": result.model_dump(mode="json")}
     file = write_text(stem.with_name(stem.name + RESULT), json.dumps(data, indent=1, ensure_ascii=False) + "\n")
-    values = {
-        "weights": told["weights"],
-        "sampler": told["sampler"],
-        "images": made.request.n,
-        "seed": made.request.seed,
-    }
     sections = [
         geneval_section(result),
         sheets("Images", {"the first": read_png(sheet)[0][None]}, columns=1),

@@ -73,27 +73,19 @@ def inspect(
         found = scan(source, progress)
         usable = found.usable
         yield from data_findings(found.lines(), usable)
+    seen = source if usable else None
     teachers: list[Extractor] = []
-    for settings in recipe.teachers:
-        try:
-            teachers.append(load_teacher(settings, device))
-            yield teacher_finding(teachers[-1], source if usable else None)
-        except EXPECTED as error:
-            yield Finding("fail", "teacher", str(error))
-    text = None
-    if recipe.text is not None:
-        try:
-            text = open_text(recipe.text, device)
-            yield from text_findings(text, source if usable else None)
-        except EXPECTED as error:
-            yield Finding("fail", "text", str(error))
-    lacking = len(teachers) < len(recipe.teachers) or (text is None) != (recipe.text is None)
+    yield from teacher_findings(recipe, device, seen, teachers)
+    texts: list[ToldText] = []
+    yield from text_findings(recipe, device, seen, texts)
+    lacking = len(teachers) < len(recipe.teachers) or bool(texts) != (recipe.text is not None)
+    reader = texts[0] if texts else None
     if codec is None or source is None or not usable or lacking:
         yield Finding("warn", "model", "size, cost and memory not checked: data and frozen networks come first")
         yield from place_findings(folder, None)
         return
     try:
-        fitted = adapt(recipe, source, channels=codec.channels, factor=codec.factor, keep=keep, text=text)
+        fitted = adapt(recipe, source, channels=codec.channels, factor=codec.factor, keep=keep, text=reader)
     except EXPECTED as error:
         yield Finding("fail", "model", str(error))
         yield from place_findings(folder, None)
@@ -103,7 +95,7 @@ def inspect(
     yield from start_findings(fitted, folder)
     yield from cost_findings(fitted, usable, device)
     yield from latent_findings(fitted, codec, source, device)
-    memory = training_memory(fitted, codec, teachers, source.size, text)
+    memory = training_memory(fitted, codec, teachers, source.size, reader)
     parts = f"state {gib(memory.state)}, activations {gib(memory.activations)}, frozen networks {gib(memory.frozen)}"
     there = available(device)
     much = there is not None and memory.total > 0.9 * there
@@ -128,16 +120,35 @@ def data_findings(lines: list[str], usable: int) -> Iterator[Finding]:
         yield Finding("fail", "data", "no image can be used")
 
 
-def teacher_finding(teacher: Extractor, source: ImageSource | None) -> Finding:
-    """The teacher's features of an image, where there is any. ValueError if it cannot look at them."""
-    if source is None:
-        return Finding("ok", "teacher", f"{teacher.id}: width {teacher.width}")
-    rows, columns = teacher(read_items(source, 1)[0].image[None]).grid
-    return Finding("ok", "teacher", f"{teacher.id}: width {teacher.width}, {rows}x{columns} tokens an image")
+def teacher_findings(
+    recipe: Recipe, device: torch.device, source: ImageSource | None, found: list[Extractor]
+) -> Iterator[Finding]:
+    """Each teacher, put into `found`, and its features of an image, where there is any."""
+    for settings in recipe.teachers:
+        try:
+            teacher = load_teacher(settings, device)
+            told = f"{teacher.id}: width {teacher.width}"
+            if source is not None:
+                rows, columns = teacher(read_items(source, 1)[0].image[None]).grid
+                told += f", {rows}x{columns} tokens an image"
+            yield Finding("ok", "teacher", told)
+            found.append(teacher)
+        except EXPECTED as error:
+            yield Finding("fail", "teacher", str(error))
 
 
-def text_findings(text: ToldText, source: ImageSource | None) -> Iterator[Finding]:
-    """The text encoder's sizes, what it says of itself, and what it cuts off the first captions."""
+def text_findings(
+    recipe: Recipe, device: torch.device, source: ImageSource | None, found: list[ToldText]
+) -> Iterator[Finding]:
+    """The text encoder, put into `found`: its sizes, what it says of itself, what it cuts off the first captions."""
+    try:
+        text = open_text(recipe.text, device)
+    except EXPECTED as error:
+        yield Finding("fail", "text", str(error))
+        return
+    if text is None:
+        return
+    found.append(text)
     pooled = f", pooled {text.pooled_width}" if text.pooled_width else ""
     yield Finding("ok", "text", f"{text.id}: {text.length} tokens of width {text.width}{pooled}")
     yield from (Finding("ok", "text", note) for note in text.notes)

@@ -26,7 +26,8 @@ def write_run_report(recipe: Recipe, folder: Path, sheet: Path) -> Path:
     summary = [f"{done}, on {images:,} images of {recipe.data.source} ({environment['device']})."]
     if skipped := last.get("skipped", 0):
         summary.append(f"{skipped:,} steps were skipped because their gradient was not finite.")
-    note = f"{sheet.name}: averaged weights, the recipe's sampler, classes in turn."
+    what = "captions of the data" if recipe.text is not None else "classes in turn"
+    note = f"{sheet.name}: averaged weights, the recipe's sampler, {what}."
     sections = [
         sheets("Samples", {title: read_png(sheet)[0][None]}, columns=1, note=note),
         training_curves({title: rows}),

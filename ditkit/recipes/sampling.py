@@ -199,12 +199,13 @@ def choose_request(loaded: Loaded, choices: Choices, n: int, real: ImageSource |
     classes, given = loaded.recipe.model.num_classes, choices.classes
     check_words(loaded, choices)
     if loaded.recipe.text is not None:
-        prompts, labels = choices.prompts, ()
+        prompts: tuple[str, ...] = choices.prompts
+        named: tuple[int, ...] = ()
         if real is not None and not prompts:
-            prompts, labels = data_prompts(real, choices.n or n)
+            prompts, named = data_prompts(real, choices.n or n)
         count = choices.n or (n if real is not None else len(prompts) * EACH or min(n, len(loaded.captions) or n))
         request = prompt_request(
-            loaded, prompts, count, negative=choices.negative, seed=choices.seed, labels=labels
+            loaded, prompts, count, negative=choices.negative, seed=choices.seed, labels=named
         )  # fmt: skip
     elif given in ("random", "balanced"):
         request = make_request(choices.n or n, classes, given, seed=choices.seed)  # type: ignore[arg-type]
