@@ -8,6 +8,7 @@ from typing import Any
 
 from ditkit.config import diff
 from ditkit.diffusion import Shifted
+from ditkit.models import token_side
 from ditkit.protocols import Source, TextEncoder
 from ditkit.recipes.recipe import Recipe
 
@@ -36,18 +37,18 @@ def adapt(
     size = (height // factor, width // factor)
     found: dict[str, Any] = {"model.size": size, "model.channels": channels}
     found |= {"model.num_classes": len(source.classes)} if text is None else widths(recipe, text)
-    patch = recipe.model.patch
-    pixels = recipe.codec.kind == "pixels"
-    if "model.patch" not in keep and (_misfit(size, patch) or (pixels and _tokens(size, patch) > MAX_PIXEL_TOKENS)):
+    patch, token = recipe.model.patch, token_side(recipe.model)
+    pixels = recipe.codec.kind == "pixels" and patch == token  # a U-Net's patch is its recipe's choice
+    if "model.patch" not in keep and (_misfit(size, token) or (pixels and _tokens(size, token) > MAX_PIXEL_TOKENS)):
         found["model.patch"] = pixel_patch(size) if pixels else patch
     if text is None and not source.classes and not any(key.startswith("sampling.guidance") for key in keep):
         found["sampling.guidance"] = None  # nothing to guide by
     changes = {key: value for key, value in found.items() if key not in keep}
-    patch = changes.get("model.patch", patch)
-    if _misfit(size, patch):
+    token = token // patch * changes.get("model.patch", patch)
+    if _misfit(size, token):
         raise ValueError(
-            f"a latent of {size[0]}x{size[1]} does not divide into patches of {patch}: choose --size as a multiple of "
-            f"{factor * patch}, or set model.patch"
+            f"a latent of {size[0]}x{size[1]} does not divide into patches of {token}: choose --size as a multiple of "
+            f"{factor * token}, or set model.patch"
         )
     fitted = recipe.with_(changes)
     for height, width in getattr(getattr(source, "buckets", None), "sizes", ()):
@@ -109,19 +110,22 @@ def concerns(recipe: Recipe) -> list[str]:
     """Settings that will train but should not be trusted, a line each."""
     model, lines = recipe.model, []
     numbers = model.patch**2 * model.channels
+    wide, field = (model.levels[0], "levels") if model.kind == "uvit" else (model.width, "width")
     carries_noise = recipe.objective.prediction != "data"
-    if carries_noise and numbers > model.width:
+    if carries_noise and numbers > wide:
         lines.append(
-            f"a patch holds {numbers} numbers and the model is {model.width} wide: {recipe.objective.prediction} "
+            f"a patch holds {numbers} numbers and the model is {wide} wide: {recipe.objective.prediction} "
             "prediction must carry the noise through it and cannot; set objective.prediction=data, a smaller "
-            "model.patch or a larger model.width"
+            f"model.patch or a larger model.{field}"
         )
     lines += [line for line in (shift_concern(recipe),) if line]
     steps, ema = recipe.training.steps // recipe.training.ema_every, recipe.training.ema
-    if recipe.start is None and (share := ema**steps) > MOST_START:
+    anew = recipe.start is None
+    if (anew or recipe.adapter is not None) and (share := ema**steps) > MOST_START:
         steps, enough = recipe.training.steps, max(0.0, 1 - 10 / max(1, steps))
         lines.append(
-            f"after {steps:,} steps the averaged weights, which are sampled, are still {share:.0%} the random start "
+            f"after {steps:,} steps the averaged weights, which are sampled, are still {share:.0%} the "
+            f"{'random start' if anew else 'base without its adapter'} "
             f"(training.ema={ema:g}); set training.ema={enough:.4g}, or sample with --weights raw"
         )
     return lines

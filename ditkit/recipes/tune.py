@@ -55,7 +55,7 @@ def _on_pairs(base: Recipe, pairs: str, show: str, tuning: Tuning | None) -> Rec
         "adapter": t.adapter, "start": Start(path=t.start) if t.start else None, "training.steps": t.steps,
         "training.lr": t.lr, "training.seed": t.seed, "training.schedule": "constant",
         "training.warmup": min(t.steps // 10, 100), "training.ema": max(0.0, round(1 - 10 / t.steps, 4)),
-        "training.log_every": max(1, min(50, t.steps // 10)), "training.validate_every": t.steps,
-        "training.save_every": t.steps,
+        "training.ema_every": 1, "training.log_every": max(1, min(50, t.steps // 10)),
+        "training.validate_every": t.steps, "training.save_every": t.steps,
     }  # fmt: skip
     return base.with_(changes).model_copy(update={"data": data.model_copy(update={"pairs": show})})
