@@ -22,7 +22,8 @@ ROOT = Path(__file__).parents[1]
 TUTORIALS = sorted((ROOT / "docs/tutorials").glob("*.md"))
 DOCUMENTS = [ROOT / "README.md", *sorted((ROOT / "docs").rglob("*.md")), ROOT / "benchmarks/README.md"]
 
-# What the tutorials say -> what runs here: fewer steps and images, nothing else. Each must be there.
+# What the tutorials say -> what runs here: fewer steps and images, nothing else but a verdict where so short a run gets
+# nothing right. Each must be there.
 FEWER = {
     "ddt": {
         "--steps 600": "--steps 8 batch=32",
@@ -32,7 +33,21 @@ FEWER = {
         "--n 256": "--n 100 --real 100 classifier.steps=4",
         "--budget 12": "--budget 4",  # of 10 evaluations
         "evaluations=25": "evaluations=10",
-    }
+    },
+    "sd3": {
+        "--steps 6000": "--steps 6 training.batch=8 training.validate_every=6 sampling.steps=2",
+        "--steps 600": "--steps 8 batch=32",
+        "--steps 800": "--steps 4 training.batch=8 training.validate_every=4 sampling.steps=2",
+        "--steps 300": "--steps 2 training.validate_every=2 sampling.steps=2",
+        "--steps 200": "--steps 2 training.batch=8 training.validate_every=2 sampling.steps=2",
+        "--steps 100": "--steps 2 training.validate_every=2 sampling.steps=2",
+        "--n 64": "--n 4",
+        "--geneval\n": "--geneval --n 12\n",
+        "--geneval=scenes\n": "--geneval=scenes --n 12\n",
+        "scene_prompts(16,": "scene_prompts(2,",
+        "--n 384": "--n 24",
+        'image["correct"]': 'image["index"] % 2',
+    },
 }
 
 
