@@ -38,6 +38,11 @@ def reads_text(settings: AnyModel) -> bool:
     return not isinstance(settings, (DiTSettings, DDTSettings))
 
 
+def token_side(settings: AnyModel) -> int:
+    """Latent numbers a side of one of the network's tokens: the patch, or more where a U-Net lies before them."""
+    return settings.size[0] // settings.grid[0]
+
+
 def example_condition(settings: AnyModel, n: int, device: torch.device | str = "cpu") -> Condition:
     """A condition of the form that the network takes, for n samples: zeros, as costs and memory are measured with."""
     if not isinstance(settings, (DiTSettings, DDTSettings)):
@@ -53,5 +58,5 @@ __all__ = [
     "DDT", "DDT_SIZES", "SD3_SIZES", "SIZES", "AnyModel", "Condition", "CrossDiT", "CrossDiTSettings", "DDTSettings",
     "DiT", "DiTSettings", "JointDiT", "JointDiTSettings", "MMDiT", "MMDiTSettings", "Output", "SelfCondition", "UViT",
     "UViTSettings", "build_model", "ddt_settings", "dit_settings", "example_condition", "mmdit_settings", "reads_text",
-    "repa_mmdit_settings",
+    "repa_mmdit_settings", "token_side",
 ]  # fmt: skip

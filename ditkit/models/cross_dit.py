@@ -58,11 +58,6 @@ class CrossDiTSettings(Settings):
         """Token rows and columns of the native size."""
         return self.size[0] // self.patch, self.size[1] // self.patch
 
-    @property
-    def out_channels(self) -> int:
-        """Channels that the final layer computes."""
-        return self.channels
-
 
 class CrossDiT(nn.Module):
     """A `Denoiser` that reads text. Texts are dropped by the objective, never here; guidance lives outside."""
@@ -71,13 +66,13 @@ class CrossDiT(nn.Module):
         super().__init__()
         s = self.settings = settings
         self.patch = PatchEmbed(s.channels, s.width, s.patch)
+        self.register_buffer("position", sincos_table(*s.grid, s.width, device=self.patch.project.weight.device))
+        self.position: Tensor  # (N, D), frozen
         self.context = nn.Linear(s.text_width, s.width)
         self.time = TimeEmbed(s.width)
         self.pooled = PooledEmbed(s.pooled_width, s.width) if s.pooled_width else None
         self.blocks = Blocks(AdaLNZeroBlock(s, cross=True) for _ in range(s.depth))
         self.final = FinalLayer(s.width, s.patch * s.patch * s.channels)
-        self.register_buffer("position", sincos_table(*s.grid, s.width, device=self.context.weight.device))
-        self.position: Tensor  # (N, D), frozen
         self.initialise(generator)
 
     def initialise(self, generator: torch.Generator | None = None) -> None:

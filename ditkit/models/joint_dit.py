@@ -57,11 +57,6 @@ class JointDiTSettings(Settings):
         """Token rows and columns of the native size."""
         return self.size[0] // self.patch, self.size[1] // self.patch
 
-    @property
-    def out_channels(self) -> int:
-        """Channels that the final layer computes."""
-        return self.channels
-
 
 class JointDiT(nn.Module):
     """A `Denoiser` that reads text. Texts are dropped by the objective, never here; guidance lives outside."""

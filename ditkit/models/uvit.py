@@ -72,11 +72,6 @@ class UViTSettings(Settings):
         """Token rows and columns of the native size, at the lowest resolution."""
         return self.size[0] // self.stride, self.size[1] // self.stride
 
-    @property
-    def out_channels(self) -> int:
-        """Channels that the final layer computes."""
-        return self.channels
-
 
 class UViT(nn.Module):
     """A `Denoiser` that reads text. Texts are dropped by the objective, never here; guidance lives outside."""
@@ -128,7 +123,9 @@ class UViT(nn.Module):
         tokens, hidden = self.blocks.run(
             tokens, c, text, cond.mask, capture=capture, skip=skip, checkpointing=s.checkpointing
         )
-        h = tokens.transpose(1, 2).unflatten(2, (rows, columns))
+        h = (
+            tokens.to(self.last.weight.dtype).transpose(1, 2).unflatten(2, (rows, columns))
+        )  # blocks may be sharded in bf16
         for up in self.up:
             h = up(h, c, kept.pop())
         h = self.last(silu(self.norm(h)))

@@ -18,7 +18,7 @@ from ditkit.analysis.cost import cost, sharing_cost
 from ditkit.config import Settings, nearest
 from ditkit.diffusion import CFG, SampleNoise, SamplerSettings, Sharing, every_schedule
 from ditkit.diffusion.ode import Draws
-from ditkit.models import AnyModel, Condition, DDTSettings, DiTSettings, build_model
+from ditkit.models import AnyModel, Condition, DDTSettings, DiTSettings, build_model, example_condition
 from ditkit.protocols import Denoiser
 from ditkit.recipes.environment import environment
 from ditkit.recipes.memory import available, count
@@ -309,8 +309,10 @@ def rival(ddt: DDTSettings, against: str) -> tuple[str, AnyModel] | None:
 
 
 def condition(model: AnyModel, rows: int, device: torch.device) -> Condition:
-    """Labels that take turns; nothing for an unconditional model."""
-    return Condition(label=torch.arange(rows, device=device) % model.num_classes) if model.num_classes else Condition()
+    """Labels that take turns; the example of a model that reads text; nothing for an unconditional one."""
+    if not model.num_classes:
+        return example_condition(model, rows, device)
+    return Condition(label=torch.arange(rows, device=device) % model.num_classes)
 
 
 def precision(settings: BenchSettings, device: torch.device) -> torch.autocast:

@@ -14,7 +14,7 @@ from ditkit.align import Aligner, compute_targets
 from ditkit.align.targets import GridExtractor
 from ditkit.data import DataSettings, ImageSource, Loader, open_source, to_float
 from ditkit.evaluation import read_items
-from ditkit.models import build_model
+from ditkit.models import build_model, token_side
 from ditkit.pretrained import load_codec, load_teacher
 from ditkit.protocols import Codec, Condition, Features, Noise, TextEncoder
 from ditkit.recipes.adapt import adapt, even_patch, has_pixel_patch
@@ -80,9 +80,9 @@ def open_images(recipe: Recipe, device: torch.device, keep: Collection[str] = ()
     if recipe.codec.kind != "pixels":  # autoencoders see colours; grey images are repeated
         codec: Codec = load_codec(recipe.codec, device)
         in_colour = recipe.data.model_copy(update={"channels": 3})
-        return codec, opened(in_colour, codec.factor * recipe.model.patch)
-    if "model.patch" in keep or recipe.data.buckets is not None:
-        source = opened(recipe.data, recipe.model.patch)
+        return codec, opened(in_colour, codec.factor * token_side(recipe.model))
+    if "model.patch" in keep or recipe.data.buckets is not None or recipe.model.patch != token_side(recipe.model):
+        source = opened(recipe.data, token_side(recipe.model))
     else:
         source = opened(recipe.data, None)
         if recipe.data.size is None and not has_pixel_patch(source.size):
@@ -163,7 +163,7 @@ def alignment(parts: Parts) -> tuple[nn.Module | None, Callable[[Tensor], Sequen
     recipe, settings = parts.recipe, parts.recipe.align
     if settings is None:
         return None, None
-    widths, token = [teacher.width for teacher in parts.teachers], recipe.model.patch * parts.codec.factor
+    widths, token = [teacher.width for teacher in parts.teachers], token_side(recipe.model) * parts.codec.factor
     fixed = None if recipe.data.buckets is not None else recipe.model.grid  # buckets: each batch has its own
     if fixed is None and settings.grid == "resize_features":
         raise ValueError("align.grid=resize_features needs images of one size: leave data.buckets out")

@@ -18,9 +18,20 @@ from torch.distributed.fsdp import MixedPrecisionPolicy, fully_shard, register_f
 from torch.distributed.tensor import DTensor
 
 from ditkit.diffusion.sharing import SharedEncoder, Sharing
-from ditkit.models import Condition, DDTSettings, DiTSettings, MMDiTSettings, SelfCondition, build_model
+from ditkit.models import (
+    Condition,
+    DDTSettings,
+    DiTSettings,
+    JointDiTSettings,
+    MMDiTSettings,
+    SelfCondition,
+    UViTSettings,
+    build_model,
+    reads_text,
+)
 
 DDT_BASE = {"encoder_blocks": 2, "decoder_blocks": 2, "width": 32, "heads": 4, "size": (8, 8), "num_classes": 5}
+TEXT_BASE = {"depth": 3, "width": 32, "heads": 4, "size": (8, 8), "channels": 4, "text_width": 12, "pooled_width": 6}
 CASES = {
     "dit": DiTSettings(depth=3, width=32, heads=4, size=(8, 8), num_classes=5),
     "ddt": DDTSettings(**DDT_BASE),
@@ -28,6 +39,8 @@ CASES = {
     "improved_dit": DDTSettings(**{**DDT_BASE, "encoder_blocks": 0, "decoder_blocks": 3}),
     "mmdit": MMDiTSettings(depth=3, width=32, heads=4, size=(8, 8), channels=4, text_width=12, pooled_width=6,
                            qk_norm="rms", dual=(1,)),
+    "joint_dit": JointDiTSettings(**TEXT_BASE, patch=2),
+    "uvit": UViTSettings(**TEXT_BASE, patch=1, levels=(8,), level_blocks=1),
 }  # fmt: skip
 ROWS = 4
 
@@ -36,7 +49,7 @@ def batch(settings):
     generator = torch.Generator().manual_seed(1)
     x = torch.randn(ROWS, settings.channels, *settings.size, generator=generator)
     t = torch.rand(ROWS, generator=generator)
-    if isinstance(settings, MMDiTSettings):
+    if reads_text(settings):
         text, pooled = (torch.randn(*shape, generator=generator) for shape in ((ROWS, 5, 12), (ROWS, 6)))
         return x, t, Condition(text=text, pooled=pooled)
     return x, t, Condition(label=torch.arange(ROWS))
