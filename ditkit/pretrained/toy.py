@@ -67,13 +67,16 @@ class ToyExtractor:
 
 
 class ToyTextEncoder:
-    """A frozen random vector for each word plus sinusoid positions; pooled = sum / sqrt(words)."""
+    """A frozen random vector for each word plus sinusoid positions; pooled = sum / sqrt(words).
+
+    Two encoders in one, as far as dropping goes: "words" makes the tokens, "bag" the pooled vector.
+    """
 
     notes: tuple[str, ...] = ()
 
     def __init__(self, width: int = 48, length: int = 16, seed: int = 0):
         self.width, self.pooled_width, self.length, self.seed = width, width, length, seed
-        self.parts = (Part("toy", (0, length), (0, width), (0, width)),)
+        self.parts = (Part("words", (0, length), (0, width)), Part("bag", pooled=(0, width)))
         self.id = f"toy-text-{width}-{length}-{seed}"
         steps = torch.arange(length)[:, None] / 100.0 ** (torch.arange(width // 2) / (width // 2))
         self._positions = torch.cat((steps.sin(), steps.cos()), dim=1)

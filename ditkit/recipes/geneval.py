@@ -7,6 +7,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+from ditkit.data.scenes import VOCABULARY
 from ditkit.diffusion import SamplerSettings
 from ditkit.evaluation import Generated, Report, Request, write_report
 from ditkit.evaluation.features import Progress
@@ -63,7 +64,7 @@ def choose_exam(
         raise ValueError("GenEval is for text models, and this one knows none: leave --geneval out")
     if choices.prompts:
         raise ValueError("GenEval brings its own prompts: leave --prompt and --prompts out")
-    scenic = prompts == SCENES or (prompts == AUTO and loaded.recipe.data.source == "scenes")
+    scenic = prompts == SCENES or (prompts == AUTO and knows_scenes(loaded))
     n = choices.n
     if scenic:
         asked = scene_prompts(PER_TASK if n is None else max(1, n // (len(TAGS) * IMAGES)))
@@ -80,6 +81,12 @@ def choose_exam(
         return Exam(asked, request, SceneDetector(), SceneColours(), breakdown=True)
     found = load_detector(MASK2FORMER if detector in (AUTO, COCO) else detector, loaded.device)
     return Exam(asked, request, found, load_colours(clip or CLIP, loaded.device), breakdown=False)
+
+
+def knows_scenes(loaded: Loaded) -> bool:
+    """Whether the model was trained on scenes, or tuned on pairs of them: every word of its captions is one of theirs."""
+    words = {word for caption in loaded.captions for word in caption.split()}
+    return loaded.recipe.data.source == SCENES or bool(words) and words <= {*VOCABULARY.words()}
 
 
 def examine(made: Generated, exam: Exam, progress: Progress | None = None) -> GenEvalResult:
