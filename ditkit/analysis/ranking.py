@@ -57,7 +57,7 @@ def spearman(a: Sequence[float] | np.ndarray, b: Sequence[float] | np.ndarray, s
     """Spearman's rank correlation and its two-sided p under the hypothesis that all orders are alike.
 
     p is exact up to 8 pairs; beyond, from 20,000 random orders, (1 + as extreme) / (1 + all), so never 0. Where one
-    side is constant there is no correlation: (nan, 1). ValueError for fewer than 3 pairs or numbers that are not finite.
+    side is constant there is no correlation: (nan, 1). ValueError for fewer than 3 pairs, or for NaN and infinity.
     """
     x, y = np.asarray(a, dtype=float), np.asarray(b, dtype=float)
     if x.shape != y.shape or x.ndim != 1 or len(x) < 3 or not (np.isfinite(x).all() and np.isfinite(y).all()):

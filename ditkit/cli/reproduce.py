@@ -102,4 +102,4 @@ def listing() -> None:
     for claim in CLAIMS.values():
         cost = ", ".join(f"{size} {minutes:g}" for size, minutes in claim.minutes.items())
         rows.append([claim.name, f"{claim.paper}, {claim.table}", claim.says, claim.data, cost])
-    print_table(["claim", "paper", "says", "data", "minutes on two cores, one seed"], rows)
+    print_table(["claim", "paper", "says", "data", "about minutes (two idle cores, one seed)"], rows)

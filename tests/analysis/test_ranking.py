@@ -11,6 +11,11 @@ from ditkit.diffusion.formulations import TABLE2
 CLIP_FID = ("higher", "lower")
 
 
+def beats(a, b):
+    """Nowhere worse, somewhere better."""
+    return all(x >= y for x, y in zip(a, b, strict=True)) and a != b
+
+
 def peel(rows, better):
     """The definition, one candidate at a time."""
     sign = [1 if word == "higher" else -1 for word in better]
@@ -18,10 +23,7 @@ def peel(rows, better):
     ranks, front = [0] * len(rows), 0
     while gains:
         front += 1
-        best = [
-            i for i, mine in gains.items()
-            if not any(all(o >= m for o, m in zip(other, mine, strict=True)) and other != mine for other in gains.values())
-        ]  # fmt: skip
+        best = [i for i, mine in gains.items() if not any(beats(other, mine) for other in gains.values())]
         for i in best:
             ranks[i] = front
             del gains[i]

@@ -19,8 +19,8 @@ from ditkit.recipes.reproduce.claim import FAILS, HOLDS, UNDECIDED, Arm, Finding
 ORDER = ("DiT", "UViT", "CrossDiT", "MMDiT")  # worst first: section 5.2.3; the paper shows curves, no numbers
 BEST = ORDER[-1]
 RULE = (
-    "Validation loss is the mean over seven of the eight fixed times: below t = 1/8 the velocity's error is that of the "
-    "predicted image divided by t^2, and a few draws would outweigh all others. "
+    "Validation loss is the mean over seven of the eight fixed times: below t = 1/8 the velocity's error is that "
+    "of the predicted image divided by t^2, and a few draws would outweigh all others. "
     "Holds: MMDiT has the lowest final validation loss of the four (mean over seeds), and no other backbone's "
     "GenEval-style score is above the upper 95 % limit of MMDiT's. Does not hold: a backbone has both a lower "
     "validation loss than MMDiT and a GenEval-style score above the upper limit of MMDiT's. Undecided: all else. "

@@ -27,7 +27,7 @@ JUDGES, TRAINING, SCORING = "judges", "training", "scoring"  # the stages that p
 class Arm:
     """One training run of a study, and the scores that are asked of it.
 
-    parts: name of a score -> network evaluations of one sample that it takes (for the estimate of time).
+    parts: name of a score -> network evaluations that it takes, of all its samples (for the estimate of time).
     """
 
     name: str
@@ -107,7 +107,8 @@ class Question:
 class Claim:
     """A claim: says is what the paper says, rule what decides the verdict, fixed before anything is run.
 
-    budgets: size -> settings of the study, which command-line keys change; minutes: size -> minutes on two CPU cores.
+    budgets: size -> settings of the study, which command-line keys change; minutes: size -> about how many on two idle CPU
+    cores with one seed; a plan times the machine itself.
     """
 
     name: str

@@ -38,7 +38,7 @@ SHARED = ("depth", "heads", "patch", "channels", "size", "text_width", "pooled_w
 class BackboneBudget(Settings):
     """How much of everything; the same for every backbone."""
 
-    steps: int = Field(1500, ge=4, description="training steps of a run")
+    steps: int = Field(1200, ge=4, description="training steps of a run")
     batch: int = Field(64, ge=1, description="images a step")
     width: int = Field(96, ge=16, multiple_of=8, description="of MMDiT; the others get as many parameters")
     depth: int = Field(4, gt=0, description="transformer blocks")
@@ -121,7 +121,7 @@ class BackboneStudy:
     def arms(self) -> list[Arm]:
         """Every backbone with every seed, seed by seed."""
         return [
-            Arm(name, self._recipe(name, model, seed), {GENEVAL: 2.0 * SAMPLE_STEPS})
+            Arm(name, self._recipe(name, model, seed), {GENEVAL: 2 * SAMPLE_STEPS * self.budget.images})
             for seed in self.q.seeds
             for name, model in self.models.items()
         ]
@@ -174,6 +174,6 @@ CLAIM = Claim(
     rule=RULE,
     data="scenes",
     budgets={"smoke": SMOKE, "small": SMALL, "large": LARGE},
-    minutes={"smoke": 1, "small": 20, "large": 120},
+    minutes={"smoke": 1, "small": 20, "large": 80},
     open=BackboneStudy,
 )

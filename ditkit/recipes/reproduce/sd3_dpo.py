@@ -22,7 +22,7 @@ from ditkit.evaluation.geneval.published import TABLE_5
 from ditkit.evaluation.sections import Cell, table, text
 from ditkit.recipes import t2i
 from ditkit.recipes.build import prepare
-from ditkit.recipes.preference_study import Budget, preference_study
+from ditkit.recipes.preference_study import Budget, NoPairs, preference_study
 from ditkit.recipes.reproduce.claim import (
     FAILS,
     HOLDS,
@@ -41,8 +41,8 @@ BEFORE, AFTER = "SD3 depth 38, 512 px", "SD3 depth 38, 512 px, DPO"
 RULE = (
     "By the GenEval-style score (mean over six tasks) of held-out prompts after as many steps. Holds: DPO is above the "
     "base and above plain tuning on the winners with every one of at least 3 seeds. Does not hold: DPO is below the "
-    "base with every one of at least 3 seeds. Undecided: everything else, and always below 3 seeds or where the base is "
-    "too weak to make pairs."
+    "base with every one of at least 3 seeds. Undecided: all else, and always below 3 seeds or where the base is too "
+    "weak to make pairs."
 )
 FEWEST = 3  # seeds that a verdict needs
 
@@ -102,7 +102,7 @@ class PreferenceStudy:
                 "training.validate_every": max(1, b.base_steps // 4),
             }
         )  # fmt: skip
-        return [Arm("base", recipe, {self.part: float(self._evaluations(n, recipe.sampling.steps))})]
+        return [Arm("base", recipe, {self.part: self._evaluations(n, recipe.sampling.steps)})]
 
     def _evaluations(self, n: int, steps: int) -> int:
         """Network evaluations of all tests, pairs and tunings; a DPO step costs about 12 of an image, the other 6."""
@@ -128,8 +128,8 @@ class PreferenceStudy:
 
         try:
             return preference_study(folder, self.q.out / "tuned", len(self.q.seeds), study, say=say)
-        except ValueError as error:  # the base is one of scenes, so this is the other reason
-            return {"weak": str(error).replace(str(folder), "the base")}
+        except NoPairs as error:
+            return {"weak": str(error)}
 
     def find(self, scores: Mapping[str, Mapping[str, Any]], folders: Mapping[str, Path]) -> Finding:
         """Scores beside SD3's, and the verdict."""

@@ -54,7 +54,7 @@ class FormulationBudget(Settings):
 
     steps: int = Field(400, ge=2, description="training steps of a run")
     batch: int = Field(64, ge=1, description="images a step")
-    width: int = Field(96, gt=0, description="of the MMDiT")
+    width: int = Field(64, gt=0, description="of the MMDiT")
     depth: int = Field(3, gt=0, description="blocks of the MMDiT")
     heads: int = Field(4, gt=0)
     lr: float = Field(1e-3, gt=0, description="after a warm-up of a tenth of the steps")
@@ -67,7 +67,7 @@ class FormulationBudget(Settings):
 
 SMOKE = FormulationBudget(steps=4, batch=16, width=32, depth=1, ema=0.5, images=20, chunk=20, classifier_steps=20)
 SMALL = FormulationBudget()
-LARGE = FormulationBudget(steps=1000, ema=0.99, images=1000, chunk=250)
+LARGE = FormulationBudget(width=96, steps=1000, ema=0.99, images=1000, chunk=250)
 
 PARTS: dict[str, tuple[int, float, Weights]] = {
     f"{steps} steps, guidance {scale:g}, {weights}": (steps, scale, weights)
@@ -119,7 +119,7 @@ class FormulationStudy:
     @cached_property
     def arms(self) -> list[Arm]:
         """Every row with every seed, seed by seed."""
-        steps, each = self.budget.steps, {part: float(evaluations(part)) for part in PARTS}
+        steps, each = self.budget.steps, {part: self.budget.images * evaluations(part) for part in PARTS}
         changes = {
             "training.steps": steps, "training.batch": self.budget.batch, "training.lr": self.budget.lr,
             "training.ema": self.budget.ema, "training.warmup": steps // 10, "training.save_every": max(1, steps // 2),

@@ -87,24 +87,14 @@ def make_plan(q: Question) -> Plan:
             continue
         network = json.dumps([recipe.model.model_dump(mode="json"), recipe.training.batch])
         if network not in timed:
-            timed[network] = pace(recipe, chunk_of(q), q.device)
+            timed[network] = pace(recipe, getattr(q.budget, "chunk", 64), q.device)
         each = timed[network]
         checks = left // (recipe.training.validate_every or left or 1)
         seconds[TRAINING] += left * each.training * recipe.training.batch + checks * each.evaluation * CHECK
         seconds[TRAINING] += AROUND if left else 0.0
-        seconds[SCORING] += each.evaluation * images_of(q) * sum(missing.values())
+        seconds[SCORING] += each.evaluation * sum(missing.values())
     total = sum(len(arm.parts) for arm in study.arms)
     return Plan(q, study, len(study.arms), trained, total, scored, seconds)
-
-
-def images_of(q: Question) -> int:
-    """Samples behind a score."""
-    return getattr(q.budget, "images", 0)
-
-
-def chunk_of(q: Question) -> int:
-    """Samples that go through a network together."""
-    return min(getattr(q.budget, "chunk", 64), max(1, images_of(q)))
 
 
 def claim_folder(q: Question, study: Study) -> None:

@@ -1,0 +1,107 @@
+"""The claims sd3-backbones and sd3-dpo: equal sizes, the rules, and what they make of made-up numbers."""
+
+from __future__ import annotations
+
+import math
+
+import pytest
+
+from ditkit.config import diff
+from ditkit.data import DataError
+from ditkit.evaluation.geneval import TAGS
+from ditkit.models import build_model
+from ditkit.recipes import t2i
+from ditkit.recipes.reproduce import ask, carry_out, make_plan, sd3_dpo
+from ditkit.recipes.reproduce.backbone_curves import ORDER, decide, validations
+from ditkit.recipes.reproduce.claim import FAILS, HOLDS, UNDECIDED
+from ditkit.recipes.reproduce.sd3_backbones import WITHIN, BackboneStudy, backbones, count
+from ditkit.recipes.reproduce.sd3_dpo import PreferenceStudy
+
+
+@pytest.mark.parametrize("size", ["smoke", "small", "large"])
+def test_backbones_have_equal_size_and_equal_training(size):
+    study = BackboneStudy(ask("sd3-backbones", size=size))
+    models = study.models
+    assert tuple(models) == ORDER
+    assert [m.kind for m in models.values()] == ["joint_dit", "uvit", "cross_dit", "mmdit"]
+    for model in models.values():
+        assert abs(count(model) / count(models["MMDiT"]) - 1) <= WITHIN
+        assert model.grid == models["MMDiT"].grid, "the transformers see as many tokens"
+    first = study.arms[0].recipe
+    for arm in study.arms[1:]:
+        assert {d.key.partition(".")[0] for d in diff(first, arm.recipe, {"name", "title"})} == {"model"}
+
+
+def test_counts_are_of_the_real_networks():
+    for model in backbones(t2i.scenes().with_({"model.width": 96}).model).values():
+        assert count(model) == sum(p.numel() for p in build_model(model).parameters())
+    with pytest.raises(ValueError, match="within 5%; choose a larger width"):
+        backbones(t2i.scenes().with_({"model.width": 16, "model.depth": 1}).model)
+
+
+PAPER = dict(zip(ORDER, (0.9, 0.8, 0.7, 0.6), strict=True))
+EVEN = dict.fromkeys(ORDER, 0.5)
+
+
+def test_the_rule_of_the_backbones():
+    assert decide(PAPER, EVEN, 0.6)[0] == HOLDS
+    assert "the lowest of the four" in decide(PAPER, EVEN, 0.6)[1]
+    assert "1.00 (p = 0.083)" in decide(PAPER, EVEN, 0.6)[1]
+    assert decide(PAPER, {**EVEN, "DiT": 0.7}, 0.6)[0] == UNDECIDED  # lowest loss, but another follows prompts better
+    beaten = {**PAPER, "UViT": 0.5}
+    assert decide(beaten, EVEN, 0.6)[0] == UNDECIDED
+    assert decide(beaten, {**EVEN, "UViT": 0.7}, 0.6)[0] == FAILS
+    assert decide(beaten, {**EVEN, "DiT": 0.7}, 0.6)[0] == UNDECIDED  # not the same backbone
+    assert decide({**PAPER, "MMDiT": math.inf}, EVEN, 0.6)[0] != HOLDS
+
+
+def test_validation_is_over_seven_times():
+    row = {"step": 4, "validation_loss": 99.0, **{f"validation_loss_t{(k + 0.5) / 8:g}": float(k) for k in range(8)}}
+    assert validations([{"step": 3, "loss": 1.0}, row]) == [(4, 4.0)]
+
+
+@pytest.mark.parametrize("name", ["sd3-backbones", "sd3-dpo"])
+def test_only_scenes_can_be_examined(name):
+    with pytest.raises(DataError, match="only 'scenes'"):
+        ask(name).claim.open(ask(name, data="digits"))
+
+
+def test_the_rule_of_preference_tuning():
+    assert sd3_dpo.decide(0.5, [0.6, 0.7, 0.6], [0.55, 0.6, 0.5])[0] == HOLDS
+    assert sd3_dpo.decide(0.5, [0.6, 0.7], [0.55, 0.6])[0] == UNDECIDED, "too few seeds"
+    assert sd3_dpo.decide(0.5, [0.6, 0.7, 0.6], [0.55, 0.6, 0.6])[0] == UNDECIDED, "no better than the winners alone"
+    verdict, reason = sd3_dpo.decide(0.5, [0.4, 0.4, 0.3], [0.5, 0.5, 0.5])
+    assert verdict == FAILS and "above the base in 0 of 3 seeds" in reason
+
+
+def test_preference_tuning_is_told(tmp_path, monkeypatch):
+    """The study itself has its own tests: here its result, and a base too weak for pairs."""
+    run = {"overall": 0.7, "tasks": dict.fromkeys(TAGS, 0.7)}
+    base = {"overall": 0.5, "tasks": dict.fromkeys(TAGS, 0.5)}
+    made = {"base": base, "pairs": {"pairs": 9}, "arms": {"dpo": [run] * 3, "winners": [base] * 3}, "paragraph": "P."}
+    q = ask("sd3-dpo", size="smoke", seeds=3, out=tmp_path)
+    study = PreferenceStudy(q)
+    (arm,) = study.arms
+    monkeypatch.setattr(sd3_dpo, "preference_study", lambda *_, **__: made)
+    found = study.find({arm.key: {study.part: study.score(arm, tmp_path, study.part, lambda *_: None)}}, {})
+    assert found.verdict == HOLDS and found.ours["dpo"] == [0.7] * 3 and found.paper == {"before": 0.68, "after": 0.71}
+    assert "paper: SD3 depth 38" in found.sections[0].body
+
+    def refuse(*_, **__):
+        raise sd3_dpo.NoPairs("no pairs: the base is right too seldom")
+
+    monkeypatch.setattr(sd3_dpo, "preference_study", refuse)
+    weak = study.score(arm, tmp_path, study.part, lambda *_: None)
+    found = study.find({arm.key: {study.part: weak}}, {})
+    assert found.verdict == UNDECIDED and "too seldom" in found.reason
+
+
+def test_a_tiny_backbone_study_as_a_whole(tmp_path, monkeypatch):
+    monkeypatch.setattr("ditkit.recipes.build.VALIDATION_IMAGES", 4)
+    monkeypatch.setattr("ditkit.recipes.reproduce.sd3_backbones.SAMPLE_STEPS", 1)
+    plan = make_plan(ask("sd3-backbones", size="smoke", out=tmp_path / "out"))
+    result, page = carry_out(plan, lambda *_: None)
+    assert result.verdict == UNDECIDED and set(result.ours["backbones"]) == set(ORDER)
+    assert all(row["validation loss"] > 0 for row in result.ours["backbones"].values())
+    for said in ("GenEval, scenes", "Loss by time", "worst first", "parameters"):
+        assert said in page.read_text(), said
