@@ -84,9 +84,9 @@ def choose_exam(
 
 
 def knows_scenes(loaded: Loaded) -> bool:
-    """Whether the model was trained on scenes, or tuned on pairs of them: every word of its captions is one of theirs."""
+    """Whether the model was trained on scenes, or tuned on pairs of them: its captions have no words but theirs."""
     words = {word for caption in loaded.captions for word in caption.split()}
-    return loaded.recipe.data.source == SCENES or bool(words) and words <= {*VOCABULARY.words()}
+    return loaded.recipe.data.source == SCENES or (bool(words) and words <= {*VOCABULARY.words()})
 
 
 def examine(made: Generated, exam: Exam, progress: Progress | None = None) -> GenEvalResult:

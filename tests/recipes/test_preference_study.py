@@ -83,7 +83,7 @@ def test_the_study_end_to_end_with_a_lenient_judge(base, tmp_path, monkeypatch):
     assert sorted(p.name for p in (tmp_path / "out" / "runs").iterdir()) == ["dpo-0", "dpo-1", "winners-0", "winners-1"]
     assert result["published"]["SD3 depth 38, 512 px, DPO"][0] == 0.71
     assert "4 pairs, a right image before a wrong one" in result["paragraph"]
-    assert "DPO is ahead in" in result["paragraph"] and "one text encoder" in result["paragraph"]
+    assert "DPO is ahead in" in result["paragraph"] and "left out: words" in result["paragraph"]
     assert study.preference_study(base, tmp_path / "out", 2, budget, say=said.append) == result, "nothing is made again"
 
 
