@@ -41,9 +41,8 @@ def test_settings_are_the_papers_six_samplers_with_both_weights(study):
     assert len(PARTS) == 12 and {value[:2] for value in PARTS.values()} == set(SAMPLERS)
     assert sum(map(evaluations, PARTS)) == 2 * 330
     assert study.arms[0].parts == {part: study.budget.images * evaluations(part) for part in PARTS}
-    assert len(study.prompts) == len(study.labels) == study.budget.images and study.prompts[0].startswith(
-        "a photo of a "
-    )
+    assert len(study.prompts) == len(study.labels) == study.budget.images
+    assert study.prompts[0].startswith("a photo of a ")
     assert study.data["source"] == "digits" and study.words == 6
 
 
