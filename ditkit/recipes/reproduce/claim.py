@@ -107,8 +107,8 @@ class Question:
 class Claim:
     """A claim: says is what the paper says, rule what decides the verdict, fixed before anything is run.
 
-    budgets: size -> settings of the study, which command-line keys change; minutes: size -> about how many on two idle CPU
-    cores with one seed; a plan times the machine itself.
+    budgets: size -> settings of the study, which command-line keys change; minutes: size -> about how many on two idle
+    CPU cores with one seed; a plan times the machine itself.
     """
 
     name: str
