@@ -22,7 +22,20 @@ app = typer.Typer(
     context_settings={"help_option_names": ["-h", "--help"]},
 )
 
-VERBS = ("show", "train", "teacher", "data", "sample", "evaluate", "analyze", "convert", "doctor", "bench", "reproduce", "demo")
+VERBS = (
+    "show",
+    "train",
+    "teacher",
+    "data",
+    "sample",
+    "evaluate",
+    "analyze",
+    "convert",
+    "doctor",
+    "bench",
+    "reproduce",
+    "demo",
+)
 
 for _verb in VERBS:
     _module = importlib.import_module(f"ditkit.cli.{_verb}")
