@@ -27,13 +27,15 @@ def scenes() -> Recipe:
         codec=CodecSettings(kind="pixels"),
         text=TextSettings(kind="toy", width=48, length=16),
         objective=Flow(
-            path=Linear(), prediction="data", density=LogitNormal(), weight=SiTWeight(form="velocity"), drop=0.1
+            path=Linear(), prediction="data", density=LogitNormal(), weight=SiTWeight(form="velocity"), drop=0.1,
+            drop_each=0.1,
         ),
         training=TrainSettings(
-            steps=6000, batch=64, lr=2e-3, ema=0.995, log_every=50, validate_every=1000, save_every=2000, keep_last=1
+            steps=4000, batch=64, lr=2e-3, schedule="cosine", final_lr=5e-5, clip=1.0, ema=0.995,
+            log_every=50, validate_every=1000, save_every=1000, keep_last=1,
         ),
         sampling=SamplerSettings(solver="euler", steps=25, guidance=CFG(scale=2.5)),
-    )
+    )  # fmt: skip
 
 
 def digits() -> Recipe:

@@ -29,7 +29,7 @@ CPU = torch.device("cpu")
 TINY = {
     "model.depth": 2, "model.width": 32, "model.heads": 2, "training.batch": 4, "training.steps": 4,
     "training.ema": 0.5, "training.log_every": 1, "training.validate_every": 4, "training.save_every": 2,
-    "training.keep_last": 9, "training.lr": 1e-2, "sampling.steps": 2,
+    "training.keep_last": 9, "training.lr": 1e-2, "training.schedule": "constant", "sampling.steps": 2,
 }  # fmt: skip
 LORA = {"adapter.rank": 3, "adapter.alpha": 6}
 
