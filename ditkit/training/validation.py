@@ -14,6 +14,9 @@ from ditkit.diffusion.noise import stream_id
 from ditkit.protocols import Condition, Noise
 from ditkit.training.preference import Preference
 
+MARGIN = 1 / 32  # a quarter of a bin
+HUGE = 1e4  # times its middle value: a few times there would outweigh all others
+
 
 class PairNoise:
     """Draws of (image, bin) pairs, named by (seed, image, bin): no cut into batches can change them.
@@ -109,7 +112,10 @@ class ValidationLoss:
 
 
 def _without_chance(objective: Any) -> Any:
-    """The objective without label drop, its times uniform over the interval in which it is defined."""
+    """The objective without label drop, its times uniform over the interval in which it is defined.
+
+    Where its weight has a pole at an end (data prediction by the velocity's error at t = 0), MARGIN off that end.
+    """
     if isinstance(objective, Preference):
         return replace(objective, objective=_without_chance(objective.objective))
     fields = type(objective).model_fields
@@ -117,5 +123,9 @@ def _without_chance(objective: Any) -> Any:
     density = fields.get("density") and objective.density
     if density and not isinstance(density, Uniform):
         low, high = interval(objective.path, objective.prediction)
+        if "weight" in fields:
+            ends = torch.tensor([low, (low + high) / 2, high], dtype=torch.float64)
+            start, middle, end = objective.weight(objective.path, ends, objective.prediction).tolist()
+            low, high = low + MARGIN * (start > HUGE * middle), high - MARGIN * (end > HUGE * middle)
         changes["density"] = Uniform(low=low, high=high)
     return objective.model_copy(update=changes)

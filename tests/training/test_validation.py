@@ -5,10 +5,10 @@ from __future__ import annotations
 import pytest
 import torch
 
-from ditkit.diffusion import Flow, ImprovedDDPM, LogitNormal, Uniform, interpolate
+from ditkit.diffusion import Flow, ImprovedDDPM, LogitNormal, SiTWeight, Uniform, interpolate, interval
 from ditkit.protocols import Condition, Output
 from ditkit.training import ValidationLoss, fit, read_metrics
-from ditkit.training.validation import PairNoise
+from ditkit.training.validation import MARGIN, PairNoise, _without_chance
 
 
 @pytest.fixture
@@ -131,3 +131,15 @@ def test_validation_leaves_training_as_it_was(make_job, tmp_path, same):
     states = [fit(make_job(tmp_path / str(v), validate=v, validate_every=2, validate_on="both")) for v in (True, False)]
     same(states[0].model.state_dict(), states[1].model.state_dict())
     assert states[0].model.training and not states[0].ema.training
+
+
+def test_times_keep_off_an_end_at_which_the_weight_has_a_pole():
+    """Data prediction by the velocity's error, 1 / t^2: a single time near 0 would outweigh all others."""
+    weighted = Flow(prediction="data", weight=SiTWeight(form="velocity"), density=LogitNormal(), drop_each=0.5)
+    quiet = _without_chance(weighted)
+    low, high = interval(weighted.path, "data")
+    assert (quiet.density, quiet.drop, quiet.drop_each) == (Uniform(low=low + MARGIN, high=high), 0.0, 0.0)
+    assert quiet.weight == weighted.weight and quiet.prediction == "data"
+    assert _without_chance(Flow(density=LogitNormal())).density == Uniform()
+    noise = _without_chance(Flow(prediction="noise", weight=SiTWeight(form="velocity"), density=LogitNormal()))
+    assert noise.density.high == interval(noise.path, "noise")[1] - MARGIN
