@@ -35,7 +35,7 @@ FEWER = {
         "evaluations=25": "evaluations=10",
     },
     "sd3": {
-        "--steps 6000": "--steps 6 training.batch=8 training.validate_every=6 sampling.steps=2",
+        "--steps 4000": "--steps 6 training.batch=8 training.validate_every=6 sampling.steps=2",
         "--steps 600": "--steps 8 batch=32",
         "--steps 800": "--steps 4 training.batch=8 training.validate_every=4 sampling.steps=2",
         "--steps 300": "--steps 2 training.validate_every=2 sampling.steps=2",
@@ -43,7 +43,6 @@ FEWER = {
         "--steps 100": "--steps 2 training.validate_every=2 sampling.steps=2",
         "--n 64": "--n 4",
         "--geneval\n": "--geneval --n 12\n",
-        "--geneval=scenes\n": "--geneval=scenes --n 12\n",
         "scene_prompts(16,": "scene_prompts(2,",
         "--n 384": "--n 24",
         'image["correct"]': 'image["index"] % 2',
