@@ -89,7 +89,7 @@ class CrossDiT(nn.Module):
         """
         s = self.settings
         rows, columns = token_grid("CrossDiT", s, x)
-        check_text("CrossDiT", s, cond, (*capture, *skip))
+        check_text("CrossDiT", s, cond, (*capture, *skip), len(x))
         assert cond.text is not None
         text = self.context(cond.text.to(self.context.weight.dtype))  # (B, L, D)
         h = self.patch(x) + self._position(rows, columns)  # (B, N, D)

@@ -89,7 +89,7 @@ class JointDiT(nn.Module):
         """
         s = self.settings
         rows, columns = token_grid("JointDiT", s, x)
-        check_text("JointDiT", s, cond, (*capture, *skip))
+        check_text("JointDiT", s, cond, (*capture, *skip), len(x))
         assert cond.text is not None
         c = global_vector(s, self.time, self.pooled, t.expand(len(x)), cond)  # (B, D)
         image = self.patch(x) + self._position(rows, columns)  # (B, N, D)

@@ -219,7 +219,7 @@ class MMDiT(nn.Module):
         """
         s = self.settings
         rows, columns = token_grid("MMDiT", s, x)
-        check_text("MMDiT", s, cond, (*capture, *skip))
+        check_text("MMDiT", s, cond, (*capture, *skip), len(x))
         assert cond.text is not None
         h = self.patch(x) + self._crop(rows, columns)  # (B, N, D)
         c = global_vector(s, self.time, self.pooled, t.expand(len(x)), cond)  # (B, D)

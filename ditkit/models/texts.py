@@ -73,8 +73,12 @@ def null_text(cond: Condition) -> Condition:
     return Condition(**zeros, parts=cond.parts)
 
 
-def check_text(name: str, settings: Worded, cond: Condition, blocks: tuple[int, ...]) -> None:
-    """Raise ValueError for missing text or pooled vector, other widths, a label, or a block that does not exist."""
+def check_text(name: str, settings: Worded, cond: Condition, blocks: tuple[int, ...], batch: int) -> None:
+    """Raise ValueError for missing text or pooled vector, other widths, a label, or a block that does not exist.
+
+    Also for texts of another number than `batch`, and for a mask that is not bool (B, L): attention would add a mask
+    of numbers to its logits.
+    """
     if cond.label is not None:
         raise ValueError(f"{name}: this model reads text, and cond has a label; it would be ignored")
     if cond.text is None:
@@ -84,6 +88,12 @@ def check_text(name: str, settings: Worded, cond: Condition, blocks: tuple[int, 
     if settings.pooled_width and (cond.pooled is None or cond.pooled.shape[-1] != settings.pooled_width):
         has = "none" if cond.pooled is None else tuple(cond.pooled.shape)
         raise ValueError(f"{name}: this model needs cond.pooled (B, {settings.pooled_width}), got {has}")
+    if odd := [f"{key} has {len(value)}" for key, value in cond.tensors.items() if len(value) != batch]:
+        raise ValueError(f"{name}: x has {batch} samples, and cond.{odd[0]}")
+    mask = cond.mask
+    if mask is not None and (mask.dtype != torch.bool or mask.shape != cond.text.shape[:2]):
+        has = f"{mask.dtype} {tuple(mask.shape)}"
+        raise ValueError(f"{name}: cond.mask is {has}, expected torch.bool {tuple(cond.text.shape[:2])}")
     if wrong := [i for i in blocks if not 1 <= i <= settings.depth]:
         raise ValueError(f"{name}: {wrong} names no block; blocks count from 1 to {settings.depth}")
 

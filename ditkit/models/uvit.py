@@ -109,7 +109,7 @@ class UViT(nn.Module):
         """
         s = self.settings
         rows, columns = token_grid("UViT", s, x, s.stride)
-        check_text("UViT", s, cond, (*capture, *skip))
+        check_text("UViT", s, cond, (*capture, *skip), len(x))
         assert cond.text is not None
         c = global_vector(s, self.time, self.pooled, t.expand(len(x)), cond)  # (B, D)
         text = self.context(cond.text.to(self.context.weight.dtype))  # (B, L, D)

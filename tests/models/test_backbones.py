@@ -210,6 +210,13 @@ def test_bad_text_says_what_is_wrong(name, network, batch):
         model(x, t, Condition(text=cond.text))
     with pytest.raises(ValueError, match=rf"^{called}: this model reads text, and cond has a label"):
         model(x, t, Condition(label=torch.zeros(3, dtype=torch.long), text=cond.text, pooled=cond.pooled))
+    for part in ("text", "pooled"):
+        given = {"text": cond.text, "pooled": cond.pooled} | {part: getattr(cond, part)[:1]}
+        with pytest.raises(ValueError, match=rf"^{called}: x has 3 samples, and cond\.{part} has 1$"):
+            model(x, t, Condition(**given))
+    for mask in (cond.mask.float(), cond.mask[:, :-1]):
+        with pytest.raises(ValueError, match=rf"^{called}: cond\.mask is .*, expected torch\.bool \(3, 6\)$"):
+            model(x, t, Condition(text=cond.text, pooled=cond.pooled, mask=mask))
     for blocks in ({"capture": (0, 1)}, {"skip": (3,)}):
         with pytest.raises(ValueError, match=rf"^{called}: \[\d\] names no block; blocks count from 1 to 2$"):
             model(x, t, cond, **blocks)
