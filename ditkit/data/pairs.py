@@ -176,7 +176,8 @@ class _Files:
         home = self.table.parent
         for (first, second), texts in zip(self.files, self.texts, strict=True):
             sizes = [p.stat().st_size if p.is_file() else -1 for p in (first, second)]
-            yield f"{first.relative_to(home)} {second.relative_to(home)} {sizes} {texts}"
+            names = [os.path.relpath(p, home) for p in (first, second)]  # files may lie elsewhere
+            yield f"{names[0]} {names[1]} {sizes} {texts}"
 
 
 def _first(value: object) -> bool | None:

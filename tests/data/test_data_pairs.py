@@ -5,6 +5,7 @@ from __future__ import annotations
 import io
 import json
 import pickle
+from pathlib import Path
 
 import numpy as np
 import pyarrow
@@ -127,6 +128,20 @@ def test_pairs_split_pickle_and_stay_in_memory(picked):
 def test_what_is_no_table_of_pairs_is_refused(tmp_path, columns, match):
     with pytest.raises(DataError, match=match):
         Pairs(write(tmp_path / "a.parquet", columns))
+
+
+def test_a_jsonl_file_may_name_files_elsewhere(tmp_path):
+    """Absolute, or beside its folder; the fingerprint tells them apart."""
+    (tmp_path / "table").mkdir()
+    for i, name in enumerate(("table/a.png", "b.png")):
+        (tmp_path / name).write_bytes(png(i))
+    table, seen = tmp_path / "table" / "a.jsonl", set()
+    for loser in (str(tmp_path / "b.png"), "../b.png", "a.png"):
+        table.write_text(json.dumps({"winner": "a.png", "loser": loser}))
+        source = Pairs(table)
+        assert levels(source[0]) == [0, 1 if "b" in Path(loser).name else 0]
+        seen.add(source.fingerprint)
+    assert len(seen) == 2
 
 
 def test_a_jsonl_line_without_its_files_is_named(tmp_path):
