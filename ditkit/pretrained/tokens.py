@@ -74,6 +74,7 @@ class Tokenizer:
         return [*tokens.ids[:room], self.frame.end], cut
 
     def _ids(self, text: str) -> list[int]:
+        text = text.encode("utf-8", "replace").decode()  # bytes of a command line that are no UTF-8 are "?"
         return self.tokenizer(text, add_special_tokens=False, verbose=False).input_ids
 
 

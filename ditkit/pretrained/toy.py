@@ -89,7 +89,7 @@ class ToyTextEncoder:
         return self
 
     def _word(self, word: str) -> Tensor:
-        return _normal((self.width,), self.seed, 3, zlib.crc32(word.lower().encode()))
+        return _normal((self.width,), self.seed, 3, zlib.crc32(word.lower().encode("utf-8", "surrogatepass")))
 
     def _tell(self, prompt: str) -> None:
         if (cut := " ".join(prompt.split()[self.length :])) and prompt not in self._told:

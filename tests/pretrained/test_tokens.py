@@ -67,6 +67,15 @@ def test_stability_style_with_a_real_tokenizer(tiny, name):
     assert not torch.equal(with_text[0], ids[0])  # diffusers reads brackets as text
 
 
+@pytest.mark.parametrize("style", ["diffusers", "stability"])
+@pytest.mark.parametrize("name", ["clip_l", "t5"])
+def test_bytes_that_are_no_text(tiny, name, style):
+    """A shell hands over undecodable bytes as lone surrogates, which tokenizers refuse."""
+    tokenizer = Tokenizer(tiny.t5_tokenizer() if name == "t5" else tiny.clip_tokenizer(), name, 77, style=style)
+    ids, _ = tokenizer(["red \udcff", "red ?"])
+    assert torch.equal(ids[0], ids[1])
+
+
 def test_one_warning_for_each_long_prompt():
     told: set[str] = set()
     cuts = {"clip_l": ["", "end"], "clip_g": ["", "end"], "t5": ["", "nd"]}

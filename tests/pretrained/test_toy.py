@@ -42,3 +42,4 @@ def test_text_encoder():
     words = [encoder([w]).pooled[0] for w in ("a", "red", "circle")]
     torch.testing.assert_close(cond.pooled[0], sum(words) / 3**0.5)
     assert torch.equal(ToyTextEncoder(width=12, length=5)(["A RED circle"]).text, cond.text[:1])
+    assert encoder(["red \udcff"]).text.isfinite().all(), "bytes of a command line that are no text"
