@@ -20,6 +20,8 @@ from ditkit.diffusion import (
 from ditkit.diffusion.schedules import TABLE, flow_match_grid, image_to_image, sd3_grid
 from ditkit.diffusion.times import CosMap
 from ditkit.diffusion.weight import DensityWeight, SNRWeight
+from ditkit.pretrained.codec import denormalise, normalise
+from ditkit.pretrained.kl_file import SD3  # scale, shift
 
 
 def table(factor, every=1):
@@ -66,8 +68,8 @@ def test_sd35_schedules(reference):
     x, latent = ref.inputs["x"], ref.inputs["latent"]
     ref.close("noise_scaling", interpolate(Linear(), latent, x, torch.tensor(0.7)))
     ref.close("calculate_denoised", Estimate(x, torch.tensor([0.2, 0.9]), Linear(), "velocity", latent).data)
-    ref.close("process_in", (latent - 0.0609) * 1.5305)
-    ref.close("process_out", latent / 1.5305 + 0.0609)
+    ref.close("process_in", normalise(latent, *SD3))
+    ref.close("process_out", denormalise(latent, *SD3))
     rest = {name for name in ref.outputs if not name.startswith("sample.")}
     assert compared + 4 == len(rest) == 19 and len(ref.outputs) == 31, "every output is compared, here or above"
 
