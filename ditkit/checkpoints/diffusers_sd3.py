@@ -14,7 +14,7 @@ from torch import Tensor, nn
 
 from ditkit.checkpoints.keys import Table, check, inverse, need, rename
 from ditkit.checkpoints.published import Published, Shape, State
-from ditkit.checkpoints.sd3 import SD3, SIZES, Official
+from ditkit.checkpoints.sd3 import SD3, SIZES, Official, depth_of
 from ditkit.diffusion.path import AnyPath
 from ditkit.diffusion.prediction import Kind
 from ditkit.models import MMDiT, MMDiTSettings
@@ -135,8 +135,10 @@ def transformer_config(settings: MMDiTSettings) -> dict[str, Any]:
 
 def _swapped(official: State) -> State:
     """Shift and scale change places in the final layer and in the text half of the last block."""
-    depth = 1 + max((int(k.split(".")[1]) for k in official if k.startswith("joint_blocks.")), default=0)
-    last = (f"joint_blocks.{depth - 1}.context_block.adaLN_modulation.1.", "final_layer.adaLN_modulation.1.")
+    last = (
+        f"joint_blocks.{depth_of(official) - 1}.context_block.adaLN_modulation.1.",
+        "final_layer.adaLN_modulation.1.",
+    )
     return {key: _turned(value) if key.startswith(last) else value for key, value in official.items()}
 
 

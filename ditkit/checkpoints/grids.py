@@ -21,6 +21,8 @@ def native_of(table: Tensor) -> tuple[tuple[int, int], float] | None:
     step is 1 or 16 over the longer side, as in the paper. None where the table is no centred sin-cos table of such a
     grid: diffusers' own one is not, and the numbers of a table say nothing else about the model.
     """
+    if not table.isfinite().all():
+        return None
     half = table.shape[2] // 2
     places = [_places(table[:, 0, half:]), _places(table[0, :, :half])]  # rows, columns
     found: list[tuple[float, tuple[int, int], float]] = []

@@ -7,6 +7,7 @@ the network: everything under `model.diffusion_model.` is it; VAE and text encod
 from __future__ import annotations
 
 import math
+import re
 from collections import Counter
 from dataclasses import dataclass, replace
 
@@ -105,18 +106,20 @@ class Official:
     def settings(self, state: State, shape: Shape) -> MMDiTSettings:
         """Sizes from the tensors; the native size from the argument, the position table or the published one."""
         patch_weight, table, hidden, context = need(self.source, state, *SIZES)
+        for key, value, axes in zip(SIZES, (patch_weight, table, hidden, context), (4, 3, 1, 2), strict=True):
+            if value.ndim != axes:
+                raise self.error(f"{key} has {value.ndim} axes instead of {axes}")
         width, channels, patch = patch_weight.shape[:3]
-        depth = 1 + max(int(k.split(".")[1]) for k in state if k.startswith("joint_blocks."))
         side = math.isqrt(table.shape[1])
-        if table.ndim != 3 or side * side != table.shape[1]:
+        if side * side != table.shape[1]:
             raise self.error(f"pos_embed {tuple(table.shape)} is no square grid")
         q_norm, pooled = state.get("joint_blocks.0.x_block.attn.ln_q.weight"), state.get("y_embedder.mlp.0.weight")
         size, step = self._native(table.view(side, side, -1), patch, shape)
-        dual = {int(k.split(".")[1]) + 1 for k in state if k.endswith(".x_block.attn2.qkv.weight")}
+        dual = {n for k in state if k.endswith(".x_block.attn2.qkv.weight") and (n := block_of(k))}
         published = {} if self.head_width == 64 else {"text_length": 77, "init": "torch"}
         try:
             return MMDiTSettings(
-                depth=depth,
+                depth=depth_of(state),
                 width=width,
                 heads=self._heads(width, shape.heads, q_norm),
                 patch=patch,
@@ -192,6 +195,17 @@ class Official:
     def error(self, what: str) -> CheckpointError:
         """What is wrong with a file."""
         return CheckpointError(f"source {self.source!r}: {what}")
+
+
+def block_of(key: str) -> int:
+    """The number, from 1, of the block that an official key belongs to; 0: none."""
+    found = re.match(r"joint_blocks\.(\d+)\.", key)
+    return int(found[1]) + 1 if found else 0
+
+
+def depth_of(state: State) -> int:
+    """The number of blocks that official keys count up to."""
+    return max(map(block_of, state), default=0)
 
 
 SD3 = Official("sd3", 1000.0, 64, (64, 0.25), prefix="model.diffusion_model.")

@@ -209,6 +209,27 @@ def test_a_repa_run_without_a_table():
     assert torch.equal(published.model.position, model.position)
 
 
+@pytest.mark.parametrize("source", ["sd3", "diffusers-sd3"])
+def test_files_that_are_no_mmdit_in_one_line(source):
+    blocks, prefix = {"sd3": ("joint_blocks", PREFIX), "diffusers-sd3": ("transformer_blocks", "")}[source]
+    state = export_published(mmdit(table=12), source)
+    with pytest.raises(CheckpointError, match=rf"unknown {blocks}\.x\.y"):
+        load_published({**state, f"{prefix}{blocks}.x.y": torch.zeros(1)}, source)
+
+
+@pytest.mark.parametrize("key, axes", [("x_embedder.proj.weight", 4), ("pos_embed", 3), ("context_embedder.weight", 2)])
+def test_sizes_are_not_read_from_tensors_of_another_kind(key, axes):
+    state = export_published(mmdit(table=12), "sd3")
+    with pytest.raises(CheckpointError, match=f"{key} has 1 axes instead of {axes}"):
+        load_published({**state, PREFIX + key: state[PREFIX + key].flatten()}, "sd3")
+
+
+def test_a_table_of_nan_tells_nothing():
+    state = export_published(mmdit(table=12), "sd3")
+    state[f"{PREFIX}pos_embed"].fill_(float("nan"))
+    assert load_published(state, "sd3").settings.size == (24, 24)
+
+
 def test_heads_that_tensors_do_not_tell():
     state = export_published(mmdit(width=32, heads=4), "diffusers-sd3")
     with pytest.raises(CheckpointError, match="width 32 is no multiple of heads of 64 channels; give heads="):
