@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from ditkit.cli.keys import Keyed
+from ditkit.cli.keys import FAMILIES, Keyed
 
 if TYPE_CHECKING:
     from ditkit.recipes.sampling import Choices
@@ -28,7 +28,6 @@ Output = Annotated[
 Keys = Annotated[
     list[str] | None, typer.Argument(help="weights=raw step=1000 ...; see below.", metavar="[KEY=VALUE]...")
 ]
-FAMILIES = "dit, sit, repa, ddt, improved-dit, diffusers-dit, sd3, diffusers-sd3, repa-mmdit"
 Source = Annotated[str | None, typer.Option("--source", help=f"Family of a published file: {FAMILIES}.")]
 To = Annotated[
     str | None,

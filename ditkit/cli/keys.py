@@ -8,24 +8,12 @@ from typing import ClassVar
 from typer.core import TyperCommand
 
 # --KEY -> the dotted key that it sets; a verb's own options come first
+SAME = (
+    *("seed", "weights", "step", "interval", "size", "chunk", "uint8", "codec", "guidance", "classes", "real"),
+    *("sharing", "prompt", "prompts", "negative", "text", "without", "geneval", "detector", "clip"),
+)
 KEYS = {
-    **{key: key for key in ("seed", "weights", "step", "interval", "size", "chunk", "uint8", "codec", "guidance")},
-    **{
-        key: key
-        for key in (
-            "classes",
-            "real",
-            "sharing",
-            "prompt",
-            "prompts",
-            "negative",
-            "text",
-            "without",
-            "geneval",
-            "detector",
-            "clip",
-        )
-    },
+    **{key: key for key in SAME},
     "labels": "classes",
     "steps": "sampling.steps",
     "solver": "sampling.solver",
@@ -35,6 +23,7 @@ KEYS = {
     "align-depth": "shape.align_depth",
     "split": "data.split",
 }
+FAMILIES = "dit, sit, repa, ddt, improved-dit, diffusers-dit, sd3, diffusers-sd3, repa-mmdit"  # of published files
 FLAGS = {"geneval": "geneval=auto"}  # --KEY alone
 WORDS = ("prompt", "negative")  # texts, which may be empty
 

@@ -7,7 +7,7 @@ from typing import Annotated
 
 import typer
 
-from ditkit.cli.keys import Keyed
+from ditkit.cli.keys import FAMILIES, Keyed
 
 Command = Keyed
 DEFAULT_N = 64
@@ -24,7 +24,7 @@ Keys = Annotated[
 ]
 Source = Annotated[
     str | None,
-    typer.Option("--source", help="Family of a published file: dit, sit, repa, ddt, improved-dit, diffusers-dit."),
+    typer.Option("--source", help=f"Family of a published file: {FAMILIES}."),
 ]
 Count = Annotated[int | None, typer.Option("--n", help="Images.")]
 Classes = Annotated[

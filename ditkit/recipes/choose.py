@@ -56,7 +56,10 @@ def choose(
         changes |= {"align": None, "teachers": ()}
     elif teachers:
         if recipe.align is None:
-            raise ValueError(f"recipe {recipe.name!r} aligns nothing, so --teacher has no use; take a repa recipe")
+            raise ValueError(
+                f"recipe {recipe.name!r} aligns nothing, so --teacher has no use; take a repa recipe, or "
+                "write align and teachers into a recipe file"
+            )
         changes["teachers"] = tuple(TeacherSettings.parse(text) for text in teachers)
     if steps is not None:
         changes["training.steps"] = steps
