@@ -71,10 +71,10 @@ class Condition:
             rows = drop[:, j]
             if text is not None and part.tokens[0] < part.tokens[1]:
                 text = text.clone() if text is self.text else text
-                text[:, slice(*part.tokens), slice(*part.channels)] *= ~rows[:, None, None]
+                text[:, slice(*part.tokens), slice(*part.channels)].masked_fill_(rows[:, None, None], 0)
             if pooled is not None and part.pooled[0] < part.pooled[1]:
                 pooled = pooled.clone() if pooled is self.pooled else pooled
-                pooled[:, slice(*part.pooled)] *= ~rows[:, None]
+                pooled[:, slice(*part.pooled)].masked_fill_(rows[:, None], 0)
         return replace(self, text=text, pooled=pooled)
 
     def __len__(self) -> int:
@@ -263,7 +263,7 @@ class Source(Protocol):
 
 
 class Detection(NamedTuple):
-    """An object found in an image: class name, confidence in [0, 1], box (x0, y0, x1, y1) in pixels, mask (H, W) bool."""
+    """An object in an image: class name, confidence in [0, 1], box (x0, y0, x1, y1) in pixels, mask (H, W) bool."""
 
     label: str
     score: float

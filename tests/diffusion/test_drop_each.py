@@ -1,5 +1,7 @@
 """Dropping text encoders one by one in training (SD3, section 5): each part of the condition on its own."""
 
+import math
+
 import pytest
 import torch
 
@@ -85,6 +87,14 @@ def test_a_batch_cut_does_not_change_what_falls():
     whole = kept(drop_parts(text(12), BatchNoise(5, 3, 12), 0.463))
     pieces = [kept(drop_parts(text(4), BatchNoise(5, 3, 12, k, k + 4), 0.463)) for k in (0, 4, 8)]
     assert torch.equal(torch.cat(pieces), whole) and 0 < whole.sum() < 36
+
+
+def test_what_falls_is_zero_whatever_it_was():
+    """An encoder in half precision may answer inf, and inf times 0 is no number."""
+    cond = text(2)
+    cond.text[:, 2:], cond.pooled[:, :3] = math.inf, math.nan
+    out = cond.without(torch.tensor([[True, False, True], [True, True, True]]))
+    assert kept(out).tolist() == [[False, True, False], [False, False, False]]
 
 
 def test_labels_have_no_parts():
