@@ -30,6 +30,9 @@ class DataSettings(Settings):
     synthetic_table: str | None = Field(None, description="table of synthetic captions; None: found beside the images")
     synthetic_share: float = Field(0.5, ge=0, le=1, description="of the visits of an image with both kinds of captions")
     empty_share: float = Field(0.0, ge=0, le=1, description="of the visits, shown with an empty caption (REPA: 0.1)")
+    text_cache: str | None = Field(
+        None, description="folder that keeps encoded captions from run to run, in half precision (SD3); None: memory"
+    )
     caption: str | None = Field(None, description="for images without one, such as 'a photo of a {class}'")
     pairs: Literal["both", "winners"] | None = Field(None, description="pairs of images: both, for objective.kind=dpo")
     buckets: BucketSettings | None = Field(None, description="keep aspect ratios: batches of sizes of about one area")

@@ -16,10 +16,10 @@ from ditkit.data import DataSettings, ImageSource, Loader, open_source, to_float
 from ditkit.evaluation import read_items
 from ditkit.models import build_model, token_side
 from ditkit.pretrained import load_codec, load_teacher
-from ditkit.protocols import Codec, Condition, Features, Noise, TextEncoder
+from ditkit.protocols import Codec, Condition, Features, Noise
 from ditkit.recipes.adapt import adapt, even_patch, has_pixel_patch
 from ditkit.recipes.recipe import Recipe
-from ditkit.recipes.text import Captioned, condition_of, open_text
+from ditkit.recipes.text import Captioned, ToldText, condition_of, identity_of, open_text
 from ditkit.training.state import Job
 from ditkit.training.validation import ValidationLoss
 
@@ -37,7 +37,7 @@ class Parts:
     codec: Codec
     teachers: Sequence[GridExtractor]
     device: torch.device
-    text: TextEncoder | None = None
+    text: ToldText | None = None
 
 
 def pick_device(name: str = "auto") -> torch.device:
@@ -66,7 +66,7 @@ def prepare(recipe: Recipe, device: torch.device, keep: Collection[str] = ()) ->
     """
     codec, source = open_images(recipe, device, keep)
     teachers = [load_teacher(settings, device) for settings in recipe.teachers]
-    text = open_text(recipe.text, device)
+    text = open_text(recipe.text, device, recipe.data.text_cache)
     fitted = adapt(recipe, source, channels=codec.channels, factor=codec.factor, keep=keep, text=text)
     return Parts(fitted, source, codec, teachers, device, text)
 
@@ -151,7 +151,7 @@ def build_job(parts: Parts, folder: Path) -> Job:
             "flip": recipe.data.flip,
             **({"captions": [recipe.data.synthetic_share, recipe.data.empty_share]} if recipe.text else {}),
             "codec": codec.id,
-            "text": parts.text.id if parts.text is not None else None,
+            "text": identity_of(parts.text),
             "teachers": [teacher.id for teacher in parts.teachers],
             "start": recipe.start.model_dump() if recipe.start else None,
         },

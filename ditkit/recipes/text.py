@@ -62,9 +62,17 @@ def listening(say: Callable[[str], None], names: Sequence[str] = ("ditkit.data",
             logger.removeHandler(handler)
 
 
-def open_text(settings: TextSettings | None, device: torch.device) -> ToldText | None:
-    """The text encoder that a recipe names; None without one. PretrainedMissing if it cannot be had."""
-    return None if settings is None else ToldText(load_text(settings, device))
+def open_text(settings: TextSettings | None, device: torch.device, folder: str | None = None) -> ToldText | None:
+    """The text encoder that a recipe names; None without one. PretrainedMissing if it cannot be had.
+
+    folder: keeps what was encoded, rounded to half precision, for other runs.
+    """
+    return None if settings is None else ToldText(load_text(settings, device), folder=folder)
+
+
+def identity_of(text: ToldText | None) -> str | None:
+    """What makes a run's conditions: the encoder's id, and whether its outputs are rounded in a cache."""
+    return None if text is None else text.id + (" in half precision" if text.folder is not None else "")
 
 
 def condition_of(batch: Batch, recipe: Recipe, text: TextEncoder | None = None) -> Condition:

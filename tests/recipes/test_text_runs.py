@@ -149,6 +149,21 @@ def test_accumulation_gives_the_same_weights(tiny, tmp_path, tiny_text):
     assert all(torch.allclose(a[key], b[key], atol=2e-5) for key in b)
 
 
+def test_encodings_are_kept_from_run_to_run(tiny, tmp_path, monkeypatch):
+    """In half precision, as SD3 stored them; a second run reads what the first one wrote."""
+    kept = tiny({"data.text_cache": str(tmp_path / "kept"), "training.validate_every": None})
+    job = build_job(prepare(kept, CPU), tmp_path / "a")
+    batch = next(job.batches(0))
+    online, cached = ToyTextEncoder(48, 16)(batch.captions), job.condition(batch)
+    assert torch.equal(cached.text, online.text.half().float()) and torch.equal(cached.pooled, online.pooled)
+    fit(job)
+    assert job.identity["text"] == "toy-text-48-16-0 in half precision"
+    monkeypatch.setattr(ToyTextEncoder, "_word", lambda self, word: pytest.fail("encoded again"))
+    fit(build_job(prepare(kept, CPU), tmp_path / "b"))
+    a, b = read_tensors(tmp_path / "a", 4, "model"), read_tensors(tmp_path / "b", 4, "model")
+    assert all(torch.equal(a[key], b[key]) for key in b)
+
+
 def test_another_encoder_cannot_go_on(tiny, tmp_path, tiny_text):
     with pytest.raises(ValueError, match=r"holds another run: .*text\.seed was 0, is 1"):
         train(tiny({"text.seed": 1, "training.steps": 6}), tiny_text, CPU)
