@@ -23,7 +23,7 @@ from ditkit.recipes.recipe import Recipe
 from ditkit.recipes.registry import from_file
 from ditkit.training import checkpoint, list_steps
 from ditkit.training.adapter_files import read_tensors, save_adapter, save_diffusers
-from ditkit.training.adapters import add_adapter, fill_adapter, merge
+from ditkit.training.adapters import add_adapter, fill_adapter, merge, target_names
 from ditkit.training.preference import Preference, frozen_copy
 from ditkit.training.state import Job
 
@@ -40,6 +40,13 @@ def check_start(recipe: Recipe, folder: Path) -> None:
     if fine_tunes(recipe) and recipe.start is None and not list_steps(folder):
         what = "adapter: a LoRA" if recipe.adapter is not None else "objective.kind=dpo: preference tuning"
         raise ValueError(f"{what} needs trained weights to begin from: --start RUN")
+
+
+def check_targets(recipe: Recipe) -> None:
+    """ValueError if the recipe's adapter names layers that its network has not."""
+    if recipe.adapter is not None:
+        with torch.device("meta"):
+            target_names(build_model(recipe.model), recipe.adapter.targets)
 
 
 def tune(job: Job, recipe: Recipe) -> list[str]:

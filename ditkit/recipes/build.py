@@ -90,6 +90,11 @@ def open_images(recipe: Recipe, device: torch.device, keep: Collection[str] = ()
     return load_codec(recipe.codec, device, channels=source.channels), source
 
 
+def encoder_of(recipe: Recipe, codec: Codec) -> Callable[[Tensor, Noise], Tensor]:
+    """What turns the recipe's images, or its pairs of them, into latents."""
+    return pair_encoder(codec) if recipe.data.pairs == "both" else encoder(codec)
+
+
 def encoder(codec: Codec) -> Callable[[Tensor, Noise], Tensor]:
     """images uint8 (B, C, H, W) -> normalised latents; the posterior is drawn afresh at every visit."""
 
@@ -124,7 +129,7 @@ def build_job(parts: Parts, folder: Path) -> Job:
     settings = recipe.training
     model = build_model(recipe.model, generator=torch.Generator().manual_seed(settings.seed)).to(device)
     aligner, targets = alignment(parts)
-    encode = pair_encoder(codec) if recipe.data.pairs == "both" else encoder(codec)
+    encode = encoder_of(recipe, codec)
 
     def batches(start: int):
         loader = Loader(

@@ -17,8 +17,9 @@ from ditkit.evaluation import read_items
 from ditkit.pretrained import PretrainedMissing, load_teacher
 from ditkit.protocols import Codec, Extractor
 from ditkit.recipes.adapt import adapt, concerns, explain
-from ditkit.recipes.build import encoder, open_images
-from ditkit.recipes.memory import available, folder_bytes, training_memory
+from ditkit.recipes.adapters import check_start, check_targets
+from ditkit.recipes.build import encoder_of, open_images
+from ditkit.recipes.memory import Memory, available, folder_bytes, training_memory
 from ditkit.recipes.place import nearest
 from ditkit.recipes.prompts import remembered
 from ditkit.recipes.recipe import Recipe
@@ -91,11 +92,30 @@ def inspect(
         yield from place_findings(folder, None)
         return
     yield from (Finding("ok", "model", line) for line in explain(recipe, fitted, keep))
-    yield from model_findings(fitted)
-    yield from start_findings(fitted, folder)
-    yield from cost_findings(fitted, usable, device)
-    yield from latent_findings(fitted, codec, source, device)
-    memory = training_memory(fitted, codec, teachers, source.size, reader)
+    yield from told("model", model_findings(fitted))
+    yield from told("start", start_findings(fitted, folder))
+    yield from told("compute", cost_findings(fitted, usable, device))
+    yield from told("latents", latent_findings(fitted, codec, source, device))
+    checkpoint = 0
+    try:
+        memory = training_memory(fitted, codec, teachers, source.size, reader)
+        checkpoint = memory.checkpoint
+        yield memory_finding(memory, device)
+    except EXPECTED as error:
+        yield Finding("fail", "memory", str(error))
+    yield from place_findings(folder, fitted, checkpoint, source.fingerprint)
+
+
+def told(topic: str, findings: Iterator[Finding]) -> Iterator[Finding]:
+    """The findings of a check; one that raises has failed, and keeps the others from nothing."""
+    try:
+        yield from findings
+    except EXPECTED as error:
+        yield Finding("fail", topic, str(error))
+
+
+def memory_finding(memory: Memory, device: torch.device) -> Finding:
+    """What training takes, beside what there is."""
     parts = f"state {gib(memory.state)}, activations {gib(memory.activations)}, frozen networks {gib(memory.frozen)}"
     there = available(device)
     much = there is not None and memory.total > 0.9 * there
@@ -103,8 +123,7 @@ def inspect(
     of = f" of {gib(there)}" if there is not None else ""
     text = f"about {gib(memory.total)}{of} on {device} (an estimate: {parts}){mend}"
     hopeless = there is not None and memory.total > HOPELESS * there
-    yield Finding("fail" if hopeless else "warn" if much else "ok", "memory", text)
-    yield from place_findings(folder, fitted, memory.checkpoint, source.fingerprint)
+    return Finding("fail" if hopeless else "warn" if much else "ok", "memory", text)
 
 
 def data_findings(lines: list[str], usable: int) -> Iterator[Finding]:
@@ -176,10 +195,12 @@ def model_findings(recipe: Recipe) -> Iterator[Finding]:
 
 
 def start_findings(recipe: Recipe, folder: Path) -> Iterator[Finding]:
-    """Whether the weights that the run begins from are there and fit its network; nothing without any."""
-    if recipe.start is None:
-        return
+    """Whether the weights that the run begins from are there and fit its network and adapter; nothing without any."""
     try:
+        check_start(recipe, folder)
+        check_targets(recipe)
+        if recipe.start is None:
+            return
         loaded = open_start(recipe, folder)
     except EXPECTED as error:
         yield Finding("fail", "start", str(error))
@@ -216,7 +237,7 @@ def latent_findings(recipe: Recipe, codec: Codec, source: ImageSource, device: t
     images = torch.stack(same)
     noise = BatchNoise(recipe.training.seed, 0, len(images), device=device)
     with torch.no_grad():
-        latents = encoder(codec)(images.to(device), noise)
+        latents = encoder_of(recipe, codec)(images.to(device), noise)
     if not latents.isfinite().all():
         yield Finding("fail", "latents", "latents are not finite: the codec's weights or scale are damaged")
         return

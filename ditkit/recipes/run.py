@@ -14,7 +14,7 @@ from ditkit.evaluation.generate import sample_chunk
 from ditkit.evaluation.sheet import contact_sheet
 from ditkit.files import write_text
 from ditkit.recipes.adapt import concerns, explain
-from ditkit.recipes.adapters import check_start, tune
+from ditkit.recipes.adapters import check_start, check_targets, tune
 from ditkit.recipes.build import Parts, build_job, prepare
 from ditkit.recipes.environment import ENVIRONMENT, data_facts, environment
 from ditkit.recipes.load import load
@@ -59,6 +59,7 @@ def train(
     check_folder(folder)
     check_start(recipe, folder)
     parts = prepare(recipe, device, keep)
+    check_targets(parts.recipe)
     begun = open_start(parts.recipe, folder)
     prepare_folder(folder)
     check_same(parts.recipe, folder, parts.source.fingerprint)

@@ -210,3 +210,18 @@ def test_the_command_line_writes_adapters_and_refuses_what_has_none(base, lora, 
     assert code != 0 and "this run trains no adapter" in said
     code, said = convert(tmp_path, tmp_path / "b", "--to", "lora")
     assert code != 0 and "no run folder" in said
+
+
+def test_doctor_and_train_look_at_pairs_and_targets_first(base, pairs, tmp_path):
+    words = [
+        "t2i.scenes", "--data", str(pairs), "data.pairs=both", "--start", str(base), "adapter=lora",
+        "objective.kind=dpo", "objective.prediction=data", "objective.density.kind=logit_normal",
+        "objective.form=velocity", "--out", str(tmp_path / "run"), *(f"{k}={v}" for k, v in TINY.items()),
+    ]  # fmt: skip
+    seen = CliRunner().invoke(app, ["doctor", *words])
+    assert seen.exit_code == 0 and "latents   mean" in seen.stdout and "disk" in seen.stdout, seen.output
+    seen = CliRunner().invoke(app, ["doctor", *words, "--start", "none"])
+    assert seen.exit_code == 1 and "needs trained weights to begin from" in seen.stdout and "disk" in seen.stdout
+    refused = CliRunner().invoke(app, ["train", *words, "adapter.targets=[qkx]"])
+    assert refused.exit_code == 2 and "no Linear layer's name ends in 'qkx'" in refused.stderr
+    assert not (tmp_path / "run").exists()
