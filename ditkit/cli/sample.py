@@ -56,8 +56,8 @@ def sample(
     weights=ema|raw, step (of a run), size=256 or HEIGHTxWIDTH, chunk, uint8=round|dit|sit|repa|ddt, heads, patch,
     encoder-blocks and align-depth (published files of other sizes), and sampling.* (sampling.options.order=2, ...).
 
-    Text models: --prompt "two red circles" (may be repeated; 4 images of each), --prompts FILE (.txt or .jsonl), else
-    captions of the data; --negative TEXT, --text ENCODERS, --without t5.
+    Text models: --prompt "two red circles" (may be repeated; 4 images of each), --prompts FILE (.jsonl; or .txt,
+    one a line, blank lines are passed over), else captions of the data; --negative TEXT, --text ENCODERS, --without t5.
 
     --sharing RULE runs a DDT's encoder at some of the N evaluations and reuses its result between them: uniform:K or
     every:r, dp:K or velocity:K of what `ditkit analyze sharing` measured, or a schedule's .json file.

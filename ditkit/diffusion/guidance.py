@@ -170,6 +170,13 @@ class SkipLayer(Settings):
     end: float = Field(0.20, ge=0, le=1, description="share of the steps before which it ends")
     _negative: Condition | None = PrivateAttr(None)
 
+    def check(self, model: Denoiser) -> None:
+        """ValueError for a model that cannot bypass blocks, or has not got these."""
+        WithoutBlocks(model, self.blocks)
+        depth = getattr(getattr(model, "settings", None), "depth", max(self.blocks))
+        if wrong := [i for i in self.blocks if not 1 <= i <= depth]:
+            raise ValueError(f"guidance.blocks: {wrong} names no block; blocks count from 1 to {depth}")
+
     def against(self, negative: Condition) -> SkipLayer:
         """The same guidance with this negative condition, of the batch's length or of length 1 (shared by all)."""
         other = self.model_copy()

@@ -29,6 +29,7 @@ from ditkit.recipes.recipe import Recipe
 from ditkit.recipes.registry import RECIPES, from_file
 from ditkit.recipes.text import open_text
 from ditkit.training import checkpoint
+from ditkit.training.adapter_files import CARD as ADAPTER
 
 FAMILIES = {"diffusers-dit": "dit", "improved-dit": "ddt", "diffusers-sd3": "sd3", "repa-mmdit": "repa_t2i"}
 LARGEST = {"sd3": "medium", "repa_t2i": "coco"}  # rows that stand in for sizes that no row has; else xl_2_256
@@ -94,18 +95,33 @@ def load(
         raise CheckpointError(f"weights={weights!r}: choose 'ema' or 'raw'")
     if not place.exists():
         raise CheckpointError(f"{place}: no such run, model folder or checkpoint file")
-    if (place / "recipe.json").is_file() and (place / "checkpoints").is_dir():
+    run = (place / "recipe.json").is_file() and (place / "checkpoints").is_dir()
+    if source is not None and (run or (place / CARD).is_file()):
+        raise CheckpointError(f"{place}: a ditkit model, which knows what it is: leave --source {source} out")
+    if run:
         loaded = _run(place, weights, step)
     elif (place / CARD).is_file():
         loaded = _exported(place, weights)
     elif source is None:
-        what = "no run and no exported model" if place.is_dir() else "a published file needs its family"
-        raise CheckpointError(f"{place}: {what}; say --source {', '.join(SOURCES)}")
+        raise CheckpointError(f"{place}: {_unknown(place)}")
     else:
         loaded = of_published(load_published(place, source, weights=weights, **shape))
         loaded.recipe = loaded.recipe.model_copy(update={"name": loaded.recipe.name or place.stem})
     loaded.model.eval().requires_grad_(False)
     return loaded
+
+
+def _unknown(place: Path) -> str:
+    """What there is in place of a run or a model folder, and what opens it."""
+    if (place / ADAPTER).is_file():
+        return (
+            "a LoRA alone, without the model that it changes; give the run that trained it, "
+            "or put it on its base with ditkit.training.load_adapter"
+        )
+    if (place / "model_index.json").is_file() and (place / "transformer").is_dir():
+        return f"a pipeline's folder of diffusers; its model is {place / 'transformer'}, with --source diffusers-sd3"
+    what = "no run and no exported model" if place.is_dir() else "a published file needs its family"
+    return f"{what}; say --source {', '.join(SOURCES)}"
 
 
 def of_published(published: Published) -> Loaded:

@@ -12,6 +12,7 @@ from ditkit.recipes.load import Loaded
 
 SHOWN = 64  # captions of the data that a run remembers, and that its preview draws
 EACH = 4  # images of each prompt where nobody says how many
+ENDINGS = (".txt", ".jsonl")
 FIELDS = ("prompt", "text", "caption")
 
 
@@ -19,8 +20,10 @@ def read_prompts(file: Path) -> tuple[str, ...]:
     """The prompts in a .txt file, one a line, or a .jsonl file with "prompt" (or "text", or "caption") in each line.
 
     Blank lines are passed over; "" in a JSONL file is the empty prompt. ValueError, one line, names the line that
-    cannot be read.
+    cannot be read, or the ending of another kind of file.
     """
+    if file.is_file() and file.suffix.lower() not in ENDINGS:
+        raise ValueError(f"{file}: prompts are a .txt file, one a line, or a .jsonl file")
     try:
         lines = file.read_text(encoding="utf-8-sig").splitlines()
     except UnicodeDecodeError as error:

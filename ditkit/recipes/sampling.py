@@ -94,8 +94,10 @@ def read_choices(overrides: Sequence[str]) -> Choices:
         raise ValueError(f"--prompt and --prompts {files[-1]}: give prompts one by one or in a file, not both")
     prompts = read_prompts(Path(files[-1]).expanduser()) if files else tuple(typed)
     choices = override(Choices(), [text for key, text in pairs if key not in ("prompt", "prompts", "negative")])
-    negative = next((text.partition("=")[2] for key, text in reversed(pairs) if key == "negative"), None)
-    return choices.model_copy(update={"prompts": prompts, "negative": negative})
+    negatives = [text.partition("=")[2] for key, text in pairs if key == "negative"]
+    if negatives[1:]:
+        raise ValueError(f"--negative is given {len(negatives)} times; all images share one: write it as one text")
+    return choices.model_copy(update={"prompts": prompts, "negative": negatives[0] if negatives else None})
 
 
 def open_model(what: Path, source: str | None, choices: Choices, device: torch.device) -> Loaded:
@@ -147,6 +149,10 @@ def choose_sampler(
     sampling = guide(sampling, choices.guidance, choices.interval)
     if wordless and sampling.guidance is not None:
         raise ValueError("the model has no classes, so there is nothing to guide by: leave --guidance out")
+    if choices.negative is not None and (sampling.guidance is None or sampling.guidance.scale == 1):
+        notes.append("without guidance (a scale other than 1) the negative prompt has no effect")
+    if isinstance(sampling.guidance, SkipLayer):
+        sampling.guidance.check(loaded.model)  # type: ignore[arg-type]
     sampling.times(loaded.path, loaded.prediction)  # a grid that cannot be is refused before anything is computed
     if choices.sharing is not None:
         place = sharing_place(what, loaded, choices, overrides)

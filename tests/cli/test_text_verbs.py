@@ -50,9 +50,11 @@ def test_words_of_prompts():
 def test_pictures_by_prompt(ditkit, scenes, tmp_path):
     out = tmp_path / "out"
     words = ("--prompt", "two red circles", "--prompt", "", "--negative", "a blue square", "--size", "48x32")
+    words += ("--guidance", 1)
     result = ditkit("sample", scenes, "--out", out, *words)
     assert result.exit_code == 0, result.output
     assert f"8 in {out}, 2 prompts, seed 0" in result.stdout
+    assert "the negative prompt has no effect" in result.output
     image, told = read_png(out / "000000.png")
     assert image.shape == (3, 48, 32) and told["prompt"] == "two red circles"
     assert json.loads((out / "request.json").read_text())["request"]["negative"] == "a blue square"
@@ -114,6 +116,12 @@ def test_what_cannot_be_is_one_line(refused, ditkit, tiny_run, tiny_text, tmp_pa
     assert "GenEval brings its own prompts" in refused("evaluate", tiny_text, "--geneval", "--prompt", "a")
     assert "no such file of prompts" in refused("evaluate", tiny_text, "--geneval=none.jsonl")
     assert "--prompt: its value is missing" in refused("sample", tiny_text, "--prompt")
+    assert "knows what it is: leave --source sd4 out" in refused("sample", tiny_text, "--source", "sd4")
+    assert "--negative is given 2 times" in refused("sample", tiny_text, "--negative", "a", "--negative", "b")
+    (tmp_path / "wide.csv").write_text("a,b\n1,2\n")
+    assert "prompts are a .txt file" in refused("sample", tiny_text, "--prompts", tmp_path / "wide.csv")
+    blocks = ("sampling.guidance.kind=skip_layer", "sampling.guidance.blocks=[9]", "--out", tmp_path / "out")
+    assert "[9] names no block" in refused("sample", tiny_text, *blocks) and not (tmp_path / "out").exists()
     assert "none of the 512 images looked at has a caption" in refused(
         "train", "t2i.scenes", "--data", "digits", "--out", tmp_path / "run"
     )

@@ -160,6 +160,11 @@ def test_a_ddt_of_no_published_row_keeps_its_own_sizes(reference, aligned):
 def test_what_is_no_model_is_said_in_one_line(tiny_run, tmp_path):
     refused(tmp_path / "gone", "no such run")
     refused(tmp_path, "no run and no exported model")
+    (tmp_path / "adapter.json").touch()
+    refused(tmp_path, "a LoRA alone")
+    (tmp_path / "adapter.json").rename(tmp_path / "model_index.json")
+    (tmp_path / "transformer").mkdir()
+    refused(tmp_path, "transformer, with --source diffusers-sd3")
     (tmp_path / "model.pt").write_bytes(b"x")
     refused(tmp_path / "model.pt", "needs its family; say --source")
     shutil.copytree(tiny_run, tmp_path / "empty", ignore=shutil.ignore_patterns("0*"))
