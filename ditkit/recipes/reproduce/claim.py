@@ -28,11 +28,13 @@ class Arm:
     """One training run of a study, and the scores that are asked of it.
 
     parts: name of a score -> network evaluations that it takes, of all its samples (for the estimate of time).
+    run: a finished run from elsewhere that is taken instead of a training; it is only read.
     """
 
     name: str
     recipe: Recipe
     parts: Mapping[str, float]
+    run: Path | None = None
 
     @property
     def seed(self) -> int:
@@ -97,10 +99,21 @@ class Question:
 
     @property
     def command(self) -> str:
-        """The command that asks this, with a stand-in for the path of someone's images."""
+        """The command that asks this, with stand-ins for the paths of someone's images and runs."""
         named = self.data in ("digits", "scenes")
+        keys = ["base=YOUR_RUN" if key.startswith("base=") else key for key in self.keys]
         words = ["ditkit reproduce", self.claim.name, f"--data {self.data if named else 'YOUR_IMAGES'}"]
-        return " ".join([*words, f"--seeds {len(self.seeds)}", f"--budget {self.size}", *self.keys])
+        return " ".join([*words, f"--seeds {len(self.seeds)}", f"--budget {self.size}", *keys])
+
+    @property
+    def settings(self) -> dict[str, Any]:
+        """The budget as JSON, as study.json and result.json keep it; holds no path."""
+        return self.claim.told(self.budget)
+
+
+def as_json(budget: Settings) -> dict[str, Any]:
+    """A budget that holds no path, as JSON."""
+    return budget.model_dump(mode="json")
 
 
 @dataclass(frozen=True)
@@ -108,7 +121,7 @@ class Claim:
     """A claim: says is what the paper says, rule what decides the verdict, fixed before anything is run.
 
     budgets: size -> settings of the study, which command-line keys change; minutes: size -> about how many on two idle
-    CPU cores with one seed; a plan times the machine itself.
+    CPU cores with one seed; a plan times the machine itself. told: a budget as JSON, without paths.
     """
 
     name: str
@@ -120,3 +133,4 @@ class Claim:
     budgets: Mapping[str, Settings]
     minutes: Mapping[str, float]
     open: Callable[[Question], Study]
+    told: Callable[[Settings], dict[str, Any]] = as_json

@@ -1,6 +1,7 @@
 """SD3's preference tuning (Esser et al. 2024, appendix C; Table 5) at a small size: DPO on scenes the detector ranked.
 
-One base is trained; `preference_study` then tunes it by DPO, and by as many steps on the winners alone, once a seed.
+One base is trained, or taken as it is (base=RUN); `preference_study` then tunes it by DPO, and by as many steps on the
+winners alone, once a seed.
 """
 
 from __future__ import annotations
@@ -16,13 +17,16 @@ from pydantic import Field
 from ditkit.config import Settings
 from ditkit.data import DataError
 from ditkit.evaluation import Section
+from ditkit.evaluation.generate import weights_fingerprint
 from ditkit.evaluation.geneval import TAGS
 from ditkit.evaluation.geneval.metadata import TITLES
 from ditkit.evaluation.geneval.published import TABLE_5
 from ditkit.evaluation.sections import Cell, table, text
 from ditkit.recipes import t2i
 from ditkit.recipes.build import prepare
+from ditkit.recipes.load import Loaded, load
 from ditkit.recipes.preference_study import Budget, NoPairs, preference_study
+from ditkit.recipes.recipe import Recipe
 from ditkit.recipes.reproduce.claim import (
     FAILS,
     HOLDS,
@@ -35,6 +39,7 @@ from ditkit.recipes.reproduce.claim import (
     Show,
     Verdict,
 )
+from ditkit.training import list_steps
 
 NAMES = {"dpo": "DPO", "winners": "plain tuning on the winners"}
 BEFORE, AFTER = "SD3 depth 38, 512 px", "SD3 depth 38, 512 px, DPO"
@@ -50,6 +55,7 @@ FEWEST = 3  # seeds that a verdict needs
 class PreferenceBudget(Settings):
     """How much of everything."""
 
+    base: str = Field("", description="a run of t2i.scenes to tune instead of training a base; of any size")
     base_steps: int = Field(6000, ge=2, description="training steps of the base")
     batch: int = Field(64, ge=1, description="images a step of the base")
     width: int = Field(128, gt=0, description="of the MMDiT")
@@ -67,6 +73,36 @@ SMOKE = PreferenceBudget(
 )
 SMALL = PreferenceBudget(base_steps=3000, steps=200)
 LARGE = PreferenceBudget()
+OF_THE_BASE = ("base_steps", "batch", "width", "depth")  # settings that a finished base has already
+
+
+def told(budget: Settings) -> dict[str, Any]:
+    """The budget as JSON; a finished base as its recipe, sizes, steps and weights instead of its path."""
+    tree = budget.model_dump(mode="json")
+    if not tree["base"]:
+        del tree["base"]
+        return tree
+    base = finished(tree["base"])
+    model, training = base.recipe.model, base.recipe.training
+    weights = f"{base.recipe.name}, weights {weights_fingerprint(base.model)}"
+    return tree | {
+        "base": weights, "base_steps": base.step, "batch": training.batch, "width": model.width, "depth": model.depth
+    }  # fmt: skip
+
+
+def place(base: str) -> Path:
+    """The folder of base=RUN."""
+    return Path(base).expanduser().absolute()
+
+
+def finished(base: str) -> Loaded:
+    """The base that base=RUN names; ValueError or CheckpointError, one line, where it is no model of scenes."""
+    found = load(place(base))
+    r = found.recipe
+    a_run = list_steps(place(base))[-1:] == [found.step]
+    if not a_run or r.text is None or r.data.source != "scenes" or r.adapter is not None or r.align is not None:
+        raise ValueError(f"base={base}: {r.name or 'this'} is no run of t2i.scenes (whole, neither tuned nor aligned)")
+    return found
 
 
 class PreferenceStudy:
@@ -77,8 +113,15 @@ class PreferenceStudy:
             raise DataError(f"data {q.data!r}: {q.claim.name} checks what is seen against the caption: only 'scenes'")
         self.q = q
         self.budget: PreferenceBudget = q.budget  # type: ignore[assignment]
-        sizes = {"model.width": self.budget.width, "model.depth": self.budget.depth}
-        self.parts = prepare(t2i.scenes().with_(sizes), q.device)
+        if self.budget.base:
+            twice = [key for key in q.keys if key.partition("=")[0].strip() in OF_THE_BASE]
+            if twice:
+                raise ValueError(f"{', '.join(twice)}: base=RUN brings its own; leave one of them out")
+            base = finished(self.budget.base)
+            recipe = base.recipe.with_({"training.steps": base.step})
+        else:
+            recipe = t2i.scenes().with_({"model.width": self.budget.width, "model.depth": self.budget.depth})
+        self.parts = prepare(recipe, q.device)
 
     @property
     def part(self) -> str:
@@ -95,6 +138,9 @@ class PreferenceStudy:
     def arms(self) -> list[Arm]:
         """The base alone; tunings are runs of `preference_study`."""
         b, n = self.budget, len(self.q.seeds)
+        if b.base:
+            recipe = self.parts.recipe
+            return [Arm("base", recipe, {self.part: self._evaluations(n, recipe)}, run=place(b.base))]
         recipe = self.parts.recipe.with_(
             {
                 "name": "base", "title": "MMDiT on scenes, base of preference tuning", "training.steps": b.base_steps,
@@ -102,13 +148,13 @@ class PreferenceStudy:
                 "training.validate_every": max(1, b.base_steps // 4),
             }
         )  # fmt: skip
-        return [Arm("base", recipe, {self.part: self._evaluations(n, recipe.sampling.steps)})]
+        return [Arm("base", recipe, {self.part: self._evaluations(n, recipe)})]
 
-    def _evaluations(self, n: int, steps: int) -> int:
+    def _evaluations(self, n: int, recipe: Recipe) -> int:
         """Network evaluations of all tests, pairs and tunings; a DPO step costs about 12 of an image, the other 6."""
         b, tests = self.budget, self.budget.test_prompts * self.budget.test_images * len(TAGS)
         drawn = tests * (1 + 2 * n) + 3 * b.prompts * b.images
-        return 2 * steps * drawn + 18 * n * b.steps * b.batch
+        return 2 * recipe.sampling.steps * drawn + 18 * n * b.steps * recipe.training.batch
 
     def begin(self, show: Show) -> None:
         """Nothing is needed: the detector of scenes has no weights."""
@@ -186,4 +232,5 @@ CLAIM = Claim(
     budgets={"smoke": SMOKE, "small": SMALL, "large": LARGE},
     minutes={"smoke": 1, "small": 25, "large": 60},
     open=PreferenceStudy,
+    told=told,
 )

@@ -101,7 +101,7 @@ def claim_folder(q: Question, study: Study) -> None:
     """Write study.json, or refuse a folder that holds something else."""
     card = q.out / ASKED
     wanted = {
-        "claim": q.claim.name, "budget": q.size, "settings": q.budget.model_dump(mode="json"), "data": study.data,
+        "claim": q.claim.name, "budget": q.size, "settings": q.settings, "data": study.data,
         "seeds": list(q.seeds),
     }  # fmt: skip
     wanted = json.loads(json.dumps(wanted))  # tuples as they read back
@@ -119,8 +119,8 @@ def claim_folder(q: Question, study: Study) -> None:
 
 
 def run_folder(out: Path, arm: Arm) -> Path:
-    """Where an arm is trained."""
-    return out / "runs" / arm.key
+    """Where an arm is trained, or was."""
+    return arm.run or out / "runs" / arm.key
 
 
 def scores_file(out: Path, arm: Arm) -> Path:
@@ -182,7 +182,8 @@ def taught(q: Question, arm: Arm, number: int, runs: int, show: Show, say: Calla
         except NonFinite as error:
             found["failed"] = str(error)
             say(f"{arm.name}, seed {arm.seed} diverged and ranks last: {error}")
-    rows = read_rows(folder / "metrics.jsonl") if (folder / "metrics.jsonl").is_file() else []
+    own = arm.run is None and (folder / "metrics.jsonl").is_file()
+    rows = read_rows(folder / "metrics.jsonl") if own else []
     found["training"] = max((row.get("seconds", 0.0) for row in rows), default=0.0)
     show(TRAINING, (number + 1) * steps, runs * steps, arm.name)
     return found

@@ -5,17 +5,22 @@ from __future__ import annotations
 import math
 
 import pytest
+import torch
 
 from ditkit.config import diff
 from ditkit.data import DataError
+from ditkit.evaluation.generate import weights_fingerprint
 from ditkit.evaluation.geneval import TAGS
 from ditkit.models import build_model
 from ditkit.recipes import t2i
+from ditkit.recipes.load import load
+from ditkit.recipes.registry import recipe
 from ditkit.recipes.reproduce import ask, carry_out, make_plan, sd3_dpo
 from ditkit.recipes.reproduce.backbone_curves import ORDER, decide, validations
 from ditkit.recipes.reproduce.claim import FAILS, HOLDS, UNDECIDED
 from ditkit.recipes.reproduce.sd3_backbones import WITHIN, BackboneStudy, backbones, count
 from ditkit.recipes.reproduce.sd3_dpo import PreferenceStudy
+from ditkit.recipes.run import train
 
 
 @pytest.mark.parametrize("size", ["smoke", "small", "large"])
@@ -105,3 +110,32 @@ def test_a_tiny_backbone_study_as_a_whole(tmp_path, monkeypatch):
     assert all(row["validation loss"] > 0 for row in result.ours["backbones"].values())
     for said in ("GenEval, scenes", "Loss by time", "worst first", "parameters"):
         assert said in page.read_text(), said
+
+
+def test_a_finished_base_is_tuned_as_it_is(tmp_path, monkeypatch):
+    monkeypatch.setattr("ditkit.recipes.build.VALIDATION_IMAGES", 4)
+    monkeypatch.setattr("ditkit.recipes.run.PREVIEW", 2)
+    base, out = tmp_path / "mine", tmp_path / "out"
+    tiny = {
+        "model.depth": 1, "model.width": 32, "model.heads": 2, "training.batch": 4, "training.steps": 2,
+        "training.ema": 0.5, "training.validate_every": None, "sampling.steps": 1,
+    }  # fmt: skip
+    train(recipe("t2i.scenes").with_(tiny), base, torch.device("cpu"))
+    before = sorted((f, f.stat().st_mtime_ns) for f in base.rglob("*"))
+    plan = make_plan(ask("sd3-dpo", [f"base={base}", "steps=1"], size="smoke", out=out))
+    assert (plan.runs, plan.trained) == (1, 1), "nothing of the base is trained again"
+    result, page = carry_out(plan, lambda *_: None)
+    assert sorted((f, f.stat().st_mtime_ns) for f in base.rglob("*")) == before and not (out / "runs").exists()
+    told = result.settings
+    assert [told[key] for key in ("base_steps", "batch", "width", "depth", "steps")] == [2, 4, 32, 1, 1]
+    assert told["base"] == f"t2i.scenes, weights {weights_fingerprint(load(base).model)}"
+    for file in (out / "result.json", out / "study.json", page):
+        assert str(tmp_path) not in file.read_text()
+    assert "base=YOUR_RUN steps=1" in result.commands[0]
+
+
+def test_a_base_brings_its_own_sizes(tmp_path, tiny_text):
+    with pytest.raises(ValueError, match="width=64: base=RUN brings its own"):
+        make_plan(ask("sd3-dpo", ["base=there", "width=64"], out=tmp_path / "out"))
+    with pytest.raises(ValueError, match="tiny-text is no run"):
+        make_plan(ask("sd3-dpo", [f"base={tiny_text}"], out=tmp_path / "out"))
