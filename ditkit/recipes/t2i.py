@@ -16,16 +16,16 @@ from ditkit.training import AdapterSettings, TrainSettings
 
 
 def scenes() -> Recipe:
-    """An MMDiT of 128 x 4 on 32x32 scenes: 16 image tokens, 16 words."""
+    """An MMDiT of 128 x 4 on 32x32 scenes: 16 image tokens, 12 words (the longest caption)."""
     return Recipe(
         title="MMDiT on scenes",
         source="ours: the text-to-image example",
         model=mmdit_settings(
-            4, width=128, heads=4, patch=8, channels=3, size=(32, 32), text_width=48, pooled_width=48, text_length=16
+            4, width=128, heads=4, patch=8, channels=3, size=(32, 32), text_width=48, pooled_width=48, text_length=12
         ),
         data=DataSettings(source="scenes", split="train", size=32, channels=3),
         codec=CodecSettings(kind="pixels"),
-        text=TextSettings(kind="toy", width=48, length=16),
+        text=TextSettings(kind="toy", width=48, length=12),
         objective=Flow(
             path=Linear(), prediction="data", density=LogitNormal(), weight=SiTWeight(form="velocity"), drop=0.1,
             drop_each=0.1,
