@@ -2,8 +2,12 @@
 
 from __future__ import annotations
 
+import re
 import textwrap
+import unicodedata
 from collections.abc import Sequence
+from functools import cache
+from pathlib import Path
 
 import numpy as np
 import torch
@@ -37,7 +41,8 @@ def sheet_columns(classes: int, n: int) -> int:
 def captioned(images: Tensor, captions: Sequence[str], columns: int, gap: int = 8) -> Tensor:
     """uint8 images (N, C, H, W) above their captions (N), row by row on a white sheet (3, H', W').
 
-    Images narrower than 128 pixels are enlarged by a whole factor. Letters that the font has not are drawn as boxes.
+    Images narrower than 128 pixels are enlarged by a whole factor. What the font has not, such as Chinese characters or
+    emoji, is drawn as one "?".
     """
     if len(captions) != len(images):
         raise ValueError(f"captioned: {len(captions)} captions for {len(images)} images")
@@ -49,9 +54,36 @@ def captioned(images: Tensor, captions: Sequence[str], columns: int, gap: int = 
 
 
 def wrapped(text: str, width: int) -> list[str]:
-    """The caption in at most LINES lines of `width` pixels."""
-    letters = max(8, int(width / (LETTER * 0.55)))
-    return textwrap.wrap(text, letters, max_lines=LINES, placeholder=" ...") or ['""']
+    """The caption in at most LINES lines of `width` pixels, as far as the font can write it."""
+    text, font = writable(text), caption_font()
+    lines: list[str] = []
+    for letters in range(int(width / (LETTER * 0.4)), 7, -1):
+        lines = textwrap.wrap(text, letters, max_lines=LINES, placeholder=" ...")
+        if all(font.getlength(line) < width for line in lines):
+            break
+    return lines or ['""']
+
+
+def writable(text: str) -> str:
+    """The text with one "?" for every run of characters that the font has not."""
+    known = "".join(c if c.isspace() or ord(c) in glyphs() else "\0" for c in unicodedata.normalize("NFC", text))
+    return re.sub("\0+", "?", known)
+
+
+@cache
+def caption_font() -> ImageFont.FreeTypeFont:
+    """DejaVu Sans, which comes with matplotlib: Latin with all accents, Greek, Cyrillic, signs."""
+    from matplotlib import get_data_path  # late: half a second
+
+    return ImageFont.truetype(str(Path(get_data_path(), "fonts", "ttf", "DejaVuSans.ttf")), LETTER)
+
+
+@cache
+def glyphs() -> frozenset[int]:
+    """The characters of `caption_font`."""
+    from matplotlib.ft2font import FT2Font
+
+    return frozenset(FT2Font(str(caption_font().path)).get_charmap())
 
 
 def _cell(image: Tensor, lines: Sequence[str], height: int) -> Tensor:
@@ -59,6 +91,6 @@ def _cell(image: Tensor, lines: Sequence[str], height: int) -> Tensor:
     cell = Image.new("RGB", (picture.width, picture.height + height), "white")
     cell.paste(picture)
     ImageDraw.Draw(cell).multiline_text(
-        (1, picture.height + 2), "\n".join(lines), fill="black", font=ImageFont.load_default(LETTER), spacing=2
+        (1, picture.height + 2), "\n".join(lines), fill="black", font=caption_font(), spacing=1
     )
     return torch.from_numpy(np.array(cell)).permute(2, 0, 1)

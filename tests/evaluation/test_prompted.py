@@ -11,7 +11,7 @@ from ditkit.diffusion import CFG, Autoguidance, Linear, SamplerSettings, SkipLay
 from ditkit.evaluation import Request, ToSample, generate, make_reference, open_generated
 from ditkit.evaluation.generate import guided_against
 from ditkit.evaluation.images import read_png
-from ditkit.evaluation.sheet import captioned, contact_sheet, wrapped
+from ditkit.evaluation.sheet import caption_font, captioned, contact_sheet, wrapped, writable
 from ditkit.models import MMDiTSettings, build_model
 from ditkit.pretrained import PixelCodec, ToyExtractor, ToyTextEncoder
 
@@ -149,6 +149,12 @@ def test_long_captions_are_cut_with_a_mark_and_empty_ones_are_shown():
     lines = wrapped("word " * 60, 128)
     assert len(lines) == 3 and lines[-1].endswith("...")
     assert wrapped("", 128) == ['""'] and wrapped("x" * 200, 128)[-1].endswith("...")
+
+
+def test_captions_are_written_as_far_as_the_font_goes():
+    assert writable("naïve — cafe\u0301, красный") == "naïve — café, красный"
+    assert writable("漢字 on a mat\0 🪿🪿") == "? on a mat? ?", "one mark for what is missing"
+    assert all(caption_font().getlength(line) < 128 for line in wrapped("W" * 9 + " " + "WIDE LETTERS " * 9, 128))
 
 
 def test_prompts_keep_to_their_columns():
