@@ -329,6 +329,10 @@ def _readable(cls: type[Settings], tree: Any, problem: Any) -> str:
         tags = [c.model_fields["kind"].default for c in options if isinstance(c, type) and issubclass(c, Settings)]
         tag = problem.get("ctx", {}).get("tag")
         return f"{key}.kind: {f'no kind {tag!r}' if tag else 'required'}{nearest(tag or '', tags)}"
+    if problem["type"] in ("model_type", "model_attributes_type", "dict_type") and isinstance(problem["input"], str):
+        fields = [c.model_fields for c in options if isinstance(c, type) and issubclass(c, Settings)]
+        if kinds := [str(kind) for f in fields if "kind" in f for kind in get_args(f["kind"].annotation)]:
+            return f"{key}: no kind {problem['input']!r}{nearest(problem['input'], kinds)}"
     message = problem["msg"].removeprefix("Value error, ")
     given = problem["input"]
     shown = f" (given {given!r})" if given is None or isinstance(given, (str, int, float, bool)) else ""

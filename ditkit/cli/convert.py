@@ -61,10 +61,13 @@ def convert(what: Input, output: Output, keys: Keys = None, source: Source = Non
     """
     from ditkit.config import override
     from ditkit.recipes.build import pick_device
-    from ditkit.recipes.converting import to_folder, to_published
+    from ditkit.recipes.converting import not_at_hand, to_folder, to_published
     from ditkit.recipes.sampling import Choices, describe_doubts, describe_weights, open_model, split
 
     own, sampler_keys = split(keys or [])
+    known = (*FAMILIES.split(", "), "diffusers", *ADAPTERS)
+    if to is not None and to not in known:
+        raise ValueError(f"--to {to}: no such layout; choose from {', '.join(known)}")
     if sampler_keys:
         raise ValueError(f"{sampler_keys[0]}: nothing is sampled; leave it out (recipe.json in the folder may change)")
     if to in ADAPTERS:
@@ -77,7 +80,7 @@ def convert(what: Input, output: Output, keys: Keys = None, source: Source = Non
     form = "folder" if to is None else "pipeline" if to == "diffusers" else f"{to} file"
     typer.echo(f"{form:8s} {output}")
     if to is None:
-        typer.echo(f"next     ditkit sample {output}")
+        typer.echo(f"next     ditkit sample {output}{not_at_hand(loaded)}")
 
 
 def write_adapter(run: Path, output: Path, layout: str, choices: Choices) -> None:

@@ -115,4 +115,7 @@ def _about(path: Path) -> str:
     ending = path.suffix.lower()
     if ending in ENDINGS:
         return "this is a single image"
+    if ending in (".csv", ".jsonl"):
+        pairs = ", or of pairs of images, which data.pairs=both reads" if ending == ".jsonl" else ""
+        return f"this is a table: it lies in the folder of the images, or data.table names it{pairs}"
     return "an archive: unpack it first" if ending in (".zip", ".tar", ".gz", ".tgz", ".7z") else "this is a file"

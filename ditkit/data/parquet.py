@@ -68,6 +68,7 @@ class Parquet(ImageSource):
                     f"{self.paths[0]} ({', '.join(schema.names)})"
                 )
         self.image_column = _image_column(schema, image_column, self.paths[0])
+        self.columns = tuple(schema.names)
         label = find_column(schema.names, columns.label, ("label", "labels"), self.paths[0])
         self._starts, self._where = _row_groups(files)
         self._first = np.cumsum([0] + [file.metadata.num_rows for file in files]).tolist()  # row of each file
@@ -115,6 +116,9 @@ class Parquet(ImageSource):
 
     def caption(self, index: int) -> str:
         return self.captions(index).first
+
+    def caption_ways(self) -> str:
+        return f"name its column by data.text_column (found: {', '.join(self.columns)})"
 
     def probes(self) -> Iterable[int]:
         """Rows of the first row group only: others would have to be read whole."""

@@ -122,9 +122,12 @@ class ImageSource:
                 continue
         raise DataError(
             f"{self.name(0)}: none of the {len(indices)} images looked at has a caption, which this model is trained "
-            "with; put it into NAME.txt beside NAME.jpg, into a text column, or make it from class names with "
-            "data.caption='a photo of a {class}'"
+            f"with; {self.caption_ways()}, or make it from class names with data.caption='a photo of a {{class}}'"
         )
+
+    def caption_ways(self) -> str:
+        """Where captions are looked for, as advice."""
+        return "put it into NAME.txt beside NAME.jpg, into a text column"
 
     def sort_into_buckets(self, settings: BucketSettings, fewest: int = 1) -> None:
         """Give each image the bucket nearest in aspect ratio; a bucket with fewer than `fewest` joins its neighbour.
@@ -140,7 +143,7 @@ class ImageSource:
         self.buckets, notes = sort_shapes(shapes, settings, fewest)
         self.buckets = self.buckets._replace(bad=bad)
         self.size = (settings.side, settings.side)
-        self.notes += notes + ((f"{len(bad)} images cannot be read; they go to the reject list",) if bad else ())
+        self.notes += notes + _unopened(bad)
 
     def _shape_or_bad(self, index: int) -> tuple[int, int] | BadImage:
         try:
@@ -220,6 +223,11 @@ class ImageSource:
         return self.__dict__ | {"_kept": None if self._kept is None else {}}
 
 
+def _unopened(bad: Sequence) -> tuple[str, ...]:
+    more = "they go to the reject list, as do images whose captions cannot be used, when they are met"
+    return (f"images that cannot be opened: {len(bad)}; {more}",) if bad else ()
+
+
 class Subset(ImageSource):
     """The pictures `rows` of another source, in that order."""
 
@@ -247,6 +255,9 @@ class Subset(ImageSource):
 
     def captions(self, index: int) -> Captions:
         return self.source.captions(int(self.rows[index]))
+
+    def caption_ways(self) -> str:
+        return self.source.caption_ways()
 
     def content(self) -> Iterable[str]:
         return (self.source.fingerprint, *(str(row) for row in self.rows))

@@ -33,6 +33,17 @@ def is_local(source: str) -> bool:
     return Path(source).expanduser().exists() or source.count("/") != 1 or source[0] in "./~" or slip
 
 
+def at_hand(source: str) -> bool:
+    """Whether a folder, a file or a hub id's files are on this machine (which does not say that they are whole)."""
+    if is_local(source):
+        return Path(source).expanduser().exists()
+    try:
+        from huggingface_hub.constants import HF_HUB_CACHE
+    except ImportError:
+        return False
+    return (Path(HF_HUB_CACHE) / f"models--{source.replace('/', '--')}").is_dir()
+
+
 def check_there(source: str, what: str) -> None:
     """PretrainedMissing if `source` is a path and nothing is there; asked before any extra package is."""
     if is_local(source) and not Path(source).expanduser().exists():

@@ -16,8 +16,9 @@ WAYS = {
     "captioner": "name the folder or hub id of an image-to-text model with `--model`, such as "
     "Salesforce/blip-image-captioning-base, or write captions into NAME.synthetic.txt beside NAME.jpg",
     "detector": "name its folder, or score scenes, whose detector needs no weights",
-    "text": "name its folder, file or hub id (text.source, text.clip_l, text.clip_g, text.t5), leave it out with "
-    "'none' (its tokens are zeros then), or work without published encoders with text.kind=toy",
+    "text": "name a pipeline's folder or an encoder's folder, file or hub id with `--text sd3:SOURCE` or "
+    "`--text clip:SOURCE` (in training each alone, too: text.clip_l, text.clip_g, text.t5), leave one out (to sample: "
+    "`--without t5`; in training: text.t5=none), or work without published encoders with `--text toy`",
 }
 
 

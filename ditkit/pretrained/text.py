@@ -10,7 +10,6 @@ import torch
 from pydantic import Field, model_validator
 
 from ditkit.config import Settings
-from ditkit.pretrained.hub import check_there
 from ditkit.pretrained.missing import PretrainedMissing
 from ditkit.pretrained.text_networks import (
     FOLDERS,
@@ -71,6 +70,13 @@ class TextSettings(Settings):
             raise ValueError("text.t5_length 0 means no tokens of T5 at all: set text.t5 to 'none' too")
         return self
 
+    def places(self) -> list[str]:
+        """Folders, files and hub ids that its networks come from; none for toy."""
+        if self.kind == "toy":
+            return []
+        roles = ROLES if self.kind == "sd3" else ROLES[:1]
+        return [own or self.source or PUBLISHED[role] for role in roles if (own := getattr(self, role)) != NONE]
+
     @classmethod
     def parse(cls, text: str) -> TextSettings:
         """'toy', 'clip', 'sd3', 'clip:SOURCE', 'sd3:SOURCE' or the folder of an SD3 pipeline."""
@@ -79,8 +85,8 @@ class TextSettings(Settings):
             return cls(kind=kind, source=source)  # type: ignore[arg-type]
         if is_pipeline(text):
             return cls(kind="sd3", source=text)
-        check_there(text, f"text encoder {text!r}")
-        raise PretrainedMissing(f"text encoder {text!r}", "none of toy, clip, sd3, clip:SOURCE, sd3:SOURCE")
+        reason = "neither toy, clip, sd3, clip:SOURCE or sd3:SOURCE nor the folder of an SD3 pipeline"
+        raise PretrainedMissing(f"text encoder {text!r}", reason)
 
 
 TOY = ("width", "length", "seed")

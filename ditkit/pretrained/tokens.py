@@ -18,6 +18,9 @@ PROBE = "Two (red) circles, 3 blue squares; Grüße, 日本"
 MARKS = re.compile(r"\\[()]|[()]|[^\\()]+|\\")
 
 
+SHOWN = 80  # characters of what was cut off that a warning shows
+
+
 class Frame(NamedTuple):
     """What stands around the words: start (None: nothing), end and padding ids, and the least number of ids."""
 
@@ -87,8 +90,13 @@ def warn_of_cuts(prompts: Sequence[str], cuts: Mapping[str, Sequence[str]], told
                 unseen.setdefault(texts[i], []).append(name)
         if unseen and prompt not in told:
             told.add(prompt)
-            which = "; ".join(f"{', '.join(names)} without {text!r}" for text, names in unseen.items())
+            which = "; ".join(f"{', '.join(names)} without {quoted(text)}" for text, names in unseen.items())
             warnings.warn(f"the prompt {prompt[:30]!r}... is too long and is read by {which}", stacklevel=3)
+
+
+def quoted(text: str) -> str:
+    """The text in quotes; of a long one the beginning and the number of words."""
+    return repr(text) if len(text) <= SHOWN else f"{text[:SHOWN].rstrip()!r}... ({len(text.split()):,} words)"
 
 
 def _framed(words: list[int], frame: Frame) -> list[int]:

@@ -11,6 +11,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from ditkit.pretrained.codec import denormalise, sample_posterior
+from ditkit.pretrained.tokens import quoted
 from ditkit.protocols import Condition, Features, Part
 
 
@@ -94,7 +95,9 @@ class ToyTextEncoder:
     def _tell(self, prompt: str) -> None:
         if (cut := " ".join(prompt.split()[self.length :])) and prompt not in self._told:
             self._told.add(prompt)
-            text = f"a prompt is longer than the {self.length} words of the toy encoder, which does not see: {cut!r}"
+            text = (
+                f"a prompt is longer than the {self.length} words of the toy encoder, which does not see: {quoted(cut)}"
+            )
             warnings.warn(text, stacklevel=3)
 
     def __call__(self, prompts: Sequence[str]) -> Condition:

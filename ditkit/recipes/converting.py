@@ -12,6 +12,8 @@ from safetensors.torch import save_file
 
 from ditkit.checkpoints import CheckpointError, export_published
 from ditkit.files import write_atomic
+from ditkit.pretrained.hub import at_hand
+from ditkit.pretrained.load import VAES
 from ditkit.recipes.load import Loaded, contiguous, save_exported
 from ditkit.recipes.pipeline import PIPELINE, to_pipeline
 
@@ -34,12 +36,23 @@ def to_folder(loaded: Loaded, folder: Path) -> list[str]:
     )
 
 
+def not_at_hand(loaded: Loaded) -> str:
+    """The words of `ditkit sample` that name frozen networks of the recipe which are not on this machine."""
+    text, codec = loaded.recipe.text, loaded.recipe.codec
+    words = ""
+    if text is not None and not all(map(at_hand, text.places())):
+        words += f" --text {text.kind}:FOLDER"
+    if codec.kind == "kl" and not at_hand(codec.source or VAES["ft-ema"]):
+        words += " --codec FOLDER"
+    return words
+
+
 def to_published(loaded: Loaded, family: str, file: Path) -> list[str]:
     """Write the model in a family's published layout as .safetensors or .pt (a plain state dict); notes, a line each.
 
-    family "diffusers" is a pipeline's folder instead (`to_pipeline`). CheckpointError, before anything is written, where
-    the file exists, the ending is another, or the family's own code could not load the model or would compute something
-    else.
+    family "diffusers" is a pipeline's folder instead (`to_pipeline`). CheckpointError, before anything is written,
+    where the file exists, the ending is another, or the family's own code could not load the model or would compute
+    something else.
     """
     if family == PIPELINE:
         return to_pipeline(loaded, file)

@@ -7,6 +7,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 from ditkit.analysis.cost import cost
+from ditkit.data import read_rejects
 from ditkit.evaluation import Panel, Report, Section, read_rows, series_of, write_report
 from ditkit.evaluation.images import read_png
 from ditkit.evaluation.sections import curves, facts, json_block, sheets
@@ -26,6 +27,10 @@ def write_run_report(recipe: Recipe, folder: Path, sheet: Path) -> Path:
     summary = [f"{done}, on {images:,} images of {recipe.data.source} ({environment['device']})."]
     if skipped := last.get("skipped", 0):
         summary.append(f"{skipped:,} steps were skipped because their gradient was not finite.")
+    if rejected := len(read_rejects(folder / "rejects.jsonl")):
+        summary.append(
+            f"Images or captions that could not be used, which others replaced: {rejected:,} (rejects.jsonl)."
+        )
     what = "captions of the data" if recipe.text is not None else "classes in turn"
     note = f"{sheet.name}: averaged weights, the recipe's sampler, {what}."
     sections = [

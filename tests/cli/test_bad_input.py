@@ -17,6 +17,7 @@ def home(tmp_path, monkeypatch, pictures):
     (tmp_path / "notes" / "a.docx").write_text("x")
     (tmp_path / "data" / "cat" / "000.png").rename(tmp_path / "picture.png")
     (tmp_path / "file").write_text("x")
+    (tmp_path / "wide.csv").write_text("a,b\n")
     (tmp_path / "broken").mkdir()
     (tmp_path / "broken" / "a.png").write_text("this is no picture")
     return tmp_path
@@ -29,6 +30,7 @@ DATA = {
     "folder of something else": ("notes", "found 1 .docx"),
     "one picture": ("picture.png", "a single image"),
     "a file": ("file", "this is a file"),
+    "a table": ("wide.csv", "data.table names it"),
     "only broken pictures": ("broken", "none of the images looked at can be read"),
 }
 
@@ -45,6 +47,8 @@ RECIPES = {
     "unknown recipe": (("repa.sit_s_3",), "did you mean 'repa.sit_s_2'"),
     "unknown key": (("repa.sit_s_2", "training.lrr=1"), "training.lrr: unknown key; did you mean 'training.lr'?"),
     "unknown part": (("repa.sit_s_2", "trainin.lr=1"), "did you mean 'training'"),
+    "unknown kind": (("repa.sit_s_2", "adapter=lore"), "adapter: no kind 'lore'; did you mean 'lora'?"),
+    "unknown encoder": (("t2i.digits", "--text", "nonsense"), "neither toy, clip, sd3, clip:SOURCE or sd3:SOURCE"),
     "wrong type": (("repa.sit_s_2", "training.steps=many"), "training.steps: input should be a valid integer"),
     "out of range": (("repa.sit_s_2", "training.lr=-1"), "training.lr: input should be greater than 0"),
     "no value": (("repa.sit_s_2", "training.lr"), "an override is written key=value"),

@@ -64,6 +64,7 @@ def test_there_and_back(ditkit, published, tmp_path, name, source, words, suffix
     folder, back = tmp_path / "folder", tmp_path / f"back.{suffix}"
     told = ok(ditkit("convert", file, folder, *named, *words))
     assert f"ditkit sample {folder}" in told
+    assert ("--text sd3:FOLDER --codec FOLDER" in told) == (source in ("sd3", "diffusers-sd3"))
     loaded = package.load(folder)
     assert (loaded.projectors is not None) == source.startswith("repa")
     assert f"{source} file {back}" in ok(ditkit("convert", folder, back, "--to", source))
@@ -148,6 +149,7 @@ def test_refusals_name_the_reason_and_write_nothing(refused, published, tiny_run
     out = tmp_path / "out.safetensors"
     assert "time embedding cannot be remapped" in refused("convert", tiny_run, out, "--to", "sit")
     assert "predicts noise or data, not velocity" in refused("convert", published_dit(tmp_path), out, "--to", "dit")
+    assert "choose from dit, sit" in refused("convert", tmp_path / "gone", out, "--to", "foo")
     assert "samples on ddpm" in refused("convert", published_dit(tmp_path, "noise"), out, "--to", "dit")
     assert "choose from dit, sit, repa, ddt, improved-dit, diffusers-dit" in refused(
         "convert", tiny_run, out, "--to", "edm"

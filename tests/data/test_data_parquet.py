@@ -65,6 +65,11 @@ def test_plain_bytes_text_labels_and_captions(tmp_path):
     assert [source[i].caption for i in range(2)] == ["wide", ""]
 
 
+def test_without_captions_the_columns_are_named(file):
+    with pytest.raises(DataError, match=r"has a caption.*data\.text_column \(found: image, label\)"):
+        Parquet(file, 8).require_captions()
+
+
 def test_class_names_of_the_hub(tmp_path):
     path = write(tmp_path / "a.parquet", map(png, range(3)), names=["zebra", "ant", "bee"], label=[0, 2, 0])
     source = Parquet(path, 8)

@@ -98,9 +98,9 @@ def test_published_metadata_survive_a_round_trip(tmp_path):
 @pytest.mark.parametrize(
     ("line", "message"),
     [
-        ("{", "line 2: Expecting"),
+        ("{", "line 2: not JSON"),
         ("[1]", "line 2: not GenEval metadata"),
-        ('{"tag": "colors", "prompt": "x"}', "KeyError: 'include'"),
+        ('{"tag": "colors", "prompt": "x"}', "no 'include'; one object a line has 'tag', 'include', 'prompt'"),
         ('{"tag": "dance", "prompt": "x", "include": [{"class": "cat", "count": 1}]}', "no task 'dance'"),
         ('{"tag": "colors", "prompt": "x", "include": []}', "include is empty"),
         ('{"tag": "colors", "prompt": "x", "include": [{"class": "cat", "count": 0}]}', "count 0 asks for nothing"),

@@ -85,7 +85,7 @@ def test_ways_on_fit_what_is_missing():
     assert codec.index("--codec FOLDER") < codec.index("--codec pixels") < codec.index("ditkit teacher")
     assert teacher.index("ditkit teacher") < teacher.index("--teacher RUN|none") < teacher.index("--codec pixels")
     assert "--extractor FOLDER" in extractor and "--codec" not in extractor
-    assert "text.t5" in text and "text.kind=toy" in text and "--codec" not in text
+    assert "text.t5" in text and "--text toy" in text and "--codec" not in text
 
 
 @pytest.mark.parametrize(

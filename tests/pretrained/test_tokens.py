@@ -87,6 +87,12 @@ def test_one_warning_for_each_long_prompt():
         warn_of_cuts(["short", "long"], cuts, told)
 
 
+def test_of_a_long_cut_the_beginning_is_shown():
+    with pytest.warns(UserWarning, match=r"without 'word word [word ]+'\.\.\. \(400 words\)") as caught:
+        warn_of_cuts(["long"], {"t5": [" ".join(["word"] * 400)]}, set())
+    assert len(str(caught[0].message)) < 200
+
+
 def test_ids_tell_vocabularies_apart(tiny):
     clip, t5 = (Tokenizer(own, "t5", 77) for own in (tiny.clip_tokenizer(), tiny.t5_tokenizer()))
     assert clip.id != t5.id and clip.id == Tokenizer(tiny.clip_tokenizer(), "t5", 77).id

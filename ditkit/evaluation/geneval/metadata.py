@@ -71,12 +71,15 @@ def _written(requirement: Requirement) -> dict[str, Any]:
 
 def parse(metadata: dict[str, Any]) -> Prompt:
     """One published metadata object -> Prompt; PromptError for what the format does not know."""
+    _check_keys(metadata, ("tag", "include", "prompt"), "one object a line")
     try:
         include = tuple(_parsed(r) for r in metadata["include"])
         exclude = tuple(_parsed(r) for r in metadata.get("exclude", ()))
         prompt = Prompt(str(metadata["tag"]), str(metadata["prompt"]), include, exclude)
     except (KeyError, TypeError, ValueError) as error:
-        raise PromptError(f"not GenEval metadata ({type(error).__name__}: {error})") from error
+        if isinstance(error, PromptError):
+            raise
+        raise PromptError(f"not GenEval metadata: {error}") from error
     if strange := set(metadata) - {"tag", "include", "exclude", "prompt"}:
         raise PromptError(f"GenEval metadata has no {min(strange)!r}")
     if prompt.tag not in TAGS:
@@ -90,7 +93,14 @@ def parse(metadata: dict[str, Any]) -> Prompt:
     return prompt
 
 
+def _check_keys(found: object, wanted: tuple[str, ...], what: str) -> None:
+    lacking = [key for key in wanted if not isinstance(found, dict) or key not in found]
+    if lacking:
+        raise PromptError(f"not GenEval metadata: no {lacking[0]!r}; {what} has {', '.join(map(repr, wanted))}")
+
+
 def _parsed(found: dict[str, Any]) -> Requirement:
+    _check_keys(found, ("class", "count"), "each object of include and exclude")
     if strange := set(found) - {"class", "count", "color", "position"}:
         raise ValueError(f"a requirement has no {min(strange)!r}")
     position = found.get("position")
@@ -114,7 +124,9 @@ def read_prompts(path: str | Path) -> list[Prompt]:
         if line.strip():
             try:
                 prompts.append(parse(json.loads(line)))
-            except (json.JSONDecodeError, PromptError) as error:
+            except json.JSONDecodeError as error:
+                raise PromptError(f"{path}, line {number}: not JSON ({error})") from error
+            except PromptError as error:
                 raise PromptError(f"{path}, line {number}: {error}") from error
     if not prompts:
         raise PromptError(f"{path}: no prompts in it")
