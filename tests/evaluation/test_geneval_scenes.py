@@ -201,7 +201,9 @@ def test_shuffle_asks_for_something_else_of_the_same_task():
     assert shuffle(prompts[:1]) == [None] and shuffle([prompts[0]] * 3) == [None] * 3
     images, _ = oracle(each=1, n=5)
     lone = evaluate_scenes(images[:1], prompts[:1])
-    assert lone.shuffled == {} and "shuffled" not in "".join(geneval_lines(lone))
+    assert lone.shuffled == {} and "prompts shuffled" not in "".join(geneval_lines(lone))
+    assert "were not shuffled: no task has two" in geneval_lines(lone)[-1]
+    assert "were not shuffled: no task has two" in geneval_section(lone).note
 
 
 def test_foreign_detectors_serve_too():

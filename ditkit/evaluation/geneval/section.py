@@ -13,6 +13,7 @@ PUBLISHED = (
     "Published rows: Esser et al. 2024 (SD3), Tables 4 and 5, on GenEval's 553 prompts about photographs of 80 kinds "
     "of objects, found by Mask2Former and CLIP."
 )
+ONE_PROMPT = "prompts were not shuffled: no task has two that ask for different objects; more images take more prompts"
 SCENES = " Scenes are another, easier test: the rows show the tasks' order of difficulty, not a contest."
 
 
@@ -53,6 +54,8 @@ def geneval_section(result: GenEvalResult, title: str = "GenEval", published: bo
         f"Share of {n:,} images ({result.each} a prompt) that show what the prompt asks for; overall is the unweighted "
         f"mean over tasks. Detector {result.detector}, colours {result.colours}. Limits: Wilson's, over images."
     )
+    if not result.shuffled:
+        note += f" Its {ONE_PROMPT}."
     rows = geneval_rows(result)
     if published:
         rows += published_rows()
@@ -78,7 +81,8 @@ def geneval_lines(result: GenEvalResult) -> list[str]:
         )
     low, high = result.interval
     chance = f", prompts shuffled {overall(shuffled):.2f}" if shuffled else ""
-    return [*lines, f"{'overall':<{width}} {result.overall:.2f}  [{low:.2f}, {high:.2f}]  mean over tasks{chance}"]
+    lines.append(f"{'overall':<{width}} {result.overall:.2f}  [{low:.2f}, {high:.2f}]  mean over tasks{chance}")
+    return lines if shuffled else [*lines, ONE_PROMPT]
 
 
 def _share(value: float | None) -> str:
