@@ -17,6 +17,7 @@ KEYS = {
     "labels": "classes",
     "steps": "sampling.steps",
     "solver": "sampling.solver",
+    "shift": "sampling.shift",
     "heads": "shape.heads",
     "patch": "shape.patch",
     "encoder-blocks": "shape.encoder_blocks",

@@ -33,7 +33,7 @@ Classes = Annotated[
 ]
 Guidance = Annotated[float | None, typer.Option("--guidance", help="Guidance scale; 1 is none. Default: the recipe's.")]
 Out = Annotated[Path | None, typer.Option("--out", help="Folder. Default: RUN/samples/... (or samples/...).")]
-Codec = Annotated[str | None, typer.Option("--codec", help="pixels, ft-ema, ft-mse, a hub id or a folder.")]
+Codec = Annotated[str | None, typer.Option("--codec", help="pixels, ft-ema, ft-mse, sd3, a hub id or a folder.")]
 Device = Annotated[str, typer.Option("--device", help="auto, cpu, cuda, cuda:1, mps, ...")]
 
 
@@ -52,7 +52,7 @@ def sample(
 
     Sampler, guidance and codec are the recipe's unless you say otherwise; a published file brings those of its paper.
 
-    Further keys, as KEY=VALUE or --KEY VALUE: seed, steps, solver, interval=LOW,HIGH (times of guidance; 0 = data),
+    Further keys, as KEY=VALUE or --KEY VALUE: seed, steps, solver, shift, interval=LOW,HIGH (guidance; 0 = data),
     weights=ema|raw, step (of a run), size=256 or HEIGHTxWIDTH, chunk, uint8=round|dit|sit|repa|ddt, heads, patch,
     encoder-blocks and align-depth (published files of other sizes), and sampling.* (sampling.options.order=2, ...).
 

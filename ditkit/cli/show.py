@@ -40,6 +40,9 @@ def show(
             raise ValueError("--diff compares two recipes: ditkit show dit.xl_2_256 --diff sit.xl_2_256")
         listing(find, as_json=json, cost=cost)
         return
+    if is_paper(recipe) and not (overrides or diff or find):
+        listing("", paper=recipe, as_json=json, cost=cost)
+        return
     if find:
         raise ValueError("--find searches the list of recipes: leave out the recipe's name")
     if diff and cost and json:
@@ -60,22 +63,35 @@ def show(
         print_recipe(chosen)
 
 
-def listing(find: str, *, as_json: bool, cost: bool) -> None:
-    """All recipes as a table: name, title, parameters, steps, best published FID without and with guidance, source."""
+def is_paper(word: str) -> bool:
+    """Whether this is what stands before the dot in names of recipes: sd3."""
+    from ditkit.recipes import RECIPES
+
+    return any(name.startswith(f"{word}.") for name in RECIPES)
+
+
+def listing(find: str, *, paper: str = "", as_json: bool, cost: bool) -> None:
+    """All recipes (of a paper) as a table: name, title, parameters, steps, best published scores, source.
+
+    Scores are FID without and with guidance, or GenEval where there is no FID.
+    """
     from ditkit.recipes import RECIPES
     from ditkit.recipes import recipe as find_recipe
 
-    found = [r for name in RECIPES if find.lower() in (name + (r := find_recipe(name)).title).lower()]
+    names = [name for name in RECIPES if name.startswith(f"{paper}.") or not paper]
+    found = [r for name in names if find.lower() in (name + (r := find_recipe(name)).title).lower()]
     if not found:
         raise ValueError(f"no recipe's name or title holds {find!r} (ditkit show lists all)")
     if cost:
         print_costs(found, as_json=as_json)
     elif as_json:
-        _print_json([{"name": r.name, "title": r.title, "source": r.source, "fid": _scores(r)} for r in found])
+        told = ({"name": r.name, "title": r.title, "source": r.source} for r in found)
+        _print_json([{**one, "fid": _scores(r), "geneval": _geneval(r)} for one, r in zip(told, found, strict=True)])
     else:
-        lines = [(r.name, r.title, _parameters(r.model), f"{r.training.steps:,}", *_scores(r), r.source) for r in found]
-        names = ("recipe", "title", "parameters", "steps", "FID", "FID guided", "source")
-        print_table(names, lines, right=(2, 3, 4, 5))
+        lines = [(r.name, r.title, _parameters(r.model), f"{r.training.steps:,}", *_cells(r), r.source) for r in found]
+        print_table(
+            ("recipe", "title", "parameters", "steps", "FID", "FID guided", "source"), lines, right=(2, 3, 4, 5)
+        )
 
 
 def print_recipe(recipe: Recipe) -> None:
@@ -87,7 +103,9 @@ def print_recipe(recipe: Recipe) -> None:
     for note in recipe.notes:
         typer.echo(f"note: {note}")
     if not recipe.published:
-        typer.echo("published: no row; this recipe is not of a paper")
+        own = not recipe.source or recipe.source.startswith(("ours", "from "))
+        why = "this recipe is not of a paper" if own else "the paper gives no score for it"
+        typer.echo(f"published: no row; {why}")
         return
     lines = [_published_line(p) for p in recipe.published]
     names = ["table", "steps", "sampler", "guidance", "FID", "sFID", "IS", "prec.", "rec.", "acc.", "decoder", "note"]
@@ -155,6 +173,19 @@ def _scores(recipe: Recipe) -> tuple[str, str]:
     plain = [p.fid for p in rows if p.fid and p.sampling.guidance is None]
     guided = [p.fid for p in rows if p.fid and p.sampling.guidance is not None]
     return (f"{min(plain):g}" if plain else "", f"{min(guided):g}" if guided else "")
+
+
+def _geneval(recipe: Recipe) -> str:
+    """The best published GenEval score."""
+    found = [p.geneval for p in recipe.published if p.geneval is not None]
+    return f"{max(found):g}" if found else ""
+
+
+def _cells(recipe: Recipe) -> tuple[str, str]:
+    """Scores in two cells of the list."""
+    plain, guided = _scores(recipe)
+    best = _geneval(recipe)
+    return (plain, guided) if plain or guided or not best else ("", f"GenEval {best}")
 
 
 def _published_line(p: Published) -> tuple[str, ...]:

@@ -15,9 +15,15 @@ if TYPE_CHECKING:
 
 Spec = Annotated[str, typer.Argument(help="repa.sit_s_2, mine.yaml, ./mine.py:big, or a run folder to continue.")]
 Overrides = Annotated[list[str] | None, typer.Argument(help="training.lr=2e-4 ...", metavar="[KEY=VALUE]...")]
-Data = Annotated[str | None, typer.Option("--data", help="A folder of images, a .parquet file, or 'digits'.")]
+Data = Annotated[
+    str | None,
+    typer.Option(
+        "--data",
+        help="A folder of images, a .parquet file, digits, scenes, or (data.pairs) a .parquet or .jsonl of pairs.",
+    ),
+]
 Size = Annotated[str | None, typer.Option("--size", help="Pixels: 256, or HEIGHTxWIDTH. Default: from the data.")]
-Codec = Annotated[str | None, typer.Option("--codec", help="pixels, ft-ema, ft-mse, a hub id or a folder.")]
+Codec = Annotated[str | None, typer.Option("--codec", help="pixels, ft-ema, ft-mse, sd3, a hub id or a folder.")]
 Teacher = Annotated[
     list[str] | None,
     typer.Option("--teacher", help="A folder of `ditkit teacher`, a hub id, dinov2-vit-b, or none. May be repeated."),
@@ -54,7 +60,8 @@ def train(
     resolution; start.weights=raw and start.step=N choose among a run's.
 
     Text models need captions (NAME.txt beside NAME.jpg, a table or parquet column, or data.caption="a photo of a
-    {class}"); --text toy, clip, sd3, sd3:FOLDER names what reads them.
+    {class}"); --text ENCODER (toy, clip, sd3, clip:SOURCE, sd3:SOURCE or a pipeline's folder) names what reads them.
+    Preference tuning needs pairs (--data pairs.jsonl data.pairs=both, lines of winner, loser and caption).
 
     Example: ditkit train repa.sit_s_2 --data ./my_images --codec pixels --teacher runs/teacher
     """

@@ -55,6 +55,8 @@ def _find(spec: str) -> Recipe:
 
 def _closest(spec: str) -> str:
     """The nearest names; a name given without its paper ("xl_2_256") finds those that end like it."""
+    if paper := [name for name in RECIPES if name.startswith(f"{spec}.")]:
+        return f"; {spec} has {len(paper)}, such as {paper[0]!r}: ditkit show {spec}"
     same = [name for name in RECIPES if name.endswith(f".{spec}")]
     close = same or difflib.get_close_matches(spec, RECIPES, n=3, cutoff=0.5)
     return f"; did you mean {' or '.join(map(repr, close))}?" if close else ""

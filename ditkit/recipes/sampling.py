@@ -32,6 +32,7 @@ SHEET = 100  # images on the contact sheet at most
 SHORT = {
     "steps": "sampling.steps",
     "solver": "sampling.solver",
+    "shift": "sampling.shift",
     "heads": "shape.heads",
     "patch": "shape.patch",
     "encoder_blocks": "shape.encoder_blocks",

@@ -48,6 +48,14 @@ def test_prints_guidance_and_what_stands_in():
     assert "1.8 on [0, 0.7]" in out
     assert "≈" in text("sit.xl_2_256") and "3 channels" in text("sit.xl_2_256")
     assert "no row; this recipe is not of a paper" in text("repa.sit_s_2")
+    assert "no row; the paper gives no score for it" in text("sd3.d24_256")
+
+
+def test_the_rows_of_a_paper():
+    lines = {line.split()[0]: line for line in text("sd3").splitlines()}
+    assert set(lines) == {"recipe"} | {name for name in RECIPES if name.startswith("sd3.")}
+    assert "GenEval 0.71" in lines["sd3.d38_512"] and "GenEval" not in lines["sd3.d24_256"]
+    assert json.loads(text("sd3", "--json", "--find", ""))[0]["name"] == "sd3.medium"
 
 
 def test_prints_open_intervals_and_shared_encoders():
