@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -75,15 +77,29 @@ def train(
     folder = out or run_folder(recipe, chosen)
     where = pick_device(device)
     with bars() as bar:
-
-        def on_step(step: int, values: dict[str, float]) -> None:
-            bar("training", step, chosen.training.steps, f"loss {values['loss']:.4f}")
-
+        on_step = losses(bar, chosen.training.steps, chosen.training.log_every)
         state = train_run(chosen, folder, where, keep=set_keys(keys), on_step=on_step, say=bar.say)
     typer.echo(f"step {state.step}: {folder}")
     typer.echo(f"samples: {folder / 'samples' / f'{state.step:07d}.png'}   report: {folder / 'report.html'}")
     words = '--prompt "..."' if chosen.text is not None else "--n 64"
     typer.echo(f"next: ditkit sample {folder} {words}")
+
+
+def losses(show: Callable[..., None], steps: int, every: int) -> Callable[[int, dict[str, float]], None]:
+    """on_step of a training: shows the mean loss since the last row of metrics.jsonl, which gets it `every` steps."""
+    from ditkit.training.log import Meter
+
+    meter = Meter()
+
+    def on_step(step: int, values: dict[str, float]) -> None:
+        if math.isfinite(values["loss"]):
+            meter.add({"loss": values["loss"]})
+        mean = meter.sums["loss"][0] / meter.steps if meter.steps else math.nan
+        show("training", step, steps, f"loss {mean:.4f} (mean of {meter.steps})")
+        if step % every == 0:
+            meter.take()
+
+    return on_step
 
 
 def run_folder(spec: str, chosen: Recipe) -> Path:

@@ -53,8 +53,25 @@ def training_curves(runs: Mapping[str, Sequence[dict]], held_out: str = "") -> S
     from_aligned = {name: rows for name, rows in runs.items() if any("loss_align" in row for row in rows)}
     if aligned := [series_of(rows, "loss_align", name, smooth=True) for name, rows in from_aligned.items()]:
         panels.append(Panel("Alignment loss (minus cosine)", aligned))
-    note = "Validation: the same images, noise and times every time, averaged weights."
-    return curves("Curves", panels, note)
+    notes = [
+        "Training: means over the steps from one point to the next, smoothed, of times drawn as the recipe says.",
+        "Validation: the same images, noise and times every time, averaged weights; all times count alike, so the two "
+        "losses need not be equal.",
+        *(heaviest(name, rows) for name, rows in runs.items()),
+    ]
+    return curves("Curves", panels, " ".join(filter(None, notes)))
+
+
+def heaviest(name: str, rows: Sequence[dict]) -> str:
+    """A sentence about the time bin that makes most of the last validation loss; "" where none makes half of it."""
+    prefix = "validation_loss_t"
+    last = next((row for row in reversed(rows) if any(key.startswith(prefix) for key in row)), {})
+    bins = {key.removeprefix(prefix): value for key, value in last.items() if key.startswith(prefix)}
+    most = max(bins, key=lambda t: bins[t], default="")
+    share = bins[most] / sum(bins.values()) if most and sum(bins.values()) > 0 else 0.0
+    if not 0.5 <= share <= 1:
+        return ""
+    return f"{share:.0%} of the validation loss of {name} comes from times around t = {float(most):.2g}."
 
 
 def costs(recipe: Recipe, last: Mapping[str, float]) -> Section:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 import re
 import signal
 import time
@@ -11,7 +12,9 @@ import pytest
 from PIL import Image
 
 import ditkit as package
+from ditkit.cli.train import losses
 from ditkit.recipes import recipe
+from ditkit.recipes.run_page import heaviest
 
 SMALL = (
     "model.depth=2", "model.width=64", "model.heads=2", "training.batch=8", "training.log_every=2",
@@ -264,3 +267,20 @@ def test_start_is_refused_in_one_line(tmp_path, refused, at_8):
     assert "start: name a run" in refused(*words[:-1], "start=")
     assert "--start a and start.path=b contradict each other" in refused(*words, "a", "start.path=b")
     assert not (tmp_path / "run").exists()
+
+
+def test_the_loss_on_the_screen_is_the_mean_that_the_log_gets():
+    shown = []
+    on_step = losses(lambda *told: shown.append(told), 4, every=2)
+    for step, loss in enumerate((1.0, 3.0, math.nan, 8.0), 1):
+        on_step(step, {"loss": loss})
+    notes = [note for *_, note in shown]
+    assert notes[:2] == ["loss 1.0000 (mean of 1)", "loss 2.0000 (mean of 2)"]
+    assert notes[2:] == ["loss nan (mean of 0)", "loss 8.0000 (mean of 1)"], "a skipped step is in no mean"
+
+
+def test_a_time_that_outweighs_all_others_is_named():
+    row = {"step": 4, "validation_loss_t0.0625": 9.0, "validation_loss_t0.1875": 0.5, "validation_loss_t0.3125": 0.5}
+    told = "90% of the validation loss of mine comes from times around t = 0.062."
+    assert heaviest("mine", [row, {"step": 5}]) == told
+    assert heaviest("mine", [{**row, "validation_loss_t0.1875": 9.0}]) == "" == heaviest("mine", [])
