@@ -18,7 +18,12 @@ from ditkit.data.source import DataError, ImageSource, Subset, stratified_split
 from ditkit.data.transforms import LARGEST_RESIZE
 
 NAMED = ("digits", "scenes")
-PLACEHOLDERS = ("images", "imagenet/train", "pairs.parquet")  # what recipes say where the user's images belong
+PLACEHOLDERS = (
+    "images",
+    "imagenet/train",
+    "coco/train2014",
+    "pairs.parquet",
+)  # recipes: where the user's images belong
 GIVE = "give 'digits', a folder of images, a .parquet file, or 'scenes'"
 CACHE_LIMIT = 256 * 2**20  # bytes of decoded images kept in RAM unless the settings say otherwise
 

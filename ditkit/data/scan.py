@@ -5,10 +5,12 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import partial
 
-from ditkit.data.source import ImageSource
+import numpy as np
+
+from ditkit.data.source import PROBES, ImageSource, Subset
 from ditkit.protocols import BadImage
 
 BLOCK = 256  # images handed to the threads at a time
@@ -45,7 +47,16 @@ class Scan:
 
 
 def scan(source: ImageSource, progress: Callable[[int, int], None] | None = None, threads: int = 4) -> Scan:
-    """Decode every image of `source` once. progress(done, total) is called now and then. Raises for no image."""
+    """Decode every image of `source` once. progress(done, total) is called now and then. Raises for no image.
+
+    Of pictures that are made on the fly (`source.made`) the first PROBES are looked at, and speak for all.
+    """
+    if source.made and len(source) > PROBES:
+        found = scan(Subset(source, np.arange(PROBES)), progress, threads)
+        return replace(
+            found, images=len(source), usable=len(source), captions=len(source) if found.captions == PROBES else 0,
+            notes=(*found.notes, f"made on the fly: {PROBES} of {len(source):,} pictures were looked at"),
+        )  # fmt: skip
     found = Scan(images=len(source), classes=dict.fromkeys(source.classes, 0), notes=source.notes)
     with ThreadPoolExecutor(threads) as pool:
         for start in range(0, len(source), BLOCK):

@@ -259,6 +259,8 @@ class Scenes(ImageSource):
     any. Tasks take turns at random. size: side or (H, W), at least 16. Unlabelled: the captions are the condition.
     """
 
+    made = True
+
     def __init__(
         self,
         split: Split = "all",

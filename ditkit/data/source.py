@@ -8,6 +8,7 @@ from collections import Counter
 from collections.abc import Iterable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from functools import cached_property
+from typing import ClassVar
 
 import numpy as np
 from PIL import Image
@@ -37,6 +38,8 @@ class ImageSource:
     template: str | None = None  # makes captions from class names for images without one
     captioned = False  # whether an image without a caption cannot be used
     buckets: Buckets | None = None
+
+    made: ClassVar[bool] = False  # pictures are made on the fly, so that none can be unusable
 
     def __init__(self, labels: np.ndarray, classes: Sequence[str], channels: int, notes: Iterable[str] = ()):
         self.labels, self.classes, self.channels = labels, tuple(classes), channels

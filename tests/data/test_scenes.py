@@ -10,6 +10,7 @@ import pytest
 import torch
 
 from ditkit.data import DataError, DataSettings, Loader, Scenes, open_source
+from ditkit.data.scan import scan
 from ditkit.data.scenes import (
     RELATIONS,
     TASKS,
@@ -189,3 +190,9 @@ def test_kept_in_memory_only_on_demand():
     assert open_source("scenes")._kept is None
     source = open_source(DataSettings(source="scenes", cache=True))
     assert source[1].image is source[1].image
+
+
+def test_a_scan_of_pictures_made_on_the_fly_looks_at_some_and_says_so():
+    found = scan(Scenes("train", n=2000))
+    assert (found.images, found.usable, found.captions) == (2000, 2000, 2000) and not found.rejects
+    assert sum(found.sizes.values()) == 512 and "512 of 2,000 pictures were looked at" in found.notes[-1]
