@@ -50,11 +50,11 @@ def test_words_of_prompts():
 def test_pictures_by_prompt(ditkit, scenes, tmp_path):
     out = tmp_path / "out"
     words = ("--prompt", "two red circles", "--prompt", "", "--negative", "a blue square", "--size", "48x32")
-    words += ("--guidance", 1)
+    words += ("--guidance", 1, "--shift", 3)
     result = ditkit("sample", scenes, "--out", out, *words)
     assert result.exit_code == 0, result.output
     assert f"8 in {out}, 2 prompts, seed 0" in result.stdout
-    assert "the negative prompt has no effect" in result.output
+    assert "the negative prompt has no effect" in result.output and "shift 3" in result.stdout
     image, told = read_png(out / "000000.png")
     assert image.shape == (3, 48, 32) and told["prompt"] == "two red circles"
     assert json.loads((out / "request.json").read_text())["request"]["negative"] == "a blue square"

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import logging
+import shutil
 from pathlib import Path
 
 import numpy as np
@@ -20,6 +21,7 @@ from ditkit.recipes.build import build_job, prepare, validation
 from ditkit.recipes.choose import choose
 from ditkit.recipes.load import load, save_exported
 from ditkit.recipes.run import train
+from ditkit.recipes.run_page import write_run_report
 from ditkit.recipes.text import MOST_TOLD, ToldText, condition_of, heard, open_text
 from ditkit.training import fit, read_metrics
 from ditkit.training.checkpoint import read_tensors
@@ -303,3 +305,11 @@ def test_other_warnings_pass_through():
     with pytest.warns(DeprecationWarning, match="old"), heard() as lines:
         ToldText(Odd())(["x"])
     assert lines == []
+
+
+def test_the_report_counts_rejects(tiny_run, tmp_path):
+    folder = shutil.copytree(tiny_run, tmp_path / "run")
+    sheet = next((folder / "samples").glob("*.png"))
+    (folder / "rejects.jsonl").write_text('{"path": "a.png", "reason": "it has no caption"}\n')
+    page = write_run_report(load(folder).recipe, folder, sheet).read_text(encoding="utf-8")
+    assert "which others replaced: 1 (rejects.jsonl)" in page
