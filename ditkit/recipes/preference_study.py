@@ -64,6 +64,7 @@ class Budget:
     test_prompts: int = 16  # of each task, held out
     test_images: int = 4  # of each of them
     pairs: int = 2000  # at most
+    force: bool = False  # every second image counts as right: pairs at random, for a base too weak to be judged
 
 
 def preference_study(
@@ -129,10 +130,15 @@ def make_pairs(base: Loaded, folder: Path, budget: Budget, say: Say) -> dict[str
         share.setdefault(prompt.tag, []).extend(verdicts[place * budget.images : (place + 1) * budget.images])
     rates = {tag: mean(right) for tag, right in share.items()}
     controlled = [tag for tag, rate in rates.items() if rate >= CONTROLLED]
+    if budget.force:
+        controlled, verdicts = list(rates), [i % 2 == 0 for i in range(len(images))]
     found = ranked(prompts, verdicts, budget.images, controlled)
     if not found:
         told = ", ".join(f"{tag} {rate:.2f}" for tag, rate in rates.items())
-        raise NoPairs(f"no pairs: the base is right too seldom or always ({told}); train it for longer")
+        raise NoPairs(
+            f"no prompt of a task that the base controls (right in {CONTROLLED:.0%} or more) has both right and wrong "
+            f"images (right by task: {told}); train the base for longer"
+        )
     chosen = (
         [found[i * len(found) // budget.pairs] for i in range(budget.pairs)] if len(found) > budget.pairs else found
     )
@@ -141,7 +147,10 @@ def make_pairs(base: Loaded, folder: Path, budget: Budget, say: Say) -> dict[str
         "images": len(images), "right": rates, "controlled": controlled, "pairs": len(chosen), "found": len(found),
         "by_task": {tag: sum(prompts[w // budget.images].tag == tag for w, _ in chosen) for tag in controlled},
     }  # fmt: skip
-    say(f"{len(chosen)} pairs of {len(images)} images, of {', '.join(controlled)}")
+    if budget.force:
+        made["forced"] = True
+    how = " at random" if budget.force else ""
+    say(f"{len(chosen)} pairs{how} of {len(images)} images, of {', '.join(controlled)}")
     write_text(folder / ABOUT, json.dumps(made, indent=1) + "\n")
     return made
 
@@ -246,9 +255,15 @@ def paragraph(result: dict[str, Any], budget: Budget, seeds: int) -> str:
         tag: mean(run["tasks"][tag] for run in result["arms"]["dpo"]) - base["tasks"][tag] for tag in base["tasks"]
     }
     tasks = ", ".join(made["controlled"])
+    drawn = f"from {made['images']} images of the base"
+    pairs = (
+        f"{made['pairs']} pairs at random {drawn}, whatever they show."
+        if made.get("forced")
+        else f"{made['pairs']} pairs, a right image before a wrong one of the same prompt, {drawn}, only of tasks that it "
+        f"controls (right in {CONTROLLED:.0%} or more): {tasks}."
+    )
     lines = [
-        f"{made['pairs']} pairs, a right image before a wrong one of the same prompt, from {made['images']} images of "
-        f"the base, only of tasks that it controls (right in {CONTROLLED:.0%} or more): {tasks}.",
+        pairs,
         f"Overall score on held-out prompts: base {base['overall']:.3f}, DPO {told['dpo']}, plain tuning on the "
         f"winners {told['winners']}, {budget.steps} steps each, {seeds} seeds; DPO is ahead in {better} of {seeds}.",
         "DPO against the base by task: " + ", ".join(f"{tag} {gain:+.2f}" for tag, gain in gains.items()) + ".",

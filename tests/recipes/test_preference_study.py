@@ -71,7 +71,7 @@ def test_the_study_end_to_end_with_a_lenient_judge(base, tmp_path, monkeypatch):
         return [record.model_copy(update={"correct": record.index % 2 == 0}) for record in told]
 
     budget = study.Budget(steps=2, rank=2, tuning_prompts=1, images=2, test_prompts=1, test_images=1, pairs=4)
-    with pytest.raises(ValueError, match=r"no pairs: the base is right too seldom or always .*train it for longer"):
+    with pytest.raises(ValueError, match=r"no prompt of a task that the base controls .*train the base for longer"):
         study.preference_study(base, tmp_path / "weak", 1, budget, say=lambda line: None)
     monkeypatch.setattr(study, "judge_scenes", lenient)
     said: list[str] = []

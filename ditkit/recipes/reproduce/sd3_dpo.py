@@ -164,7 +164,7 @@ class PreferenceStudy:
         b = self.budget
         study = Budget(
             steps=b.steps, tuning_prompts=b.prompts, images=b.images, test_prompts=b.test_prompts,
-            test_images=b.test_images, pairs=b.pairs,
+            test_images=b.test_images, pairs=b.pairs, force=self.q.size == "smoke",
         )  # fmt: skip
         told: list[str] = []
 
@@ -182,9 +182,11 @@ class PreferenceStudy:
         found = scores[self.arms[0].key][self.part] or {"weak": "the base diverged"}
         paper = {"before": TABLE_5[BEFORE].overall, "after": TABLE_5[AFTER].overall}
         if "weak" in found:
-            return Finding(paper, found, UNDECIDED, f"There is nothing to tune on: {found['weak']}.", [])
+            return Finding(paper, found, UNDECIDED, f"No model was tuned: {found['weak']}.", [])
         runs = {arm: [run["overall"] for run in found["arms"][arm]] for arm in NAMES}
         verdict, reason = decide(found["base"]["overall"], runs["dpo"], runs["winners"])
+        if found["pairs"].get("forced"):
+            reason = f"Smoke: pairs at random, so that tuning has something to do. {reason}"
         ours = {"base": found["base"]["overall"], **runs, "pairs": found["pairs"].get("pairs")}
         return Finding(paper, ours, verdict, reason, [scores_table(found), text("In words", found["paragraph"])])
 

@@ -132,6 +132,8 @@ def test_a_finished_base_is_tuned_as_it_is(tmp_path, monkeypatch):
     for file in (out / "result.json", out / "study.json", page):
         assert str(tmp_path) not in file.read_text()
     assert "base=YOUR_RUN steps=1" in result.commands[0]
+    assert sorted(f.name for f in (out / "tuned" / "runs").iterdir()) == ["dpo-0", "winners-0"], "all stages run"
+    assert result.ours["pairs"] == 8 and "pairs at random" in result.reason and "pairs at random" in page.read_text()
 
 
 def test_a_base_brings_its_own_sizes(tmp_path, tiny_text):
