@@ -259,8 +259,8 @@ def paragraph(result: dict[str, Any], budget: Budget, seeds: int) -> str:
     pairs = (
         f"{made['pairs']} pairs at random {drawn}, whatever they show."
         if made.get("forced")
-        else f"{made['pairs']} pairs, a right image before a wrong one of the same prompt, {drawn}, only of tasks that it "
-        f"controls (right in {CONTROLLED:.0%} or more): {tasks}."
+        else f"{made['pairs']} pairs, a right image before a wrong one of the same prompt, {drawn}, only of tasks that "
+        f"it controls (right in {CONTROLLED:.0%} or more): {tasks}."
     )
     lines = [
         pairs,

@@ -65,7 +65,7 @@ def training_curves(runs: Mapping[str, Sequence[dict]], held_out: str = "") -> S
 def heaviest(name: str, rows: Sequence[dict]) -> str:
     """A sentence about the time bin that makes most of the last validation loss; "" where none makes half of it."""
     prefix = "validation_loss_t"
-    last = next((row for row in reversed(rows) if any(key.startswith(prefix) for key in row)), {})
+    last: dict = next((row for row in reversed(rows) if any(key.startswith(prefix) for key in row)), {})
     bins = {key.removeprefix(prefix): value for key, value in last.items() if key.startswith(prefix)}
     most = max(bins, key=lambda t: bins[t], default="")
     share = bins[most] / sum(bins.values()) if most and sum(bins.values()) > 0 else 0.0
