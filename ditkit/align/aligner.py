@@ -115,8 +115,8 @@ class Aligner(nn.Module):
     """One projector a teacher, and the loss between projected hidden tokens and teacher tokens.
 
     model_width: width of the aligned blocks. teacher_widths: one a teacher, in the order of the targets.
-    grid: (rows, columns) of the model's tokens; None: the targets', where these fit, or a square. Kept apart from the model, so that a run that
-    stops aligning leaves no unused parameter in the wrapped network.
+    grid: (rows, columns) of the model's tokens; None: the targets', where these fit, or a square. Kept apart from the
+    model, so that a run that stops aligning leaves no unused parameter in the wrapped network.
     """
 
     def __init__(

@@ -40,9 +40,7 @@ class DPO(Settings):
     density: AnyDensity = Uniform()
     form: Literal["noise", "velocity"] = Field("noise", description="whose error beta multiplies")
     beta: float = Field(2000.0, gt=0, description="how dear it is to leave the reference; see above")
-    drop: float = Field(
-        0.0, ge=0, le=1, description="probability of training a pair without its text (paper: .2)"
-    )
+    drop: float = Field(0.0, ge=0, le=1, description="probability of training a pair without its text (paper: .2)")
     drop_each: float = Field(0.0, ge=0, le=1, description="probability of zeroing each text encoder's part")
 
     @model_validator(mode="after")

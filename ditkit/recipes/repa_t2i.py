@@ -50,9 +50,7 @@ def coco() -> Recipe:
         codec=CodecSettings(kind="kl", source=FT_MSE),
         text=TextSettings(kind="clip"),
         objective=Flow(path=Linear(), prediction="velocity", density=Uniform(), drop=0.0),
-        align=AlignSettings(
-            depth=8, weight=0.5, projector_width=2048, projector_init="torch", similarity=Cosine()
-        ),  # fmt: skip
+        align=AlignSettings(depth=8, weight=0.5, projector_width=2048, projector_init="torch", similarity=Cosine()),
         teachers=(TeacherSettings.parse("dinov2-vit-b"),),
         training=adamw(STEPS).with_({"clip": 1.0, "precision": "bf16", "tf32": True}),
         sampling=ODE,
