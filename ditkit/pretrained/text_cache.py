@@ -86,7 +86,7 @@ class CachedText:
         file.parent.mkdir(parents=True, exist_ok=True)
         part = file.with_name(f".{file.name}.{os.getpid()}")  # another process may write the same prompt
         try:
-            save_file(row, part, {"prompt": prompt.encode("utf-8", "replace").decode(), "encoder": self.id})
+            save_file(row, part, {"prompt": prompt.encode("utf-8", "replace").decode()})  # the folder names the encoder
             os.replace(part, file)
         finally:
             part.unlink(missing_ok=True)

@@ -7,7 +7,7 @@ on the velocity's error; measured to learn 4 to 5 times as fast as velocity pred
 from __future__ import annotations
 
 from ditkit.data import DataSettings
-from ditkit.diffusion import CFG, Flow, Linear, LogitNormal, SamplerSettings, SiTWeight
+from ditkit.diffusion import CFG, Flow, Linear, LogitNormal, SamplerSettings, Shifted, SiTWeight
 from ditkit.models import mmdit_settings
 from ditkit.pretrained import CodecSettings, TextSettings
 from ditkit.recipes.recipe import Recipe
@@ -27,14 +27,14 @@ def scenes() -> Recipe:
         codec=CodecSettings(kind="pixels"),
         text=TextSettings(kind="toy", width=48, length=12),
         objective=Flow(
-            path=Linear(), prediction="data", density=LogitNormal(), weight=SiTWeight(form="velocity"), drop=0.1,
-            drop_each=0.1,
+            path=Linear(), prediction="data", density=Shifted(base=LogitNormal(), factor=3.0),
+            weight=SiTWeight(form="velocity"), drop=0.1,
         ),
         training=TrainSettings(
             steps=4000, batch=64, lr=2e-3, schedule="cosine", final_lr=5e-5, clip=1.0, ema=0.995,
             log_every=50, validate_every=1000, save_every=1000, keep_last=1,
         ),
-        sampling=SamplerSettings(solver="euler", steps=25, guidance=CFG(scale=2.5)),
+        sampling=SamplerSettings(solver="euler", steps=25, shift=3.0, guidance=CFG(scale=2.5)),
     )  # fmt: skip
 
 

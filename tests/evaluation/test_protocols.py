@@ -31,6 +31,7 @@ CHANGES = {
     "name": "mine",
     "n": 2000,
     "labels": "balanced",
+    "prompts": "0123456789abcdef",
     "sampler": {"solver": "heun", "steps": 25},
     "guidance": {"kind": "cfg", "scale": 1.5},
     "codec": "kl-1",

@@ -20,7 +20,7 @@ from ditkit.recipes.run import train
 from ditkit.training import fit, read_metrics
 
 CPU = torch.device("cpu")
-BASE = {"depth": 2, "width": 32, "heads": 2, "channels": 1, "size": (8, 8), "text_length": 16}
+BASE = {"depth": 2, "width": 32, "heads": 2, "channels": 1, "size": (8, 8), "text_length": 12}
 BASE |= {"text_width": 48, "pooled_width": 48}
 BACKBONES = {
     "joint_dit": JointDiTSettings(**BASE, patch=2),

@@ -127,20 +127,20 @@ def test_an_encoder_of_other_widths_is_refused_and_another_one_is_told(tiny_text
     loaded.recipe = loaded.recipe.with_({"text.seed": 5})
     check_codec(loaded)
     assert describe_doubts(loaded) == [
-        "the prompts are read by toy-text-48-16-5, the model was trained with toy-text-48-16-0"
+        "the prompts are read by toy-text-48-12-5, the model was trained with toy-text-48-12-0"
     ]
     loaded = load(tiny_text)
     loaded.recipe = loaded.recipe.with_({"text.width": 12})
-    with pytest.raises(ValueError, match=r"reads text of width 48, toy-text-12-16-0 gives 12: name its own by --text"):
+    with pytest.raises(ValueError, match=r"reads text of width 48, toy-text-12-12-0 gives 12: name its own by --text"):
         check_codec(loaded)
 
 
 def test_guidance_of_text_models(tiny_text):
     sampling, notes = choose_sampler(load(tiny_text), Choices(guidance=4.0))
     assert sampling.guidance.scale == 4 and notes == []
-    skip, _ = choose_sampler(load(tiny_text), Choices(), ["sampling.guidance.kind=skip_layer"])
+    skip, _ = choose_sampler(load(tiny_text), Choices(), ["sampling.guidance.kind=skip_layer", "sampling.guidance.blocks=[1, 2]"])
     assert isinstance(skip.guidance, SkipLayer)
-    assert guide(skip, 3.0, None).guidance == SkipLayer(scale=3.0)
+    assert guide(skip, 3.0, None).guidance == SkipLayer(scale=3.0, blocks=(1, 2))
     with pytest.raises(ValueError, match="guidance 'skip_layer' has no interval"):
         guide(skip, None, (0.1, 0.5))
     assert describe_guidance(SkipLayer()) == "guidance 5 and 2.5 away from blocks 8, 9, 10 skipped"

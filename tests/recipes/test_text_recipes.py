@@ -73,7 +73,7 @@ def test_times_are_shifted_alike_in_training_and_sampling(name):
     r = recipe(name)
     factor = r.objective.density.factor if isinstance(r.objective.density, Shifted) else 1.0
     size = r.data.size if isinstance(r.data.size, int) else 0
-    assert factor == r.sampling.shift == {1024: 3.0, 512: 2.0}.get(size, 1.0)
+    assert factor == r.sampling.shift == {1024: 3.0, 512: 2.0, 32: 3.0}.get(size, 1.0)
     assert not [line for line in concerns(r) if "shifts times" in line]
 
 

@@ -73,7 +73,7 @@ def test_captions_reach_the_network_through_the_encoder(tiny):
     job = build_job(prepare(tiny(), CPU), NOWHERE)
     batch = next(job.batches(0))
     assert batch.captions == tuple(f"a photo of a {label}" for label in batch.labels.tolist())
-    online, cached = ToyTextEncoder(48, 16)(batch.captions), job.condition(batch)
+    online, cached = ToyTextEncoder(48, 12)(batch.captions), job.condition(batch)
     again = job.condition(batch)
     for name, value in online.tensors.items():
         assert torch.equal(value, cached.tensors[name]) and torch.equal(value, again.tensors[name])
@@ -82,7 +82,7 @@ def test_captions_reach_the_network_through_the_encoder(tiny):
 
 def test_training_on_cached_encodings_equals_encoding_anew(tiny, tmp_path, tiny_text):
     job = build_job(prepare(tiny(), CPU), tmp_path)
-    encoder = ToyTextEncoder(48, 16)
+    encoder = ToyTextEncoder(48, 12)
     job.condition = lambda batch: encoder(batch.captions)
     job.validate = None
     fit(job)
@@ -123,7 +123,7 @@ def test_empty_captions_are_encoded_and_counted_by_position(tiny):
 
     def spy(prompts):
         asked.extend(prompts)
-        return ToyTextEncoder(48, 16)(prompts)
+        return ToyTextEncoder(48, 12)(prompts)
 
     parts.text = spy
     condition_of(batch, parts.recipe, spy)
@@ -156,10 +156,10 @@ def test_encodings_are_kept_from_run_to_run(tiny, tmp_path, monkeypatch):
     kept = tiny({"data.text_cache": str(tmp_path / "kept"), "training.validate_every": None})
     job = build_job(prepare(kept, CPU), tmp_path / "a")
     batch = next(job.batches(0))
-    online, cached = ToyTextEncoder(48, 16)(batch.captions), job.condition(batch)
+    online, cached = ToyTextEncoder(48, 12)(batch.captions), job.condition(batch)
     assert torch.equal(cached.text, online.text.half().float()) and torch.equal(cached.pooled, online.pooled)
     fit(job)
-    assert job.identity["text"] == "toy-text-48-16-0 in half precision"
+    assert job.identity["text"] == "toy-text-48-12-0 in half precision"
     monkeypatch.setattr(ToyTextEncoder, "_word", lambda self, word: pytest.fail("encoded again"))
     fit(build_job(prepare(kept, CPU), tmp_path / "b"))
     a, b = read_tensors(tmp_path / "a", 4, "model"), read_tensors(tmp_path / "b", 4, "model")
@@ -172,7 +172,7 @@ def test_another_encoder_cannot_go_on(tiny, tmp_path, tiny_text):
     job = build_job(prepare(tiny({"training.steps": 6}), CPU), tmp_path)
     fit(build_job(prepare(tiny(), CPU), tmp_path))
     job.identity["text"] = "another-encoder"  # the same settings, other files behind them
-    with pytest.raises(ValueError, match="cannot be resumed: text was toy-text-48-16-0, is another-encoder"):
+    with pytest.raises(ValueError, match="cannot be resumed: text was toy-text-48-12-0, is another-encoder"):
         fit(job)
 
 
@@ -181,11 +181,11 @@ def test_another_encoder_cannot_go_on(tiny, tmp_path, tiny_text):
 
 def test_the_run_remembers_encoder_and_captions(tiny_text):
     told = json.loads((tiny_text / "environment.json").read_text())
-    assert told["text"] == "toy-text-48-16-0"
+    assert told["text"] == "toy-text-48-12-0"
     assert sorted(told["data"]["captions"]) == sorted(f"a photo of a {i}" for i in range(10))
     loaded = load(tiny_text)
     assert loaded.captions == tuple(told["data"]["captions"]) and loaded.encoder == told["text"]
-    assert loaded.text.id == told["text"] and loaded.text(["x"]).text.shape == (1, 16, 48)
+    assert loaded.text.id == told["text"] and loaded.text(["x"]).text.shape == (1, 12, 48)
     sheet = read_png(tiny_text / "samples" / "0000004.png")[0]
     assert sheet.shape[0] == 3 and sheet.shape[2] > 3 * 128, "captions stand under enlarged images"
 
@@ -193,7 +193,7 @@ def test_the_run_remembers_encoder_and_captions(tiny_text):
 def test_an_exported_text_model_samples_too(tiny_text, tmp_path):
     save_exported(load(tiny_text), tmp_path / "model")
     again = load(tmp_path / "model")
-    assert (again.captions, again.encoder) == (load(tiny_text).captions, "toy-text-48-16-0")
+    assert (again.captions, again.encoder) == (load(tiny_text).captions, "toy-text-48-12-0")
     assert again.text is not None and load(tiny_text).recipe.text == again.recipe.text
 
 
