@@ -138,7 +138,9 @@ def test_an_encoder_of_other_widths_is_refused_and_another_one_is_told(tiny_text
 def test_guidance_of_text_models(tiny_text):
     sampling, notes = choose_sampler(load(tiny_text), Choices(guidance=4.0))
     assert sampling.guidance.scale == 4 and notes == []
-    skip, _ = choose_sampler(load(tiny_text), Choices(), ["sampling.guidance.kind=skip_layer", "sampling.guidance.blocks=[1, 2]"])
+    skip, _ = choose_sampler(
+        load(tiny_text), Choices(), ["sampling.guidance.kind=skip_layer", "sampling.guidance.blocks=[1, 2]"]
+    )
     assert isinstance(skip.guidance, SkipLayer)
     assert guide(skip, 3.0, None).guidance == SkipLayer(scale=3.0, blocks=(1, 2))
     with pytest.raises(ValueError, match="guidance 'skip_layer' has no interval"):
