@@ -21,7 +21,7 @@ from ditkit.nn.block import AdaLNZeroBlock, Blocks, FinalLayer, zero_start
 from ditkit.nn.embed import PooledEmbed, TimeEmbed
 from ditkit.nn.norm import QKNorm
 from ditkit.nn.patch import PatchEmbed, unpatchify
-from ditkit.nn.position import sincos_table
+from ditkit.nn.position import sincos_table, table_for
 from ditkit.protocols import Condition, Output
 
 
@@ -92,7 +92,7 @@ class CrossDiT(nn.Module):
         check_text("CrossDiT", s, cond, (*capture, *skip), len(x))
         assert cond.text is not None
         text = self.context(cond.text.to(self.context.weight.dtype))  # (B, L, D)
-        h = self.patch(x) + self._position(rows, columns)  # (B, N, D)
+        h = self.patch(x) + table_for(self.position, s.grid, rows, columns)  # (B, N, D)
         c = global_vector(s, self.time, self.pooled, t.expand(len(x)), cond)  # (B, D)
         h, hidden = self.blocks.run(h, c, text, cond.mask, capture=capture, skip=skip, checkpointing=s.checkpointing)
         return Output(unpatchify(self.final(h, c), rows, columns, s.patch), hidden)
@@ -100,7 +100,3 @@ class CrossDiT(nn.Module):
     def null(self, cond: Condition) -> Condition:
         """Zeros in place of the encoders' outputs, as in training; see `null_text` for inference."""
         return null_text(cond)
-
-    def _position(self, rows: int, columns: int) -> Tensor:
-        native = (rows, columns) == self.settings.grid
-        return self.position if native else sincos_table(rows, columns, self.settings.width).to(self.position)

@@ -22,7 +22,7 @@ from ditkit.nn.mlp import MLP
 from ditkit.nn.modulation import Modulation, modulate
 from ditkit.nn.norm import QKNorm, layer_norm
 from ditkit.nn.patch import PatchEmbed, unpatchify
-from ditkit.nn.position import sincos_table
+from ditkit.nn.position import sincos_table, table_for
 from ditkit.nn.precision import full_precision
 from ditkit.protocols import Condition, Output
 
@@ -208,7 +208,7 @@ class DiT(nn.Module):
         s = self.settings
         rows, columns = token_grid("DiT", s, x)
         check_call("DiT", s, cond, capture)
-        h = self.patch(x) + self._position(rows, columns)  # (B, N, D)
+        h = self.patch(x) + table_for(self.position, s.grid, rows, columns)  # (B, N, D)
         n = h.shape[1]
         with full_precision(x.device):  # t, its sinusoid and the conditioning stay float32 under autocast
             context = self._context(t.expand(len(x)), cond)  # (B, 2, D): time, label
@@ -232,11 +232,6 @@ class DiT(nn.Module):
         Raises ValueError when the model has no null row or `cond` has no label.
         """
         return null_condition("DiT", self.settings, cond)
-
-    def _position(self, rows: int, columns: int) -> Tensor:
-        if (rows, columns) == self.settings.grid:
-            return self.position
-        return sincos_table(rows, columns, self.settings.width).to(self.position)  # made for the actual grid
 
     def _context(self, t: Tensor, cond: Condition) -> Tensor:
         time = self.time(t.float() * self.settings.time_scale + self.settings.time_offset)

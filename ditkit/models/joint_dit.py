@@ -20,7 +20,7 @@ from ditkit.nn.block import AdaLNZeroBlock, Blocks, FinalLayer, zero_start
 from ditkit.nn.embed import PooledEmbed, TimeEmbed
 from ditkit.nn.norm import QKNorm
 from ditkit.nn.patch import PatchEmbed, unpatchify
-from ditkit.nn.position import sincos_table
+from ditkit.nn.position import sincos_table, table_for
 from ditkit.protocols import Condition, Output
 
 
@@ -92,7 +92,7 @@ class JointDiT(nn.Module):
         check_text("JointDiT", s, cond, (*capture, *skip), len(x))
         assert cond.text is not None
         c = global_vector(s, self.time, self.pooled, t.expand(len(x)), cond)  # (B, D)
-        image = self.patch(x) + self._position(rows, columns)  # (B, N, D)
+        image = self.patch(x) + table_for(self.position, s.grid, rows, columns)  # (B, N, D)
         text = self.context(cond.text.to(self.context.weight.dtype))  # (B, L, D)
         h, mask, length = torch.cat([text.to(image.dtype), image], dim=1), attended(cond, image.shape[1]), text.shape[1]
         h, hidden = self.blocks.run(
@@ -104,8 +104,3 @@ class JointDiT(nn.Module):
     def null(self, cond: Condition) -> Condition:
         """Zeros in place of the encoders' outputs, as in training; see `null_text` for inference."""
         return null_text(cond)
-
-    def _position(self, rows: int, columns: int) -> Tensor:
-        if (rows, columns) == self.settings.grid:
-            return self.position
-        return sincos_table(rows, columns, self.settings.width).to(self.position)  # made for the actual grid

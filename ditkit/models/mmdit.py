@@ -72,11 +72,6 @@ class MMDiTSettings(Settings):
         """Token rows and columns of the native size."""
         return self.size[0] // self.patch, self.size[1] // self.patch
 
-    @property
-    def out_channels(self) -> int:
-        """Channels that the final layer computes."""
-        return self.channels
-
 
 def mmdit_settings(depth: int, **overrides: Any) -> MMDiTSettings:
     """The paper's ladder (section 5.4): width 64 depth, depth heads; SD3 medium is 24, SD3.5 large 38 with qk_norm."""

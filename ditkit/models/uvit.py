@@ -26,7 +26,7 @@ from ditkit.nn.convolution import Down, ResBlock, Up, group_norm
 from ditkit.nn.embed import PooledEmbed, TimeEmbed
 from ditkit.nn.norm import QKNorm
 from ditkit.nn.patch import PatchEmbed, unpatchify
-from ditkit.nn.position import sincos_table
+from ditkit.nn.position import sincos_table, table_for
 from ditkit.protocols import Condition, Output
 
 
@@ -119,7 +119,7 @@ class UViT(nn.Module):
         for down in self.down:
             h, maps = down(h, c)
             kept.append(maps)
-        tokens = h.flatten(2).transpose(1, 2) + self._position(rows, columns)  # (B, N, D)
+        tokens = h.flatten(2).transpose(1, 2) + table_for(self.position, s.grid, rows, columns)  # (B, N, D)
         tokens, hidden = self.blocks.run(
             tokens, c, text, cond.mask, capture=capture, skip=skip, checkpointing=s.checkpointing
         )
@@ -134,7 +134,3 @@ class UViT(nn.Module):
     def null(self, cond: Condition) -> Condition:
         """Zeros in place of the encoders' outputs, as in training; see `null_text` for inference."""
         return null_text(cond)
-
-    def _position(self, rows: int, columns: int) -> Tensor:
-        native = (rows, columns) == self.settings.grid
-        return self.position if native else sincos_table(rows, columns, self.settings.width).to(self.position)

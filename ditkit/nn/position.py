@@ -42,6 +42,13 @@ def sincos_table(
     return torch.cat([column, row], dim=2).reshape(rows * columns, width)
 
 
+def table_for(native: Tensor, grid: tuple[int, int], rows: int, columns: int) -> Tensor:
+    """The table (rows * columns, D): `native` (of `grid`) where it fits, else one made for the actual grid."""
+    if (rows, columns) == grid:
+        return native
+    return sincos_table(rows, columns, native.shape[-1]).to(native)
+
+
 def centred(side: int, native: int, step: float) -> float:
     """Where the first of `side` tokens stands, when those of the native grid stand at 0, step, 2 step, ...
 

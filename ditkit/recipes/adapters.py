@@ -5,7 +5,6 @@ RUN/base.safetensors    the weights that the run began from, written once: check
 
 from __future__ import annotations
 
-import zlib
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
@@ -64,7 +63,7 @@ def tune(job: Job, recipe: Recipe) -> list[str]:
         draft = file.with_name(f".{BASE}.part")
         save_file(state, draft)
         draft.replace(file)
-    job.identity["base"] = crc(file)
+    job.identity["base"] = checkpoint.crc(file)
     lines, frozen = [], None
     if recipe.adapter is not None:
         generator = torch.Generator().manual_seed(recipe.training.seed + 2)
@@ -88,15 +87,6 @@ def fill_base(model: nn.Module, file: Path) -> None:
     state = read_tensors(file)
     check(f"base of {file.parent}", state, model.state_dict())
     model.load_state_dict(state)
-
-
-def crc(file: Path) -> int:
-    """CRC-32 of a file: the run's identity holds its base's."""
-    value = 0
-    with file.open("rb") as stream:
-        while block := stream.read(1 << 22):
-            value = zlib.crc32(block, value)
-    return value
 
 
 def seeded(objective: Callable[..., Loss]) -> Callable[..., Loss]:

@@ -49,9 +49,7 @@ class Exam:
     breakdown: bool
 
 
-def choose_exam(
-    loaded: Loaded, choices: Choices, prompts: str = AUTO, detector: str = AUTO, clip: str = ""
-) -> Exam:  # fmt: skip
+def choose_exam(loaded: Loaded, choices: Choices, prompts: str = AUTO, detector: str = AUTO, clip: str = "") -> Exam:
     """The prompts and the detector by name. ValueError, one line; PretrainedMissing where a network cannot be had.
 
     prompts: "scenes" (16 a task, of the split that training does not see), "coco" (553 by GenEval's rules) or
@@ -68,10 +66,9 @@ def choose_exam(
     n = choices.n
     if scenic:
         asked = scene_prompts(PER_TASK if n is None else max(1, n // (len(TAGS) * IMAGES)))
-        each = IMAGES if n is None else max(1, n // len(asked))
     else:
         asked = geneval_prompts() if prompts in (AUTO, COCO) else read_prompts(prompts)
-        each = IMAGES if n is None else max(1, n // len(asked))
+    each = IMAGES if n is None else max(1, n // len(asked))
     request = Request(
         n=each * len(asked), prompts=image_prompts(asked, each), mode="prompts", negative=choices.negative,
         seed=choices.seed, chunk=choices.chunk, decode=choices.decode, quantiser=choices.uint8,

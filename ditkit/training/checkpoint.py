@@ -118,7 +118,7 @@ def read_state(folder: str | os.PathLike, step: int) -> dict:
             raise CheckpointError(f"{home / name}: missing")
         if (size := (home / name).stat().st_size) != facts["bytes"]:
             raise CheckpointError(f"{home / name}: {size} bytes, written were {facts['bytes']}")
-        if _crc(home / name) != facts["crc32"]:
+        if crc(home / name) != facts["crc32"]:
             raise CheckpointError(f"{home / name}: the content changed since it was written (CRC-32)")
     return state
 
@@ -177,10 +177,11 @@ def read(
 def _write_tensors(path: Path, tensors: Tensors) -> dict[str, int]:
     save_file({key: value.detach().cpu().contiguous() for key, value in tensors.items()}, path)
     sync(path)
-    return {"bytes": path.stat().st_size, "crc32": _crc(path)}
+    return {"bytes": path.stat().st_size, "crc32": crc(path)}
 
 
-def _crc(path: Path) -> int:
+def crc(path: Path) -> int:
+    """CRC-32 of a file, read in blocks."""
     value = 0
     with path.open("rb") as file:
         while block := file.read(1 << 22):

@@ -17,7 +17,6 @@ import torch
 from pydantic import Field
 
 from ditkit.config import Settings
-from ditkit.data import DataError
 from ditkit.diffusion import CFG
 from ditkit.evaluation import Request
 from ditkit.evaluation.generate import generate
@@ -29,6 +28,7 @@ from ditkit.recipes.load import load
 from ditkit.recipes.recipe import Recipe
 from ditkit.recipes.reproduce.backbone_curves import RULE, judge
 from ditkit.recipes.reproduce.claim import Arm, Claim, Finding, Question, Show
+from ditkit.recipes.reproduce.scenes import check_scenes, scenes_facts
 
 WITHIN = 0.05  # of MMDiT's parameters
 GENEVAL, SAMPLE_STEPS, GUIDANCE = "geneval", 25, 2.5
@@ -103,8 +103,7 @@ class BackboneStudy:
     """The runs of a question."""
 
     def __init__(self, q: Question):
-        if q.data != "scenes":
-            raise DataError(f"data {q.data!r}: {q.claim.name} checks what is seen against the caption: only 'scenes'")
+        check_scenes(q)
         self.q = q
         self.budget: BackboneBudget = q.budget  # type: ignore[assignment]
         base = t2i.scenes().with_({"model.width": self.budget.width, "model.depth": self.budget.depth})
@@ -114,8 +113,7 @@ class BackboneStudy:
     @property
     def data(self) -> dict[str, Any]:
         """Source, images and fingerprint."""
-        source = self.parts.source
-        return {"source": "scenes", "training": len(source), "fingerprint": source.fingerprint}
+        return scenes_facts(self.parts.source)
 
     @cached_property
     def arms(self) -> list[Arm]:

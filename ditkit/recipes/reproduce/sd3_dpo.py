@@ -15,7 +15,6 @@ from typing import Any
 from pydantic import Field
 
 from ditkit.config import Settings
-from ditkit.data import DataError
 from ditkit.evaluation import Section
 from ditkit.evaluation.generate import weights_fingerprint
 from ditkit.evaluation.geneval import TAGS
@@ -39,6 +38,7 @@ from ditkit.recipes.reproduce.claim import (
     Show,
     Verdict,
 )
+from ditkit.recipes.reproduce.scenes import check_scenes, scenes_facts
 from ditkit.training import list_steps
 
 NAMES = {"dpo": "DPO", "winners": "plain tuning on the winners"}
@@ -109,8 +109,7 @@ class PreferenceStudy:
     """The base, and one score of it: everything that tuning does."""
 
     def __init__(self, q: Question):
-        if q.data != "scenes":
-            raise DataError(f"data {q.data!r}: {q.claim.name} checks what is seen against the caption: only 'scenes'")
+        check_scenes(q)
         self.q = q
         self.budget: PreferenceBudget = q.budget  # type: ignore[assignment]
         if self.budget.base:
@@ -131,8 +130,7 @@ class PreferenceStudy:
     @property
     def data(self) -> dict[str, Any]:
         """Source, images and fingerprint."""
-        source = self.parts.source
-        return {"source": "scenes", "training": len(source), "fingerprint": source.fingerprint}
+        return scenes_facts(self.parts.source)
 
     @cached_property
     def arms(self) -> list[Arm]:
