@@ -123,6 +123,17 @@ class Features(NamedTuple):
     grid: tuple[int, int]
 
 
+class Views(NamedTuple):
+    """All that scores ask of a look at images: pooled (B, D), spatial (B, S) and probabilities (B, K), where there are any.
+
+    spatial: the numbers of which sFID is the distance. probabilities: of classes, each row sums to 1.
+    """
+
+    pooled: Tensor
+    spatial: Tensor | None = None
+    probabilities: Tensor | None = None
+
+
 @runtime_checkable
 class Denoiser(Protocol):
     """forward(x (B, C, H, W), t (B,) in [0, 1] with 0 = data, cond, capture=blocks) -> Output."""
@@ -198,6 +209,15 @@ class Extractor(Protocol):
     def width(self) -> int: ...
 
     def __call__(self, images: Tensor) -> Features: ...
+
+
+@runtime_checkable
+class ViewingExtractor(Extractor, Protocol):
+    """An Extractor that gives everything it sees from one pass: Inception."""
+
+    def views(self, images: Tensor) -> Views:
+        """uint8 (B, C, H, W) -> Views on the CPU, float32."""
+        ...
 
 
 @runtime_checkable
