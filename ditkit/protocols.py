@@ -124,7 +124,7 @@ class Features(NamedTuple):
 
 
 class Views(NamedTuple):
-    """All that scores ask of a look at images: pooled (B, D), spatial (B, S) and probabilities (B, K), where there are any.
+    """What scores ask of one look at images: pooled (B, D); spatial (B, S) and probabilities (B, K) where it has any.
 
     spatial: the numbers of which sFID is the distance. probabilities: of classes, each row sums to 1.
     """
