@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Annotated, ClassVar
 
 import typer
 
+from ditkit.cli.analyses import register
 from ditkit.cli.keys import KEYS, Keyed
 from ditkit.cli.sample import Device, Guidance, Source, What
 from ditkit.cli.show import print_table
@@ -17,8 +18,8 @@ if TYPE_CHECKING:
 
 app = typer.Typer(
     rich_markup_mode="rich",
-    help="Look into a trained model: how its encoder can be shared.",
-    epilog="Example: ditkit analyze sharing runs/ddt --budget 5 --trade-off",
+    help="Look into a trained model: what its layers know, how it moves, what it costs, how it can share.",
+    epilog="Example: ditkit analyze all runs/repa   |   ditkit analyze compare runs/sit runs/repa runs/ddt",
 )
 
 Keys = Annotated[
@@ -35,9 +36,7 @@ TradeOff = Annotated[
 Count = Annotated[int | None, typer.Option("--n", help="Images of --trade-off, for each schedule. Default: 256.")]
 
 
-@app.callback()
-def _group() -> None:
-    """A group of one is a group too: `ditkit analyze sharing`, not `ditkit analyze`."""
+register(app)
 
 
 class SharingKeys(Keyed):

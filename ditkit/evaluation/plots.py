@@ -113,8 +113,11 @@ def style(position: int) -> tuple[str, str]:
     return COLOURS[position % len(COLOURS)], DASHES[position % len(DASHES)]
 
 
-def draw(panel: Panel, order: Sequence[str], identity: str) -> str:
-    """The panel as an <svg> element. identity: unique in the page; every id inside begins with it."""
+def draw(panel: Panel, order: Sequence[str], identity: str, legend: bool = False) -> str:
+    """The panel as an <svg> element. identity: unique in the page; every id inside begins with it.
+
+    legend: names the lines inside the drawing, where no page does.
+    """
     figure, axes = blank()
     for s in panel.finite:
         colour, dash = style(order.index(s.name) if s.name in order else len(order))
@@ -123,7 +126,8 @@ def draw(panel: Panel, order: Sequence[str], identity: str) -> str:
             axes.plot(*thin(s.x, s.y), color=colour, alpha=0.25, linewidth=0.8)
         y = running_mean(s.y) if s.smooth else s.y
         marker = "o" if len(s.x) <= 12 else None
-        axes.plot(*thin(s.x, y), color=colour, linewidth=1.8, linestyle=pattern, marker=marker, markersize=3)
+        style_of = {"color": colour, "linewidth": 1.8, "linestyle": pattern, "marker": marker, "markersize": 3}
+        axes.plot(*thin(s.x, y), label=s.name, **style_of)
         if s.limits:
             axes.vlines(s.x, *zip(*s.limits, strict=True), color=colour, linewidth=1.0, alpha=0.6)
         for x, height, word in zip(s.x, y, s.labels, strict=bool(s.labels)):
@@ -133,6 +137,8 @@ def draw(panel: Panel, order: Sequence[str], identity: str) -> str:
         axes.set_yscale("log")
     label_axes(axes, panel.x_label, panel.y_label)
     axes.grid(True, color=INK, alpha=0.15, linewidth=0.6)
+    if legend and len(panel.series) > 1:
+        axes.legend(fontsize=7, frameon=False, labelcolor=INK)
     return as_svg(figure, identity, description(panel))
 
 
@@ -172,6 +178,13 @@ def description(panel: Panel) -> str:
     """The panel in words, for readers who do not see it: where each line ends."""
     ends = [f"{s.name} ends at {s.y[-1]:.4g} at {panel.x_label} {s.x[-1]:g}" for s in panel.finite]
     return f"{panel.title}: {'; '.join(ends) if ends else 'no values'}"
+
+
+def standalone(svg: str) -> str:
+    """An <svg> element as a file of its own, dark on white."""
+    look = 'xmlns="http://www.w3.org/2000/svg" xmlns:xlink="http://www.w3.org/1999/xlink" '
+    look += 'style="color: #222; background: #fff; font-family: sans-serif" '
+    return svg.replace("<svg ", f"<svg {look}", 1) + "\n"
 
 
 def embeddable(svg: str, identity: str, label: str) -> str:

@@ -11,7 +11,9 @@ from ditkit.data import read_rejects
 from ditkit.evaluation import Panel, Report, Section, read_rows, series_of, write_report
 from ditkit.evaluation.images import read_png
 from ditkit.evaluation.sections import curves, facts, json_block, sheets
+from ditkit.recipes.analyses.store import FOLDER, sections_of
 from ditkit.recipes.recipe import Recipe
+from ditkit.recipes.registry import from_file
 
 REPORT = "report.html"
 
@@ -37,10 +39,19 @@ def write_run_report(recipe: Recipe, folder: Path, sheet: Path) -> Path:
         sheets("Samples", {title: read_png(sheet)[0][None]}, columns=1, note=note),
         training_curves({title: rows}),
         costs(recipe, last),
+        *sections_of(folder / FOLDER),
         json_block("Recipe", recipe.model_dump(mode="json"), "Show the resolved recipe"),
         json_block("Environment", environment, "Show versions and machine"),
     ]
     return write_report(Report(title, summary, sections), folder / REPORT)
+
+
+def rewrite_run_report(folder: Path) -> Path | None:
+    """The report of a run again, with what was analysed since; None where the run has not ended with its samples."""
+    sheets_there = sorted((folder / "samples").glob("[0-9]*.png"))
+    if not sheets_there or not (folder / REPORT).is_file():
+        return None
+    return write_run_report(from_file(folder / "recipe.json"), folder, sheets_there[-1])
 
 
 def training_curves(runs: Mapping[str, Sequence[dict]], held_out: str = "") -> Section:
