@@ -10,26 +10,33 @@ from pydantic import Field, model_validator
 
 from ditkit.config import Difference, Settings, diff, fingerprint
 from ditkit.diffusion import CFG, Autoguidance, SamplerSettings, SkipLayer
+from ditkit.evaluation.named import NAMED
 
 LabelMode = Literal["random", "balanced", "balanced_sorted", "given", "prompts", "none"]
 
 # Found out by sampling, not chosen: an adaptive solver spends what the weights ask for. Shown, never compared.
 OUTCOMES = ("evaluations",)
 
-# What a published protocol fixes. A Protocol that takes the name must agree with all of it.
-NAMED: dict[str, dict[str, Any]] = {
-    "adm-imagenet256-50k": {
-        "n": 50_000,
-        "resize": "none",  # 256 x 256 files; the Inception graph resizes to 299 itself
-        "extractor": "adm-inception",
-    },
-    "adm-imagenet512-50k": {
-        "n": 50_000,
-        "resize": "none",
-        "extractor": "adm-inception",
-    },
-    "custom": {},
+# rule -> the metrics that follow it
+RULED = {
+    "distances": ("precision", "recall"),
+    "neighbours": ("precision", "recall"),
+    "split": ("inception_score",),
+    "subsets": ("kernel",),
+    "subset_size": ("kernel",),
 }
+
+
+class Rules(Settings):
+    """How the metrics themselves compute, where evaluators differ."""
+
+    distances: Literal["float64", "float32", "adm"] = Field(
+        "float64", description="of precision and recall; adm: float16 where finite, as ADM's evaluator"
+    )
+    neighbours: int = Field(3, ge=1, description="k of precision and recall")
+    split: int = Field(5000, ge=1, description="consecutive images in a split of the Inception Score")
+    subsets: int = Field(100, ge=1, description="of the kernel distance")
+    subset_size: int = Field(1000, ge=2, description="of the kernel distance")
 
 
 class Protocol(Settings):
@@ -47,15 +54,14 @@ class Protocol(Settings):
     resize: str = Field("none", description="what happened to the images between the codec and the extractor")
     extractor: str = Field(description="id of the network whose features or probabilities were used")
     reference: str = Field(description="fingerprint of the real images")
-    reference_n: int = Field(0, ge=0, description="number of real images behind them")
+    reference_n: int = Field(0, ge=0, description="number of real images behind them; 0: untold")
     seed: int = Field(0, description="seed of the draws")
+    rules: Rules = Field(Rules(), description="how the metrics compute")
 
     @model_validator(mode="after")
     def _named(self) -> Protocol:
-        wrong = {k: v for k, v in NAMED.get(self.name, {}).items() if getattr(self, k) != v}
-        if wrong:
-            said = "; ".join(f"{k} must be {v!r}, not {getattr(self, k)!r}" for k, v in wrong.items())
-            raise ValueError(f"protocol {self.name!r}: {said} (call it 'custom', or another name)")
+        if self.name in NAMED and (wrong := NAMED[self.name].unmet(self)):
+            raise ValueError(f"protocol {self.name!r}: {'; '.join(wrong)} (call it 'custom', or another name)")
         return self
 
     @property
@@ -65,7 +71,9 @@ class Protocol(Settings):
 
     def sentence(self) -> str:
         """One line for people: what stands under a table. Of sampler and guidance only what is not default is told."""
-        against = f"features {self.extractor}, against {self.reference_n:,} real images ({self.reference})"
+        real = f"{self.reference_n:,} real images" if self.reference_n else "real images of an untold number"
+        rules = "".join(f", {told}" for told in _not_default(self.rules.model_dump(mode="json"), Rules()))
+        against = f"features {self.extractor}, against {real} ({self.reference}){rules}"
         if not self.sampler:
             return f"{self.name}: {self.n:,} given images, uint8 {self.quantiser}, resize {self.resize}, {against}"
         return (
@@ -130,8 +138,15 @@ class Comparison(Settings):
 
 
 def differences(a: Score, b: Score, ignore: Iterable[str] = ()) -> list[Difference]:
-    """Everything in which the ways to two scores differ: the metric, then every dotted key of the protocol."""
-    found = diff(a.protocol, b.protocol, {*ignore, *OUTCOMES})
+    """Everything in which the ways to two scores differ: the metric, then every dotted key of the protocol.
+
+    Rules of other metrics are passed over: a Frechet distance does not ask how recall was computed.
+    """
+    found = [
+        d
+        for d in diff(a.protocol, b.protocol, {*ignore, *OUTCOMES})
+        if a.metric in RULED.get(d.key.removeprefix("rules."), (a.metric,))
+    ]
     return [Difference("metric", a.metric, b.metric), *found] if a.metric != b.metric else found
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import warnings
 from dataclasses import dataclass
 from pathlib import Path
 from typing import IO
@@ -11,21 +12,44 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from ditkit.evaluation.features import Images, Moments, Progress, extract, frechet
+from ditkit.evaluation.features import FewSamples, Images, Moments, Progress, extract, frechet
+from ditkit.evaluation.metrics.frechet import frechet_distance
 from ditkit.evaluation.metrics.kernel import kernel_distance
 from ditkit.evaluation.metrics.precision_recall import precision_recall
 from ditkit.files import write_atomic
 from ditkit.protocols import Extractor
 
 
+@dataclass(frozen=True)
+class Statistics:
+    """Mean (D,) and covariance (D, D), float64, as a file states them; count 0: it does not tell of how many images."""
+
+    mean: Tensor
+    covariance: Tensor
+    count: int = 0
+
+    @property
+    def fingerprint(self) -> str:
+        """16 hex digits that identify them (to 9 digits)."""
+        values = (*self.mean.tolist(), *self.covariance.flatten().tolist())
+        return hashlib.sha256(" ".join([f"{self.count}", *(f"{v:.9g}" for v in values)]).encode()).hexdigest()[:16]
+
+
 @dataclass
 class Reference:
-    """Real images in an extractor's space: its id, the features (N, D), their moments, a fingerprint of the images."""
+    """Real images in an extractor's space.
+
+    extractor: its id. features (N, D): no rows where only statistics are known. moments: of all real images, which may
+    be more than those of the features; spatial: likewise, of what sFID looks at. images: a fingerprint of the images,
+    or of the file that brought them. notes: what to doubt, a line each.
+    """
 
     extractor: str
     features: Tensor
-    moments: Moments
+    moments: Moments | Statistics
     images: str = ""
+    spatial: Moments | Statistics | None = None
+    notes: tuple[str, ...] = ()
 
     @property
     def fingerprint(self) -> str:
@@ -38,7 +62,12 @@ class Reference:
         return self.features[order[: len(order) // 2]], self.features[order[len(order) // 2 :]]
 
     def floor(self, seed: int = 0) -> dict[str, float]:
-        """What one half of the real images scores against the other: about the best that a sampler can reach."""
+        """What one half of the real images scores against the other: about the best that a sampler can reach.
+
+        Empty where the reference has no features.
+        """
+        if not len(self.features):
+            return {}
         a, b = self.halves(seed)
         covered = precision_recall(a, b)
         return {
@@ -50,13 +79,10 @@ class Reference:
 
     def save(self, path: str | Path) -> Path:
         """Write an .npz with mu and sigma (the names that FID tools read), the features and the extractor's id."""
-        m = self.moments
-        mu, sigma, features = m.mean.numpy(), m.covariance.numpy(), self.features.numpy()
+        arrays = statistics_arrays(self)
 
         def write(file: IO[bytes]) -> None:
-            np.savez(
-                file, mu=mu, sigma=sigma, features=features, count=m.count, extractor=self.extractor, images=self.images
-            )
+            np.savez(file, **arrays)
 
         return write_atomic(path, write)
 
@@ -67,16 +93,56 @@ class Reference:
             missing = {"mu", "sigma", "count", "features", "extractor"} - set(data.files)
             if missing:
                 raise ValueError(f"{path}: not a reference file of ditkit, it lacks {', '.join(sorted(missing))}")
-            count = int(data["count"])
-            moments = Moments(count, torch.from_numpy(data["mu"]), torch.from_numpy(data["sigma"]) * (count - 1))
-            images = str(data["images"]) if "images" in data.files else ""
-            return cls(str(data["extractor"]), torch.from_numpy(data["features"]), moments, images)
+            return own_reference(data)
+
+
+def statistics_arrays(reference: Reference) -> dict[str, np.ndarray]:
+    """A reference as named arrays: mu, sigma, (mu_s, sigma_s,) features, count, extractor, images."""
+    m, s = reference.moments, reference.spatial
+    spatial = {} if s is None else {"mu_s": s.mean.numpy(), "sigma_s": s.covariance.numpy()}
+    return {
+        "mu": m.mean.numpy(),
+        "sigma": m.covariance.numpy(),
+        **spatial,
+        "features": reference.features.numpy(),
+        "count": np.array(m.count),
+        "extractor": np.array(reference.extractor),
+        "images": np.array(reference.images),
+    }
+
+
+def own_reference(data: np.lib.npyio.NpzFile) -> Reference:
+    """The reference in an opened .npz that holds what `statistics_arrays` names."""
+    count = int(data["count"])
+
+    def moments(mean: str, covariance: str) -> Moments:
+        scatter = torch.from_numpy(data[covariance]) * (count - 1)
+        return Moments(count, torch.from_numpy(data[mean]), scatter)
+
+    return Reference(
+        str(data["extractor"]),
+        torch.from_numpy(data["features"]),
+        moments("mu", "sigma"),
+        str(data["images"]) if "images" in data.files else "",
+        moments("mu_s", "sigma_s") if "mu_s" in data.files else None,
+    )
 
 
 def make_reference(extractor: Extractor, images: Images, progress: Progress | None = None) -> Reference:
     """The reference of real uint8 images (N, C, H, W), by the code path that generated images take too."""
     features = extract(extractor, images, progress=progress)
     return Reference(extractor.id, features, Moments.of(features), images_fingerprint(images))
+
+
+def distance(fake: Moments, real: Moments | Statistics) -> float:
+    """Frechet distance of generated to real moments; warns (FewSamples) where N does not exceed D."""
+    if isinstance(real, Moments):
+        return frechet(fake, real)
+    d = len(real.mean)
+    for count in (fake.count, real.count or d + 1):
+        if count <= d:
+            warnings.warn(f"Frechet distance from {count} samples of {d} features is biased", FewSamples, stacklevel=2)
+    return frechet_distance(fake.mean, fake.covariance, real.mean, real.covariance)
 
 
 def images_fingerprint(images: Images) -> str:

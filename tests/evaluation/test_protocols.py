@@ -6,7 +6,7 @@ import pytest
 from pydantic import ValidationError
 
 from ditkit.diffusion import CFG, SamplerSettings
-from ditkit.evaluation.protocols import NAMED, Protocol, ProtocolMismatch, Score, compare, in_words
+from ditkit.evaluation.protocols import Protocol, ProtocolMismatch, Rules, Score, compare, differences, in_words
 
 
 def protocol(**changes) -> Protocol:
@@ -41,6 +41,7 @@ CHANGES = {
     "reference": "def",
     "reference_n": 10,
     "seed": 1,
+    "rules": Rules(distances="adm"),
 }
 
 
@@ -56,7 +57,8 @@ def test_evaluations_are_an_outcome():
 
 @pytest.mark.parametrize("key", CHANGES)
 def test_any_difference_is_refused_named_and_can_be_forced(key):
-    a, b = score(10.0), score(9.0, **{key: CHANGES[key]})
+    way = ("precision", "higher") if key == "rules" else ("frechet", "lower")
+    a, b = (score(v, None, *way, **changes) for v, changes in ((10.0, {}), (9.0, {key: CHANGES[key]})))
     with pytest.raises(ProtocolMismatch, match=f"cannot be compared: {key}") as raised:
         compare(a, b)
     assert {d.key.split(".")[0] for d in raised.value.differences} == {key}
@@ -64,6 +66,16 @@ def test_any_difference_is_refused_named_and_can_be_forced(key):
     forced = compare(a, b, force=True)
     assert forced.forced and forced.difference == -1.0
     assert compare(a, b, ignore=(key,)).forced is False
+
+
+def test_a_rule_matters_to_its_own_metrics_only():
+    rules = {"rules": Rules(distances="adm", split=1000)}
+    for metric, found in (
+        ("frechet", []),
+        ("recall", ["rules.distances"]),
+        ("inception_score", ["rules.split"]),
+    ):
+        assert [d.key for d in differences(score(1.0, None, metric), score(1.0, None, metric, **rules))] == found
 
 
 def test_every_difference_is_named_in_one_line():
@@ -115,13 +127,6 @@ def test_scores_are_stored_with_their_protocol():
         Score(metric="frechet", value=1.0, better="lower")
     with pytest.raises(ValidationError):
         score(float("nan"))
-
-
-def test_named_protocols_hold_to_their_name():
-    good = protocol(name="adm-imagenet256-50k", n=50_000, extractor="adm-inception")
-    assert good.n == 50_000 and "adm-imagenet256-50k" in NAMED
-    with pytest.raises(ValidationError, match="n must be 50000, not 10000; extractor must be 'adm-inception'"):
-        protocol(name="adm-imagenet256-50k", n=10_000)
 
 
 def test_sentence_tells_all():
