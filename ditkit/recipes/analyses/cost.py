@@ -43,7 +43,7 @@ def show(found: Mapping[str, Found]) -> Shown:
     results: dict[str, CostResult] = {name: f.result for name, f in found.items()}  # type: ignore[misc]
     said = [
         f"{f'{name}: ' if name else ''}{r.parameters / 1e6:,.2f} million parameters; one forward pass of one sample "
-        f"takes {r.gmacs:.4g} GMAC (what the papers call Gflops), which are {r.gflops:.4g} floating point operations, in 1e9."
+        f"takes {r.gmacs:.4g} GMAC (what the papers call Gflops), which are {r.gflops:.4g} true GFLOP."
         for name, r in results.items()
     ]
     rows: list[list[Cell]] = [
