@@ -14,7 +14,7 @@ from ditkit.cli.show import print_table
 
 if TYPE_CHECKING:
     from ditkit.recipes.recipe import Recipe
-    from ditkit.recipes.scoring import Scores
+    from ditkit.recipes.score_files import Scores
 
 Command = Keyed
 DEFAULT_N = 1000
@@ -83,16 +83,8 @@ def _score(
     from ditkit.cli.progress import bars
     from ditkit.recipes.build import pick_device
     from ditkit.recipes.sampling import describe_weights
-    from ditkit.recipes.scoring import (
-        choose_judging,
-        is_images,
-        judge,
-        load_extractors,
-        open_real,
-        open_samples,
-        read_scores,
-        save_scores,
-    )
+    from ditkit.recipes.score_files import read_scores, save_scores
+    from ditkit.recipes.scoring import choose_judging, is_images, judge, load_extractors, open_real, open_samples
 
     against, force = other
     real_keys = [k for k in keys if k.partition("=")[0].partition(".")[0] in JUDGING]
@@ -136,13 +128,8 @@ def _sample(
         read_choices,
         split,
     )
-    from ditkit.recipes.scoring import (
-        check_belongs,
-        check_comparable,
-        choose_judging,
-        of_generated,
-        open_captions,
-    )
+    from ditkit.recipes.score_files import check_comparable
+    from ditkit.recipes.scoring import check_belongs, choose_judging, of_generated, open_captions
 
     own, sampler_keys = split(keys)
     choices = read_choices(own)
@@ -189,7 +176,8 @@ def _geneval(what: Path, source: str | None, keys: list[str], device: str) -> No
 
 def _print_scores(scores: Scores, recipe: Recipe | None) -> None:
     """Space, score, value, limits, and what real images reach; the protocol; what was published."""
-    from ditkit.recipes.scoring import describe_protocols, published_lines
+    from ditkit.recipes.published_scores import published_lines
+    from ditkit.recipes.score_files import describe_protocols
 
     lines: list[tuple] = []
     for name, space in scores.spaces.items():
@@ -216,7 +204,7 @@ def _print_scores(scores: Scores, recipe: Recipe | None) -> None:
 
 def _print_comparison(scores: Scores, other: Scores, force: bool) -> None:
     """Every score of both, and which is better; ValueError where the protocols differ."""
-    from ditkit.recipes.scoring import compare_scores
+    from ditkit.recipes.score_files import compare_scores
 
     lines = compare_scores(scores, other, force)
     cells = [(space, metric, f"{there:.4g}", f"{here:.4g}", verdict) for space, metric, there, here, verdict in lines]

@@ -56,6 +56,16 @@ class Reference:
         """Identifies the real images, whatever device and thread count looked at them; else (images "") the moments."""
         return self.images or self.moments.fingerprint
 
+    def frechet(self, fake: Moments) -> float:
+        """Frechet distance of generated moments to the real ones; warns (FewSamples) where N does not exceed D."""
+        return _distance(fake, self.moments)
+
+    def spatial_frechet(self, fake: Moments) -> float:
+        """The same of spatial moments (sFID, Nash et al. 2021). ValueError where the reference has none."""
+        if self.spatial is None:
+            raise ValueError(f"reference {self.fingerprint} has no spatial moments (mu_s, sigma_s): no sFID against it")
+        return _distance(fake, self.spatial)
+
     def halves(self, seed: int = 0) -> tuple[Tensor, Tensor]:
         """A fixed random cut of the real features into two halves."""
         order = torch.from_numpy(np.random.Generator(np.random.Philox(seed)).permutation(len(self.features)))
@@ -82,7 +92,7 @@ class Reference:
         arrays = statistics_arrays(self)
 
         def write(file: IO[bytes]) -> None:
-            np.savez(file, **arrays)
+            np.savez(file, **arrays)  # type: ignore[arg-type]
 
         return write_atomic(path, write)
 
@@ -134,14 +144,13 @@ def make_reference(extractor: Extractor, images: Images, progress: Progress | No
     return Reference(extractor.id, features, Moments.of(features), images_fingerprint(images))
 
 
-def distance(fake: Moments, real: Moments | Statistics) -> float:
-    """Frechet distance of generated to real moments; warns (FewSamples) where N does not exceed D."""
+def _distance(fake: Moments, real: Moments | Statistics) -> float:
     if isinstance(real, Moments):
         return frechet(fake, real)
     d = len(real.mean)
     for count in (fake.count, real.count or d + 1):
         if count <= d:
-            warnings.warn(f"Frechet distance from {count} samples of {d} features is biased", FewSamples, stacklevel=2)
+            warnings.warn(f"Frechet distance from {count} samples of {d} features is biased", FewSamples, stacklevel=3)
     return frechet_distance(fake.mean, fake.covariance, real.mean, real.covariance)
 
 

@@ -17,14 +17,15 @@ from ditkit.analysis.cost import sharing_cost
 from ditkit.config import Settings, SettingsError, read_file, read_settings
 from ditkit.data import ImageSource
 from ditkit.diffusion import SamplerSettings, Sharing
-from ditkit.evaluation import FewSamples, Moments, Reference, Request, extract, frechet, make_reference, read_images
+from ditkit.evaluation import FewSamples, Moments, Reference, Request, extract, make_reference, read_images
 from ditkit.evaluation.generate import decode_latents, latent_shape, sample_latents
 from ditkit.evaluation.pixels import Pixels
 from ditkit.evaluation.score import LARGEST
 from ditkit.evaluation.uncertainty import Interval, jackknife_interval
 from ditkit.protocols import Extractor
 from ditkit.recipes.load import Loaded
-from ditkit.recipes.scoring import Judging, classify
+from ditkit.recipes.score_classifier import classify
+from ditkit.recipes.scoring import Judging
 from ditkit.recipes.stopwatch import seconds_of
 
 ROUNDS = 5  # timed runs of each schedule at least
@@ -179,7 +180,7 @@ def distance(features: Tensor, reference: Reference, base: Tensor | None = None)
     """Frechet distance of features (N, D) to the reference; against `base`, the same images without sharing."""
 
     def far(given: Tensor, rows: Tensor | None = None) -> float:
-        return frechet(Moments.of(given if rows is None else given[rows]), reference.moments)
+        return reference.frechet(Moments.of(given if rows is None else given[rows]))
 
     limited = len(features) <= LARGEST["samples"] and features.shape[1] <= LARGEST["features"]
     value, n = far(features), len(features)

@@ -13,7 +13,7 @@ from PIL import Image
 
 from ditkit.data import open_source
 from ditkit.evaluation import read_images
-from ditkit.recipes.scoring import Scores, read_scores
+from ditkit.recipes.score_files import Scores, read_scores
 
 QUICK = ["--real", 120, "classifier.steps=8"]
 
@@ -152,7 +152,7 @@ def test_scores_tell_which_weights_were_scored(evaluated):
 
 def test_published_scores_are_told_with_what_differs(evaluated):
     from ditkit.recipes import recipe
-    from ditkit.recipes.scoring import published_lines
+    from ditkit.recipes.published_scores import published_lines
 
     protocol = evaluated[2].spaces["pixels"].scores[0].protocol
     row = recipe("sit.xl_2_256")

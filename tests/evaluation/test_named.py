@@ -53,7 +53,7 @@ def test_every_fact_is_held(facts, changes, says):
 
 
 def test_everything_that_is_wrong_is_named():
-    with pytest.raises(ValidationError, match="n must be .*; extractor must be .*; rules.distances must be"):
+    with pytest.raises(ValidationError, match=r"n must be .*; extractor must be .*; rules\.distances must be"):
         Protocol(**{**ADM, "n": 5, "extractor": "toy", "rules": Rules()})
 
 

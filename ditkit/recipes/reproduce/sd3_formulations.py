@@ -30,7 +30,6 @@ from ditkit.evaluation import (
     Reference,
     Request,
     extract,
-    frechet,
     make_reference,
     read_images,
     read_rows,
@@ -169,7 +168,7 @@ class FormulationStudy:
         images = torch.cat(parts)
         with warnings.catch_warnings():
             warnings.simplefilter("ignore", FewSamples)  # the page says it once
-            distance = frechet(Moments.of(extract(self.classifier, images)), self.reference.moments)
+            distance = self.reference.frechet(Moments.of(extract(self.classifier, images)))
         seen = agreement(self.classifier.probabilities(images), torch.tensor(request.labels))
         return {"agreement": seen, "frechet": distance, "step": chosen}
 
