@@ -57,13 +57,14 @@ class Guard:
 class Stop:
     """`with Stop() as stop`: the first Ctrl-C or SIGTERM is only noted in `stop.signal`; a second one acts at once.
 
-    Outside the main thread signals cannot be caught; there the block changes nothing.
+    Where `patient` is false, as in a long evaluation that may be broken off anywhere, the first one does. Outside the
+    main thread signals cannot be caught; there the block changes nothing.
     """
 
     caught = (signal.SIGINT, signal.SIGTERM)
 
     def __init__(self) -> None:
-        self.signal = 0
+        self.signal, self.patient = 0, True
         self._before: dict[signal.Signals, Any] = {}
 
     def __enter__(self) -> Stop:
@@ -76,6 +77,7 @@ class Stop:
             signal.signal(number, handler or signal.SIG_DFL)  # None: a handler that Python did not set
 
     def _note(self, number: int, frame: FrameType | None) -> None:
-        if self.signal:
+        if self.signal or not self.patient:
+            self.signal = number
             raise Interrupted("stopped at once; the last checkpoint is the state", 128 + number)
         self.signal = number

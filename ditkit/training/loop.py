@@ -12,6 +12,7 @@ from ditkit.diffusion import BatchNoise
 from ditkit.training.files import prepare
 from ditkit.training.guard import Interrupted, Stop
 from ditkit.training.log import Clock, Log, Row
+from ditkit.training.online import Evaluations, farewell
 from ditkit.training.optim import gradient_norm, learning_rate, pieces, set_rate
 from ditkit.training.precision import autocast, compile_blocks, matmul_precision
 from ditkit.training.report import report, rescue, save
@@ -44,8 +45,10 @@ def fit(
     if settings.compile:
         log.say(f"compiling {compile_blocks(job.model, settings.backend)} blocks with {settings.backend}")
     announce(state, log)
-    with matmul_precision(settings.tf32), Stop() as stop:
+    with matmul_precision(settings.tf32) as outside, Stop() as stop:
         batches, clock = open_batches(state, log), Clock(torch.device(job.device))
+        evaluate = Evaluations(state, clock, log, stop, outside)
+        evaluate()  # one that was broken off
         while state.step < settings.steps:
             with rescue(state, clock, log):
                 batch = next(batches)
@@ -63,13 +66,9 @@ def fit(
             if failure:
                 raise failure
             if asked:
-                raise Interrupted(_farewell(state), 128 + asked)
+                raise Interrupted(farewell(state), 128 + asked)
+            evaluate()
     return state
-
-
-def _farewell(state: State) -> str:
-    step, steps, folder = state.step, state.job.settings.steps, state.job.folder
-    return f"interrupted at step {step} of {steps}; the state is saved in {folder}, the same command continues"
 
 
 def forward_backward(state: State, batch: Any) -> Row:

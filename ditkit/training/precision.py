@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager
 
 import torch
 from torch import nn
@@ -21,17 +21,25 @@ def autocast(settings: TrainSettings, device: torch.device) -> torch.autocast:
     return torch.autocast(device.type, dtype=torch.bfloat16, enabled=settings.precision == "bf16")
 
 
+Switches = tuple[str, bool]  # of float32 matrix products, and whether convolutions use TF32
+
+
 @contextmanager
-def matmul_precision(tf32: bool) -> Iterator[None]:
-    """TF32 on or off inside the block, for matrix products and convolutions; the process's state is put back after."""
-    products, convolutions = torch.get_float32_matmul_precision(), torch.backends.cudnn.allow_tf32
-    torch.set_float32_matmul_precision("high" if tf32 else "highest")
-    torch.backends.cudnn.allow_tf32 = tf32
+def switched(to: Switches) -> Iterator[Switches]:
+    """These switches inside the block, which is given those of before; they are put back after."""
+    before = torch.get_float32_matmul_precision(), torch.backends.cudnn.allow_tf32
+    torch.set_float32_matmul_precision(to[0])
+    torch.backends.cudnn.allow_tf32 = to[1]
     try:
-        yield
+        yield before
     finally:
-        torch.set_float32_matmul_precision(products)
-        torch.backends.cudnn.allow_tf32 = convolutions
+        torch.set_float32_matmul_precision(before[0])
+        torch.backends.cudnn.allow_tf32 = before[1]
+
+
+def matmul_precision(tf32: bool) -> AbstractContextManager[Switches]:
+    """TF32 on or off inside the block, for matrix products and convolutions; the process's state is put back after."""
+    return switched(("high" if tf32 else "highest", tf32))
 
 
 def compile_blocks(model: nn.Module, backend: str = "inductor") -> int:

@@ -36,9 +36,10 @@ class Job:
     encode(images uint8 on device, noise) -> normalised latents (b, C, H, W) float32.
     batches(start_step) -> iterator over this process's rows of step start_step, start_step + 1, ...
     condition(batch) -> Condition of these rows. aligner, targets(images uint8) -> one Features a teacher: both or
-    neither; the aligner has the surface of align.Aligner. validate(model) -> named losses. check_latents: warn if the
-    first latents are not normalised (False for pixels). identity: JSON values that must not change when a run is
-    resumed, such as the data's fingerprint.
+    neither; the aligner has the surface of align.Aligner. validate(model) -> named losses. evaluate(model, step) ->
+    named scores of the averaged weights, asked for every `evaluate_every` steps (None: at the end only) and at the end;
+    it changes nothing that training sees. check_latents: warn if the first latents are not normalised (False for
+    pixels). identity: JSON values that must not change when a run is resumed, such as the data's fingerprint.
     """
 
     model: nn.Module
@@ -52,6 +53,8 @@ class Job:
     aligner: Any = None
     targets: Callable[[Tensor], Sequence[Features] | None] | None = None
     validate: Callable[[nn.Module], dict[str, float]] | None = None
+    evaluate: Callable[[nn.Module, int], dict[str, float]] | None = None
+    evaluate_every: int | None = None
     check_latents: bool = True
     identity: dict = field(default_factory=dict)
     rank: int = 0
