@@ -86,12 +86,12 @@ def compare(
     """Put models side by side: the same analyses of each, on the same images, in one page.
 
     What a run has been analysed for before with the same settings is not measured again. Keys as in the other
-    sub-commands. The first model's data serve all, unless --data names others.
+    sub-commands. Images are the first model's, unless --data names others; teachers are those of all, unless named.
 
     Example: ditkit analyze compare runs/sit runs/repa runs/ddt --only layers,spectrum --n 1000
     """
     from ditkit.cli.progress import bars
-    from ditkit.recipes.analyses.perform import choose, make_plan, perform
+    from ditkit.recipes.analyses.perform import choose, make_plan, perform, together
     from ditkit.recipes.analyses.perform import compare as side_by_side
     from ditkit.recipes.build import pick_device
 
@@ -99,9 +99,8 @@ def compare(
     if len(models) < 2:
         raise ValueError("compare needs two models at least: ditkit analyze compare runs/sit runs/repa")
     analyses, where = choose(_names(only)), pick_device(device)
-    plans = [
-        make_plan(m, keys, analyses, where, data=data, name=n) for m, n in zip(models, _apart(models), strict=True)
-    ]
+    named = zip(models, _apart(models), strict=True)
+    plans = together([make_plan(model, keys, analyses, where, data=data, name=name) for model, name in named])
     with bars() as bar:
         found = {plan.subject.name: perform(plan, analyses, bar, bar.say) for plan in plans}
     for analysis in analyses:

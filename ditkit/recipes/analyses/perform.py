@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -62,15 +62,24 @@ def make_plan(
     asked_keys, model_keys, own = sort_keys(keys, analyses)
     loaded = open_model(what, source, override(Choices(), model_keys), device)
     images = [f"data.source={data}", *asked_keys] if data is not None else asked_keys
-    asked = Asked()
-    if any(key.startswith("data.") for key in images):
-        asked = asked.model_copy(update={"data": loaded.recipe.data.single()})
+    asked = Asked(data=loaded.recipe.data.single(), teachers=loaded.recipe.teachers)
     run = what if (what / "recipe.json").is_file() and (what / "checkpoints").is_dir() else None
     subject = Subject(name or what.resolve().name, loaded, override(asked, images), run)
     settings = {a.name: override(a.settings(), own[a.name]) for a in analyses}
     folder = out or (run or (what if what.is_dir() else Path(FOLDER) / what.stem)) / (FOLDER if what.is_dir() else "")
     check_writable(folder)
     return Plan(subject, settings, folder, run if out is None else None)
+
+
+def together(plans: Sequence[Plan]) -> list[Plan]:
+    """The same plans on the first one's images and beside all their teachers. ValueError where a model comes twice."""
+    folders = [plan.folder.resolve() for plan in plans]
+    if twice := [plan.subject.name for plan in plans if folders.count(plan.folder.resolve()) > 1]:
+        raise ValueError(f"{twice[0]} is named twice: compare it with another model")
+    teachers = dict.fromkeys(teacher for plan in plans for teacher in plan.subject.asked.teachers)
+    shared = {"data": plans[0].subject.asked.data, "teachers": tuple(teachers)}
+    asked = [plan.subject.asked.model_copy(update=shared) for plan in plans]
+    return [replace(p, subject=replace(p.subject, asked=a)) for p, a in zip(plans, asked, strict=True)]
 
 
 def sort_keys(keys: Sequence[str], analyses: Sequence[Analysis]) -> tuple[list[str], list[str], dict[str, list[str]]]:

@@ -2,11 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 import torch
 from pydantic import BeforeValidator, Field
@@ -24,7 +23,14 @@ from ditkit.recipes.load import Loaded
 from ditkit.recipes.text import Captioned
 
 AT_ONCE = 32  # images that the codec encodes together
-Names = Annotated[tuple[str, ...], BeforeValidator(lambda v: v.split(",") if isinstance(v, str) else v)]
+
+
+def _teachers(value: Any) -> Any:
+    names = [name.strip() for name in value.split(",") if name.strip()] if isinstance(value, str) else value
+    return [TeacherSettings.parse(name) if isinstance(name, str) else name for name in names]
+
+
+Teachers = Annotated[tuple[TeacherSettings, ...], BeforeValidator(_teachers)]
 
 
 class Asked(Settings):
@@ -35,7 +41,7 @@ class Asked(Settings):
     seed: int = Field(0, ge=0, description="of the noise on the images")
     batch: int = Field(64, ge=1, description="images that go through the network together")
     data: DataSettings | None = Field(None, description="the images; None: the recipe's")
-    teachers: Names = Field((), description="folders, names or hub ids, with commas; none: the recipe's")
+    teachers: Teachers = Field((), description="folders, names or hub ids, with commas; none: the recipe's")
 
 
 @dataclass(frozen=True)
@@ -111,9 +117,8 @@ class Subject:
 
     @cached_property
     def teachers(self) -> dict[str, Extractor]:
-        """The teachers by name, the recipe's own where none were named. PretrainedMissing, one line."""
-        named: Sequence[TeacherSettings | str] = self.asked.teachers or self.loaded.recipe.teachers
-        loaded = [load_teacher(name, self.loaded.device) for name in named]
+        """The teachers by id. PretrainedMissing, one line."""
+        loaded = [load_teacher(teacher, self.loaded.device) for teacher in self.asked.teachers]
         return {teacher.id: teacher for teacher in loaded}
 
     def noise(self, n: int) -> Tensor:
