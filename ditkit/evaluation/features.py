@@ -14,10 +14,14 @@ from typing import Protocol
 import torch
 from torch import Tensor
 
+from ditkit.evaluation.metrics.arrays import Progress, slices
 from ditkit.evaluation.metrics.frechet import frechet_distance
-from ditkit.protocols import BadImage, Extractor, Item, Source
+from ditkit.protocols import BadImage, Extractor, Item, Source, ViewingExtractor, Views
 
-Progress = Callable[[int, int], object]  # called with (done, total)
+AT_ONCE = 4096  # rows of features that are held in float64 at a time
+
+
+Look = Callable[[Tensor], Views]  # uint8 images (B, C, H, W) -> what is seen of them
 
 
 class FewSamples(UserWarning):
@@ -45,7 +49,12 @@ class Moments:
 
     @classmethod
     def of(cls, features: Tensor) -> Moments:
-        """The moments of features (N, D)."""
+        """The moments of features (N, D), of which a few thousand rows at a time are held in float64."""
+        if len(features) > AT_ONCE:
+            total = cls()
+            for part in features.split(AT_ONCE):
+                total = total.merge(cls.of(part))
+            return total
         x = features.detach().to("cpu", torch.float64)
         mean = x.mean(0)
         centred = x - mean
@@ -62,6 +71,17 @@ class Moments:
         step = other.mean - self.mean
         spread = step.outer(step) * (self.count * other.count / n)
         return Moments(n, self.mean + step * (other.count / n), self.scatter + other.scatter + spread)
+
+    def without(self, part: Moments) -> Moments:
+        """The moments of the samples that remain when those of `part`, which are among these, are taken out."""
+        if part.count == 0:
+            return Moments(self.count, self.mean.clone(), self.scatter.clone())
+        n = self.count - part.count
+        if n < 1 or len(self.mean) != len(part.mean):
+            raise ValueError(f"moments of {part.count} samples cannot be taken out of those of {self.count}")
+        step = (part.mean - self.mean) * (self.count / n)
+        spread = step.outer(step) * (n * part.count / self.count)
+        return Moments(n, self.mean - step * (part.count / self.count), self.scatter - part.scatter - spread)
 
     def add(self, features: Tensor) -> Moments:
         """These moments after seeing further features (N, D) too; returns the new moments."""
@@ -96,33 +116,89 @@ def frechet(a: Moments, b: Moments) -> float:
     return frechet_distance(a.mean, a.covariance, b.mean, b.covariance)
 
 
-def _batches(extractor: Extractor, images: Images, batch: int, progress: Progress | None) -> Iterator[Tensor]:
-    """Pooled features (n, D) on the CPU, float32, of consecutive batches, in the extractor's own device and mode."""
+def _pooled(extractor: Extractor) -> Look:
+    return lambda images: Views(extractor(images).pooled)
+
+
+def _everything(extractor: Extractor) -> Look:
+    """`views` where the extractor has it, else its pooled features and, where it names classes, their probabilities."""
+    if isinstance(extractor, ViewingExtractor):
+        return extractor.views
+    classify = getattr(extractor, "probabilities", None)
+    return lambda images: Views(extractor(images).pooled, None, classify(images) if classify is not None else None)
+
+
+def _looks(
+    look: Look, extractor: Extractor, images: Images, batch: int, progress: Progress | None
+) -> Iterator[tuple[slice, Views]]:
+    """Consecutive batches, and what is seen of each: features float32, on the CPU, checked to be finite."""
     total = len(images)
     with torch.no_grad():
-        for start in range(0, total, batch):
-            stop = min(start + batch, total)
-            features = extractor(images[start:stop]).pooled.detach().float().cpu()
-            if not torch.isfinite(features).all():
-                raise ValueError(f"extractor {extractor.id}: NaN or infinite features for images {start}..{stop - 1}")
-            yield features
+        for rows in slices(total, batch):
+            seen = look(images[rows])
+            pooled = seen.pooled.detach().float().cpu()
+            spatial = None if seen.spatial is None else seen.spatial.detach().float().cpu()
+            if not all(torch.isfinite(x).all() for x in (pooled, spatial) if x is not None):
+                where = f"images {rows.start}..{rows.stop - 1}"
+                raise ValueError(f"extractor {extractor.id}: NaN or infinite features for {where}")
+            yield (
+                rows,
+                Views(pooled, spatial, None if seen.probabilities is None else seen.probabilities.detach().cpu()),
+            )
             if progress is not None:
-                progress(stop, total)
+                progress(rows.stop, total)
+
+
+def _joined(looks: Iterator[tuple[slice, Views]], total: int) -> Views:
+    """All batches in one tensor each, which is filled as they come: they are never in memory twice."""
+    whole: dict[str, Tensor] = {}
+    for rows, seen in looks:
+        for name, part in seen._asdict().items():
+            if part is not None:
+                if name not in whole:
+                    whole[name] = torch.empty(total, *part.shape[1:], dtype=part.dtype)
+                whole[name][rows] = part
+    return Views(whole["pooled"], whole.get("spatial"), whole.get("probabilities"))
 
 
 def extract(extractor: Extractor, images: Images, batch: int = 128, progress: Progress | None = None) -> Tensor:
     """Pooled features (N, D) float32 of uint8 images (N, C, H, W), on the CPU."""
     if not len(images):
         raise ValueError("extract: there are no images")
-    return torch.cat(list(_batches(extractor, images, batch, progress)))
+    return _joined(_looks(_pooled(extractor), extractor, images, batch, progress), len(images)).pooled
+
+
+def views(extractor: Extractor, images: Images, batch: int = 128, progress: Progress | None = None) -> Views:
+    """All that scores ask of uint8 images (N, C, H, W), in one pass: pooled (N, D), spatial (N, S), class (N, K).
+
+    Features float32, on the CPU. spatial and probabilities are None where the extractor has none. ValueError for no
+    images, or features that are not finite.
+    """
+    if not len(images):
+        raise ValueError("views: there are no images")
+    return _joined(_looks(_everything(extractor), extractor, images, batch, progress), len(images))
 
 
 def moments(extractor: Extractor, images: Images, batch: int = 128, progress: Progress | None = None) -> Moments:
     """Streaming `Moments` of the pooled features: no more than one batch of features is in memory."""
     total = Moments()
-    for features in _batches(extractor, images, batch, progress):
-        total = total.add(features)
+    for _, seen in _looks(_pooled(extractor), extractor, images, batch, progress):
+        total = total.add(seen.pooled)
     return total
+
+
+def view_moments(
+    extractor: Extractor, images: Images, batch: int = 128, progress: Progress | None = None
+) -> tuple[Moments, Moments | None]:
+    """Streaming `Moments` of the pooled and of the spatial features (None where there are none), in one pass.
+
+    For references of any size: parts that were made elsewhere are joined by `Moments.merge`.
+    """
+    pooled, spatial = Moments(), Moments()
+    for _, seen in _looks(_everything(extractor), extractor, images, batch, progress):
+        pooled = pooled.add(seen.pooled)
+        spatial = spatial if seen.spatial is None else spatial.add(seen.spatial)
+    return pooled, spatial if spatial.count else None
 
 
 def read_items(

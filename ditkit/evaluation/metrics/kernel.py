@@ -8,7 +8,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from ditkit.evaluation.metrics.arrays import Array, as_float64, same_space
+from ditkit.evaluation.metrics.arrays import Array, Progress, Steps, as_float64, same_space, two_sets
 
 KernelName = Literal["polynomial", "rbf"]
 Estimator = Literal["unbiased", "biased", "u_statistic"]
@@ -59,18 +59,21 @@ def kernel_distances(
     seed: int = 2020,
     name: KernelName = "polynomial",
     sigma: float = 10.0,
+    progress: Progress | None = None,
 ) -> Tensor:
     """The unbiased squared distance on each of `subsets` random subsets, float64 (subsets,).
 
-    Sets that fit into one subset are compared whole, once.
+    Sets that fit into one subset are compared whole, once. Only a subset is ever copied.
     """
-    a, b = as_float64(real, "real"), as_float64(fake, "fake")
-    same_space(a, b, ("real", "fake"))
+    a, b = two_sets(real, fake)
     if max(len(a), len(b)) <= subset_size:
         return torch.tensor([mmd2(a, b, name, sigma=sigma)], dtype=torch.float64)
     size = min(subset_size, len(a), len(b))
     draws = subset_indices(len(a), len(b), subsets, size, seed)
-    values = [mmd2(a[torch.from_numpy(i)], b[torch.from_numpy(j)], name, sigma=sigma) for i, j in draws]
+    steps, values = Steps(progress, len(draws)), []
+    for i, j in draws:
+        values.append(mmd2(a[torch.from_numpy(i)], b[torch.from_numpy(j)], name, sigma=sigma))
+        steps.step()
     return torch.tensor(values, dtype=torch.float64)
 
 
@@ -82,6 +85,7 @@ def kernel_distance(
     seed: int = 2020,
     name: KernelName = "polynomial",
     sigma: float = 10.0,
+    progress: Progress | None = None,
 ) -> float:
     """Mean over subsets of the unbiased squared kernel distance of features real (N, D) and fake (M, D)."""
-    return kernel_distances(real, fake, subsets, subset_size, seed, name, sigma).mean().item()
+    return kernel_distances(real, fake, subsets, subset_size, seed, name, sigma, progress).mean().item()

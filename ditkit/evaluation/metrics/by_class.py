@@ -1,0 +1,61 @@
+"""Scores of each class by itself: which classes a sampler does badly."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import TypeVar
+
+import torch
+from torch import Tensor
+
+from ditkit.evaluation.metrics.arrays import Array, Progress, Steps, two_sets
+from ditkit.evaluation.metrics.kernel import mmd2
+from ditkit.evaluation.metrics.precision_recall import PrecisionRecall, Rule, precision_recall
+
+Result = TypeVar("Result")
+
+
+def by_class(
+    score: Callable[[Tensor, Tensor], Result],
+    real: Array,
+    real_labels: Array,
+    fake: Array,
+    fake_labels: Array,
+    least: int = 2,
+    progress: Progress | None = None,
+) -> dict[int, Result]:
+    """score(real, fake) of each class that both sides have `least` samples of, by class id.
+
+    real (N, D), fake (M, D) are features, labels (N,) and (M,). A Frechet distance is no score for this: its covariance
+    needs more samples than features, and a class has a few hundred; take `kernel_by_class`, which has no such bias.
+    """
+    a, b = two_sets(real, fake)
+    y, z = (torch.as_tensor(labels).cpu().long() for labels in (real_labels, fake_labels))
+    if y.shape != (len(a),) or z.shape != (len(b),):
+        shapes = f"labels {tuple(y.shape)} and {tuple(z.shape)}"
+        raise ValueError(f"by_class: {len(a)} real and {len(b)} fake samples with {shapes}")
+    count = torch.bincount(y, minlength=1), torch.bincount(z, minlength=1)
+    shared = [k for k in y.unique().tolist() if k < len(count[1]) and min(count[0][k], count[1][k]) >= least]
+    steps, found = Steps(progress, len(shared)), {}
+    for k in shared:
+        found[k] = score(a[y == k], b[z == k])
+        steps.step()
+    return found
+
+
+def kernel_by_class(
+    real: Array, real_labels: Array, fake: Array, fake_labels: Array, progress: Progress | None = None
+) -> dict[int, float]:
+    """The unbiased squared kernel distance (KID's) of each class: right at any number of samples, if noisy at few."""
+    return by_class(mmd2, real, real_labels, fake, fake_labels, progress=progress)
+
+
+def precision_recall_by_class(
+    real: Array, real_labels: Array, fake: Array, fake_labels: Array, k: int = 3, rule: Rule = "float64"
+) -> dict[int, PrecisionRecall]:
+    """`precision_recall` of each class that has more than k samples on both sides."""
+
+    def score(a: Tensor, b: Tensor) -> PrecisionRecall:
+        return precision_recall(a, b, k, rule=rule)
+
+    return by_class(score, real, real_labels, fake, fake_labels, least=k + 1)
