@@ -17,7 +17,7 @@ def write_bytes(path: str | Path, data: bytes) -> Path:
     return write_atomic(path, lambda file: file.write(data))
 
 
-def write_npz(path: str | Path, images: Iterable[np.ndarray], shape: tuple[int, ...], **arrays: np.ndarray) -> Path:
+def write_npz(path: str | Path, images: Iterable[np.ndarray], shape: tuple[int, ...], /, **arrays: np.ndarray) -> Path:
     """Write the file that ADM's evaluator reads: `arr_0`, uint8 of `shape` (N, H, W, C), plus other named arrays.
 
     `images` yields consecutive blocks (n, H, W, C), which go straight to disk: 50,000 images of 256 x 256 need no

@@ -12,9 +12,10 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from ditkit.evaluation.features import FewSamples, Images, Moments, Progress, extract, frechet
+from ditkit.evaluation.features import FewSamples, Images, Moments, Progress, frechet, views
 from ditkit.evaluation.metrics.frechet import frechet_distance
 from ditkit.evaluation.metrics.kernel import kernel_distance
+from ditkit.evaluation.metrics.mind import mind
 from ditkit.evaluation.metrics.precision_recall import precision_recall
 from ditkit.files import write_atomic
 from ditkit.protocols import Extractor
@@ -83,6 +84,7 @@ class Reference:
         return {
             "frechet": frechet(Moments.of(a), Moments.of(b)),
             "kernel": kernel_distance(a, b),
+            "mind": mind(a, b),
             "precision": covered.precision,
             "recall": covered.recall,
         }
@@ -140,8 +142,9 @@ def own_reference(data: np.lib.npyio.NpzFile) -> Reference:
 
 def make_reference(extractor: Extractor, images: Images, progress: Progress | None = None) -> Reference:
     """The reference of real uint8 images (N, C, H, W), by the code path that generated images take too."""
-    features = extract(extractor, images, progress=progress)
-    return Reference(extractor.id, features, Moments.of(features), images_fingerprint(images))
+    seen = views(extractor, images, progress=progress)
+    spatial = None if seen.spatial is None else Moments.of(seen.spatial)
+    return Reference(extractor.id, seen.pooled, Moments.of(seen.pooled), images_fingerprint(images), spatial)
 
 
 def _distance(fake: Moments, real: Moments | Statistics) -> float:

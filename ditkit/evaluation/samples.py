@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import json
+import struct
 import zipfile
 from collections.abc import Sequence
 from pathlib import Path
+from typing import IO, Literal
 
 import numpy as np
 import torch
@@ -19,6 +21,8 @@ from ditkit.evaluation.images import read_png
 from ditkit.evaluation.protocols import Protocol
 from ditkit.evaluation.reference import Reference
 from ditkit.evaluation.request import Request
+
+LABELS = ("label", "labels", "arr_1")  # names of the classes beside arr_0: ours, and those of other code bases
 
 
 class ImageFiles:
@@ -42,6 +46,51 @@ class ImageFiles:
         return torch.stack(images)
 
 
+class NpzImages:
+    """arr_0, uint8 (N, H, W, 1 or 3), of an .npz, cut like a uint8 tensor (N, C, H, W).
+
+    What np.savez wrote stays on disk (50,000 images of 256 x 256 are 10 GB); what np.savez_compressed wrote is read
+    into memory. KeyError without arr_0, BadZipFile, OSError or ValueError for a broken file, FolderError for other
+    arrays than images.
+    """
+
+    array: np.ndarray
+
+    def __init__(self, path: str | Path):
+        with zipfile.ZipFile(path) as archive:
+            info = archive.getinfo("arr_0.npy")
+            with archive.open(info) as member:
+                if info.compress_type == zipfile.ZIP_STORED:
+                    shape, fortran, dtype = _npy_header(member)
+                    order: Literal["C", "F"] = "F" if fortran else "C"
+                    self.array = np.memmap(path, dtype, "r", _start(path, info) + member.tell(), shape, order)
+                else:
+                    self.array = np.lib.format.read_array(member, allow_pickle=False)
+        dtype, shape = self.array.dtype, self.array.shape
+        if dtype != np.uint8 or len(shape) != 4 or shape[3] not in (1, 3) or not shape[0]:
+            raise FolderError(f"{path}: arr_0 is {dtype} {shape}, expected uint8 (N, H, W, 1 or 3)")
+
+    def __len__(self) -> int:
+        return len(self.array)
+
+    def __getitem__(self, rows: slice) -> Tensor:
+        return torch.from_numpy(np.array(self.array[rows])).permute(0, 3, 1, 2)
+
+
+def _npy_header(file: IO[bytes]) -> tuple[tuple[int, ...], bool, np.dtype]:
+    version = np.lib.format.read_magic(file)
+    read = np.lib.format.read_array_header_1_0 if version == (1, 0) else np.lib.format.read_array_header_2_0
+    return read(file)
+
+
+def _start(path: str | Path, info: zipfile.ZipInfo) -> int:
+    """Where a stored member begins: behind its local header, which may be longer than the central one says."""
+    with open(path, "rb") as file:
+        file.seek(info.header_offset)
+        name, extra = struct.unpack("<26x2H", file.read(30))
+    return info.header_offset + 30 + name + extra
+
+
 def open_generated(folder: str | Path) -> Generated:
     """The complete folder that `generate` wrote, with the request and sampler that made it. FolderError otherwise."""
     folder = Path(folder)
@@ -58,7 +107,7 @@ def open_generated(folder: str | Path) -> Generated:
 
 
 def open_images(path: str | Path) -> tuple[Images, Tensor | None]:
-    """(images, labels or None) of an .npz (arr_0 NHWC uint8; label or arr_1) or of a folder's PNG files, by name."""
+    """(images, labels or None) of an .npz (arr_0 uint8 NHWC, and one of LABELS) or of a folder's PNG files, by name."""
     path = Path(path)
     if path.is_dir():
         files = sorted(path.glob("*.png"))
@@ -73,15 +122,15 @@ def open_images(path: str | Path) -> tuple[Images, Tensor | None]:
     if not path.exists():
         raise FolderError(f"{path}: no such file or folder; give a folder of PNG files or an .npz with arr_0")
     try:
+        images = NpzImages(path)
         with np.load(path, allow_pickle=False) as data:
-            array = data["arr_0"]
-            name = next((k for k in ("label", "arr_1") if k in data.files), None)
+            name = next((k for k in LABELS if k in data.files), None)
             labels = None if name is None else torch.from_numpy(data[name]).long()
     except (OSError, ValueError, KeyError, zipfile.BadZipFile) as error:
         raise FolderError(f"{path}: not an .npz with arr_0 ({error})") from None
-    if array.dtype != np.uint8 or array.ndim != 4 or array.shape[3] not in (1, 3):
-        raise FolderError(f"{path}: arr_0 is {array.dtype} {array.shape}, expected uint8 (N, H, W, 1 or 3)")
-    return torch.from_numpy(array).permute(0, 3, 1, 2), labels
+    if labels is not None and labels.shape != (len(images),):
+        raise FolderError(f"{path}: {name} has shape {tuple(labels.shape)}, there are {len(images)} images in arr_0")
+    return images, labels
 
 
 def given_protocol(n: int, reference: Reference, name: str = "custom", resize: str = "none") -> Protocol:

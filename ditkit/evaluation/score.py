@@ -7,23 +7,45 @@ from dataclasses import dataclass
 from functools import cached_property
 from typing import Literal, Protocol, runtime_checkable
 
-import torch
 from torch import Tensor
 
-from ditkit.evaluation.features import Images, Moments, Progress, extract, frechet
-from ditkit.evaluation.metrics.agreement import agreement
+from ditkit.evaluation.features import Images, Moments, Progress, views
+from ditkit.evaluation.metrics.agreement import agreement, agreement_by_class
+from ditkit.evaluation.metrics.by_class import kernel_by_class
+from ditkit.evaluation.metrics.cmmd import cmmd
 from ditkit.evaluation.metrics.inception_score import inception_score
 from ditkit.evaluation.metrics.kernel import kernel_distance
-from ditkit.evaluation.metrics.precision_recall import precision_recall
+from ditkit.evaluation.metrics.mind import mind
+from ditkit.evaluation.metrics.precision_recall import PrecisionRecall, precision_recall
+from ditkit.evaluation.named import ADM_SUITE, INCEPTION, of_family
 from ditkit.evaluation.protocols import Protocol as ScoreProtocol
-from ditkit.evaluation.protocols import Score
+from ditkit.evaluation.protocols import Rules, Score
 from ditkit.evaluation.reference import Reference
 from ditkit.evaluation.uncertainty import Interval, jackknife_interval, share_interval
-from ditkit.protocols import Extractor, Features
+from ditkit.protocols import Extractor, Features, Views
 
-FEATURE_METRICS = ("frechet", "kernel", "precision", "recall")  # of any extractor
-CLASS_METRICS = ("inception_score", "agreement")  # of a classifier
+FEATURE_METRICS = ("frechet", "kernel", "mind", "precision", "recall")  # of any extractor
+CLASS_METRICS = ("inception_score", "agreement")  # beside them, of a classifier
+FAMILIES = {  # of these extractors other ones
+    INCEPTION: (*ADM_SUITE, "kernel"),
+    "clip-embedding": ("cmmd", "frechet"),
+}
+NEEDS_FEATURES = ("kernel", "mind", "cmmd", "precision", "recall")
 LARGEST = {"features": 512, "samples": 5000}  # beyond these an interval takes minutes, and is left out
+
+BETTER: dict[str, Literal["lower", "higher"]] = {
+    "frechet": "lower",
+    "spatial_frechet": "lower",
+    "kernel": "lower",
+    "cmmd": "lower",
+    "mind": "lower",
+    "precision": "higher",
+    "recall": "higher",
+    "inception_score": "higher",
+    "agreement": "higher",
+    "psnr": "higher",
+    "ssim": "higher",
+}
 
 Value = tuple[float, Interval | None]
 
@@ -42,26 +64,53 @@ class ClassifyingExtractor(Protocol):
         ...
 
 
+def metrics_of(extractor: Extractor, labelled: bool) -> tuple[str, ...]:
+    """The scores that an extractor's space is asked for. labelled: the images were asked for by class."""
+    for family, metrics in FAMILIES.items():
+        if of_family(extractor.id, family):
+            return metrics
+    if not isinstance(extractor, ClassifyingExtractor):
+        return FEATURE_METRICS
+    return (*FEATURE_METRICS, *(CLASS_METRICS if labelled else CLASS_METRICS[:1]))
+
+
 @dataclass
 class Scorer:
-    """Computes each metric on first use from one extraction; images may be a folder that does not fit in memory."""
+    """Computes each metric on first use from one pass; images may be a folder that does not fit in memory."""
 
     images: Images
     labels: Tensor | None
     extractor: Extractor
     reference: Reference
+    rules: Rules
     progress: Progress | None = None
 
     @cached_property
+    def seen(self) -> Views:
+        return views(self.extractor, self.images, progress=self.progress)
+
+    @property
     def features(self) -> Tensor:
-        return extract(self.extractor, self.images, progress=self.progress)
+        return self.seen.pooled
+
+    @property
+    def probabilities(self) -> Tensor:
+        if self.seen.probabilities is None:
+            raise ValueError(f"extractor {self.extractor.id} names no classes: no inception_score or agreement from it")
+        return self.seen.probabilities
 
     @cached_property
-    def probabilities(self) -> Tensor:
-        if not isinstance(self.extractor, ClassifyingExtractor):
-            raise ValueError(f"extractor {self.extractor.id} names no classes: no inception_score or agreement from it")
-        parts = [self.images[i : i + 128] for i in range(0, len(self.images), 128)]
-        return torch.cat([self.extractor.probabilities(part) for part in parts])
+    def covered(self) -> PrecisionRecall:
+        rules = self.rules
+        return precision_recall(self.reference.features, self.features, rules.neighbours, rule=rules.distances)
+
+    def missing(self, metric: str) -> str:
+        """Why the reference cannot serve this metric; "" where it can."""
+        if metric in NEEDS_FEATURES and not len(self.reference.features):
+            return "the reference holds statistics and no images"
+        if metric == "spatial_frechet" and self.reference.spatial is None:
+            return "the reference holds no spatial moments (mu_s, sigma_s)"
+        return ""
 
     def _interval(self, value: float, statistic, low: float, high: float) -> Value:
         n, cheap = len(self.images), self.features.shape[1] <= LARGEST["features"]
@@ -71,33 +120,47 @@ class Scorer:
 
     def frechet(self) -> Value:
         def statistic(rows: Tensor) -> float:
-            return frechet(Moments.of(self.features[rows]), self.reference.moments)
+            return self.reference.frechet(Moments.of(self.features[rows]))
 
-        value = frechet(Moments.of(self.features), self.reference.moments)
-        return self._interval(value, statistic, 0.0, float("inf"))
+        return self._interval(self.reference.frechet(Moments.of(self.features)), statistic, 0.0, float("inf"))
+
+    def spatial_frechet(self) -> Value:
+        if self.seen.spatial is None:
+            raise ValueError(f"extractor {self.extractor.id} has no spatial features: no sFID from it")
+        return self.reference.spatial_frechet(Moments.of(self.seen.spatial)), None
 
     def kernel(self) -> Value:
-        def statistic(rows: Tensor) -> float:
-            return kernel_distance(self.reference.features, self.features[rows], subsets=10)
+        size = self.rules.subset_size
 
-        value = kernel_distance(self.reference.features, self.features)
+        def statistic(rows: Tensor) -> float:
+            return kernel_distance(self.reference.features, self.features[rows], 10, size)
+
+        value = kernel_distance(self.reference.features, self.features, self.rules.subsets, size)
         return self._interval(value, statistic, -float("inf"), float("inf"))
 
+    def mind(self) -> Value:
+        def statistic(rows: Tensor) -> float:
+            return mind(self.reference.features, self.features[rows], projections=100)
+
+        return self._interval(mind(self.reference.features, self.features), statistic, 0.0, float("inf"))
+
+    def cmmd(self) -> Value:
+        return cmmd(self.reference.features, self.features), None
+
     def precision(self) -> Value:
-        value = precision_recall(self.reference.features, self.features).precision
-        return value, share_interval(value, len(self.images))
+        return self.covered.precision, share_interval(self.covered.precision, len(self.images))
 
     def recall(self) -> Value:
         def statistic(rows: Tensor) -> float:
-            return precision_recall(self.reference.features, self.features[rows]).recall
+            return precision_recall(self.reference.features, self.features[rows], self.rules.neighbours).recall
 
-        return self._interval(precision_recall(self.reference.features, self.features).recall, statistic, 0.0, 1.0)
+        return self._interval(self.covered.recall, statistic, 0.0, 1.0)
 
     def inception_score(self) -> Value:
         def statistic(rows: Tensor) -> float:
-            return inception_score(self.probabilities[rows], split_size=5000)
+            return inception_score(self.probabilities[rows], split_size=self.rules.split)
 
-        value = inception_score(self.probabilities, split_size=5000)
+        value = inception_score(self.probabilities, split_size=self.rules.split)
         return self._interval(value, statistic, 1.0, float(self.probabilities.shape[1]))
 
     def agreement(self) -> Value:
@@ -106,15 +169,17 @@ class Scorer:
         value = agreement(self.probabilities, self.labels)
         return value, share_interval(value, len(self.images))
 
+    def by_class(self, real_labels: Tensor, metrics: Sequence[str]) -> dict[str, dict[int, float]]:
+        """Of each class by itself: the unbiased kernel distance, and agreement where it is among the metrics.
 
-BETTER: dict[str, Literal["lower", "higher"]] = {
-    "frechet": "lower",
-    "kernel": "lower",
-    "precision": "higher",
-    "recall": "higher",
-    "inception_score": "higher",
-    "agreement": "higher",
-}
+        real_labels (N,): of the reference's features, in their order. Empty without labels of the samples.
+        """
+        if self.labels is None or len(real_labels) != len(self.reference.features):
+            return {}
+        found = {"kernel": kernel_by_class(self.reference.features, real_labels, self.features, self.labels)}
+        if "agreement" in metrics:
+            found["agreement"] = agreement_by_class(self.probabilities, self.labels)
+        return found
 
 
 def score_images(
@@ -129,24 +194,48 @@ def score_images(
 ) -> list[Score]:
     """The named scores of uint8 images (N, C, H, W), asked for as `labels` (N,) or None, each with `protocol`.
 
-    metrics: names in BETTER; by default all that this extractor and these labels allow. ValueError where the protocol
-    names another extractor, reference or N than what is scored here: a stored number must not lie about its making.
+    metrics: names in BETTER; by default all that this extractor, these labels and the reference allow. ValueError where
+    the protocol names another extractor, reference or N than what is scored here: a stored number must not lie about
+    its making. The metrics follow the protocol's rules.
     """
-    stated = (protocol.extractor, protocol.reference, protocol.n)
-    actual = (extractor.id, reference.fingerprint, len(images))
+    scorer = Scorer(images, labels, extractor, reference, protocol.rules, progress)
+    if metrics is None:
+        metrics = [m for m in metrics_of(extractor, labels is not None) if not scorer.missing(m)]
+    return score_with(scorer, protocol, metrics)
+
+
+def score_with(scorer: Scorer, protocol: ScoreProtocol, metrics: Sequence[str]) -> list[Score]:
+    """The named scores of a scorer; ValueErrors of `score_images`."""
+    extractor, reference = scorer.extractor, scorer.reference
+    stated = (protocol.extractor, protocol.reference, protocol.n, protocol.rules)
+    actual = (extractor.id, reference.fingerprint, len(scorer.images), scorer.rules)
     if stated != actual or reference.extractor != extractor.id:
         raise ValueError(
-            f"the protocol states (extractor, reference, n) = {stated}, the scored ones are {actual}, "
+            f"the protocol states (extractor, reference, n, rules) = {stated}, the scored ones are {actual}, "
             f"and the reference was made by {reference.extractor}"
         )
-    scorer = Scorer(images, labels, extractor, reference, progress)
-    if metrics is None:
-        classes = CLASS_METRICS if labels is not None else CLASS_METRICS[:1]
-        metrics = (*FEATURE_METRICS, *(classes if isinstance(extractor, ClassifyingExtractor) else ()))
     scores = []
     for metric in metrics:
-        if metric not in BETTER:
+        if not hasattr(Scorer, metric) or metric not in BETTER:
             raise ValueError(f"unknown metric {metric!r}: choose from {', '.join(BETTER)}")
+        if why := scorer.missing(metric):
+            raise ValueError(f"{metric}: {why}")
         value, interval = getattr(scorer, metric)()
         scores.append(Score(metric=metric, value=value, interval=interval, better=BETTER[metric], protocol=protocol))
     return scores
+
+
+def sorted_by_class(labels: Tensor, split: int = 5000) -> str:
+    """What to say of classes (N,) so sorted that the splits of the Inception Score hold few of them; "" else."""
+    every = len(labels.unique())
+    parts = [part for part in labels.split(split) if len(part) == split]
+    if len(labels) <= split:
+        return ""
+    shuffled = every * (1 - (1 - 1 / every) ** split)  # what a split of a shuffled file would hold
+    most = max(len(part.unique()) for part in parts)
+    if most > 0.7 * shuffled:
+        return ""
+    return (
+        f"the images are sorted by class: no split of {split:,} holds more than {most} of {every} classes, which "
+        "lowers the Inception Score; shuffle them to compare with papers"
+    )

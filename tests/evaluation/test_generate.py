@@ -314,7 +314,7 @@ def test_opening_what_was_generated(tmp_path):
     assert back.protocol(reference) == made.protocol(reference)
     assert torch.equal(back.images[:], made.images[:]) and torch.equal(back.labels, made.labels)
     images, labels = open_images(tmp_path / "samples.npz")
-    assert torch.equal(images, made.images[:]) and torch.equal(labels, made.labels)
+    assert torch.equal(images[:], made.images[:]) and torch.equal(labels, made.labels)
     images, labels = open_images(tmp_path)
     assert torch.equal(images[3:5], made.images[3:5]) and labels is None
     assert given_protocol(10, reference) != made.protocol(reference)

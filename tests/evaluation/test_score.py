@@ -12,7 +12,7 @@ from ditkit.evaluation.features import Moments, frechet
 from ditkit.evaluation.metrics import kernel_distance, precision_recall
 from ditkit.evaluation.reference import make_reference
 from ditkit.evaluation.samples import given_protocol
-from ditkit.evaluation.score import BETTER, score_images
+from ditkit.evaluation.score import CLASS_METRICS, FEATURE_METRICS, score_images
 from ditkit.evaluation.uncertainty import jackknife_error, jackknife_interval, share_interval
 from ditkit.pretrained.toy import ToyExtractor
 from ditkit.protocols import Features
@@ -46,7 +46,7 @@ def test_all_scores_of_a_classifier(reference):
     labels = (images.double().mean((1, 2, 3)) > 100).long()
     protocol = given_protocol(200, reference)
     scores = {s.metric: s for s in score_images(images, labels, Judge(), reference, protocol)}
-    assert list(scores) == list(BETTER)
+    assert list(scores) == [*FEATURE_METRICS, *CLASS_METRICS]
     features = Judge()(images).pooled
     assert scores["frechet"].value == frechet(Moments.of(features), reference.moments)
     assert scores["kernel"].value == kernel_distance(reference.features, features)
@@ -65,7 +65,7 @@ def test_only_what_is_possible_is_computed(reference):
     toy = ToyExtractor()
     other = make_reference(toy, pictures(60, 2))
     scores = score_images(images, None, toy, other, given_protocol(50, other))
-    assert [s.metric for s in scores] == ["frechet", "kernel", "precision", "recall"]
+    assert [s.metric for s in scores] == ["frechet", "kernel", "mind", "precision", "recall"]
     assert scores[0].interval is None, "too few samples for an interval"
     with pytest.raises(ValueError, match="names no classes"):
         score_images(images, None, toy, other, given_protocol(50, other), metrics=["inception_score"])
