@@ -11,6 +11,7 @@ from typer.core import TyperCommand
 SAME = (
     *("seed", "weights", "step", "interval", "size", "chunk", "uint8", "codec", "guidance", "classes", "real"),
     *("sharing", "prompt", "prompts", "negative", "text", "without", "geneval", "detector", "clip"),
+    *("exact", "rows"),
 )
 KEYS = {
     **{key: key for key in SAME},
@@ -25,7 +26,7 @@ KEYS = {
     "split": "data.split",
 }
 FAMILIES = "dit, sit, repa, ddt, improved-dit, diffusers-dit, sd3, diffusers-sd3, repa-mmdit"  # of published files
-FLAGS = {"geneval": "geneval=auto"}  # --KEY alone
+FLAGS = {"geneval": "geneval=auto", "exact": "exact=true"}  # --KEY alone
 WORDS = ("prompt", "negative")  # texts, which may be empty
 
 

@@ -3,13 +3,20 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from ditkit.cli.keys import FAMILIES, Keyed
+from ditkit.cli.keys import FAMILIES
+from ditkit.cli.processes import Shared
 
-Command = Keyed
+if TYPE_CHECKING:
+    from ditkit.diffusion import SamplerSettings
+    from ditkit.evaluation import Request
+    from ditkit.evaluation.ranks import Ranks
+    from ditkit.recipes.load import Loaded
+
+Command = Shared
 DEFAULT_N = 64
 
 What = Annotated[
@@ -63,17 +70,44 @@ def sample(
     every:r, dp:K or velocity:K of what `ditkit analyze sharing` measured, or a schedule's .json file.
     keep_modulations=false takes less memory and more time.
 
+    --exact: same bytes for any chunk, through batches of `rows` (16) images of which the last one is filled up.
+
+    Several processes or GPUs share the work, and the files are those of one: --processes 3, or
+    torchrun --standalone --nproc_per_node 3 -m ditkit sample RUN (on several machines, with a folder that all see).
+
     Example: ditkit sample DiT-XL-2-256x256.pt --source dit --classes 207,360,387,974 --guidance 4 --seed 1
     """
+    from contextlib import nullcontext
+    from functools import partial
+
     from ditkit.cli.progress import bars
+    from ditkit.evaluation.ranks import find_ranks, together
+    from ditkit.recipes.sampling import describe_sample, draw
+
+    given = {"n": n, "classes": classes, "guidance": guidance, "codec": codec}
+    with together(find_ranks()) as ranks:
+        with ranks.agreed():
+            loaded, sampling, notes, request, folder = _prepare(what, keys or [], given, source, out, device, ranks)
+        with bars() if ranks.first else nullcontext() as bar:
+            for note in notes:
+                if bar is not None:
+                    bar.say(note)
+            progress = None if bar is None else partial(bar, "images")
+            made, sheet = draw(loaded, sampling, request, folder, progress, ranks)
+    for topic, text in describe_sample(loaded, made, sheet) if ranks.first else ():
+        typer.echo(f"{topic:8s} {text}")
+
+
+def _prepare(
+    what: Path, keys: list[str], given: dict, source: str | None, out: Path | None, device: str, ranks: Ranks
+) -> tuple[Loaded, SamplerSettings, list[str], Request, Path]:
+    """Everything that can be refused, before an image is made: (model, sampler, notes, request, folder)."""
     from ditkit.recipes.build import pick_device
     from ditkit.recipes.place import check_writable
     from ditkit.recipes.sampling import (
         check_codec,
         choose_request,
         choose_sampler,
-        describe_sample,
-        draw,
         folder_for,
         open_model,
         read_choices,
@@ -82,17 +116,10 @@ def sample(
 
     if out is not None:
         check_writable(out)
-    own, sampler_keys = split(keys or [])
-    given = {"n": n, "classes": classes, "guidance": guidance, "codec": codec}
+    own, sampler_keys = split(keys)
     choices = read_choices(own).with_({key: value for key, value in given.items() if value is not None})
-    loaded = open_model(what, source, choices, pick_device(device))
+    loaded = open_model(what, source, choices, ranks.device(pick_device(device)))
     sampling, notes = choose_sampler(loaded, choices, sampler_keys, what)
     request = choose_request(loaded, choices, DEFAULT_N)
     check_codec(loaded)
-    folder = out or folder_for(what, loaded, sampling, request)
-    with bars() as bar:
-        for note in notes:
-            bar.say(note)
-        made, sheet = draw(loaded, sampling, request, folder, lambda done, total: bar("images", done, total))
-    for topic, text in describe_sample(loaded, made, sheet):
-        typer.echo(f"{topic:8s} {text}")
+    return loaded, sampling, notes, request, out or folder_for(what, loaded, sampling, request)

@@ -19,6 +19,7 @@ from ditkit.evaluation.features import Images, Progress
 from ditkit.evaluation.folder import SampleFolder
 from ditkit.evaluation.images import quantise
 from ditkit.evaluation.protocols import Protocol as ScoreProtocol
+from ditkit.evaluation.ranks import ALONE, Ranks, RanksError, Stopped
 from ditkit.evaluation.reference import Reference
 from ditkit.evaluation.request import Request
 from ditkit.protocols import Codec, Condition, Denoiser, TextEncoder
@@ -119,7 +120,9 @@ def condition_of(request: Request, indices: Sequence[int], text: TextEncoder | N
     if request.prompts:
         if text is None:
             raise ValueError("generate: the request holds prompts, and the model comes without a text encoder")
-        return text([request.prompts[i] for i in indices]).to(device)
+        # one by one: an encoder rounds differently for other batches, and which prompts are new differs by process
+        known = {prompt: text([prompt]) for prompt in dict.fromkeys(request.prompts[i] for i in indices)}
+        return Condition.concat([known[request.prompts[i]] for i in indices]).to(device)
     if request.labels:
         return Condition(label=torch.tensor([request.labels[i] for i in indices], device=device))
     return Condition()
@@ -149,11 +152,11 @@ def sample_latents(
     progress: Callable[[int, int], None] | None = None,
 ) -> tuple[Tensor, int]:
     """One chunk before its codec: (latents (b, C, H, W) in the sampler's dtype, network evaluations per image)."""
-    device, indices = torch.device(device), request.indices(chunk)
-    noise = SampleNoise(request.seed, list(indices), latent_shape(source, request), device=device)
+    device, indices = torch.device(device), request.filled(chunk)
+    noise = SampleNoise(request.seed, indices, latent_shape(source, request), device=device)
     text = getattr(source, "text", None) if request.prompts else None  # not loaded for nothing
     cond = condition_of(request, indices, text, device)
-    return guided_against(sampler, request, text, device).run(
+    latents, evaluations = guided_against(sampler, request, text, device).run(
         cast(Denoiser, source.model),
         noise.initial(),
         cond,
@@ -163,16 +166,19 @@ def sample_latents(
         autoguide=getattr(source, "autoguide", None),
         progress=progress,
     )
+    return latents[: len(request.indices(chunk))], evaluations
 
 
 @torch.no_grad()
 def decode_latents(source: Sampleable, request: Request, chunk: int, latents: Tensor) -> Tensor:
     """The latents of one chunk as uint8 images (b, C, H, W) on the CPU. ValueError, naming them, if not finite."""
+    indices = request.indices(chunk)
+    rows = [i - indices.start for i in request.filled(chunk)]
+    starts = range(0, len(indices), request.decode)  # beyond them there are only rows that fill up
     try:
-        decoded = (source.codec.decode(z) for z in latents.float().split(request.decode))
-        return torch.cat([quantise(x, request.quantiser).cpu() for x in decoded])
+        decoded = (source.codec.decode(latents[rows[i : i + request.decode]].float()) for i in starts)
+        return torch.cat([quantise(x, request.quantiser).cpu() for x in decoded])[: len(indices)]
     except ValueError as error:
-        indices = request.indices(chunk)
         raise ValueError(f"images {indices.start}..{indices.stop - 1}: {error}") from None
 
 
@@ -224,6 +230,23 @@ class Counter:
             self.report(self.done, self.total)
 
 
+@dataclass
+class Whole:
+    """Progress of all processes that fill a folder, told by the files that are there."""
+
+    place: SampleFolder
+    before: int  # images that were there
+    total: int
+    report: Progress | None
+    looked: float = 0.0
+
+    def __call__(self, *_: int) -> None:
+        """Look, at most once a second, and report."""
+        if self.report is not None and time.monotonic() - self.looked > 1:
+            self.looked = time.monotonic()
+            self.report(min(self.place.count() - self.before, self.total), self.total)
+
+
 def fill(
     folder: SampleFolder,
     source: Sampleable,
@@ -259,24 +282,25 @@ def generate(
     folder: str | Path | None = None,
     device: str | torch.device = "cpu",
     progress: Progress | None = None,
+    ranks: Ranks = ALONE,
 ) -> Generated:
     """Make the requested images: exactly request.n of them, each drawn from (seed, index) only.
 
     folder: 000000.png ... and samples.npz (arr_0 as ADM's evaluator reads it, label) are written there, each file
     atomically; called again after a kill, it makes what is missing. A folder made with other weights or settings is
     refused, and so is one with other files in it. Without a folder the images are kept in memory.
+    ranks: processes (inside `together`) that share the folder; each makes its part, all return when all is there.
     """
     start = time.perf_counter()
     labels = torch.tensor(request.labels) if request.labels else None
     if folder is not None:
         place = SampleFolder(Path(folder), request.n)
-        place.claim(describe(source, sampler, request))
-        made = fill(place, source, sampler, request, device=device, progress=progress)
-        if made or not place.archive.exists():
-            place.collect(labels)
+        made = fill_together(place, source, sampler, request, device=device, progress=progress, ranks=ranks)
         spent = place.evaluations(request)
         seconds = time.perf_counter() - start
         return Generated(place, labels, request, sampler, spent, seconds, made, source.codec.id, Path(folder))
+    if ranks.world > 1:
+        raise ValueError("generate: several processes share images through a folder only: give one")
     counter, parts, spent_on = Counter(request.n, progress), [], 0.0
     with evaluating(source.model):
         for chunk in range(request.chunks):
@@ -290,11 +314,49 @@ def generate(
     return Generated(images, labels, request, sampler, spent, seconds, request.n, source.codec.id)
 
 
+def fill_together(
+    place: SampleFolder,
+    source: Sampleable,
+    sampler: SamplerSettings,
+    request: Request,
+    *,
+    device: str | torch.device,
+    progress: Progress | None,
+    ranks: Ranks,
+) -> int:
+    """Claim the folder, make what is missing and collect the archive; returns how many images all processes made.
+
+    Rank r of W makes every W-th chunk of those with a missing image, from the r-th on. Only the first reports progress,
+    of the whole. What a process raises ends the others with RanksError; all that was made stays.
+    """
+    what = describe(source, sampler, request)
+    with ranks.agreed():
+        if ranks.first:
+            place.claim(what)
+    with ranks.agreed():
+        if not ranks.first:
+            place.claim(what)  # must be of the same weights and settings
+    gone = ranks.tell(place.missing(range(request.n)))
+    todo, before = sorted({i // request.batch for i in gone}), request.n - len(gone)
+    whole = Whole(place, before, sum(len(request.indices(c)) for c in todo), progress if ranks.first else None)
+    told = progress if ranks.world == 1 else whole
+    try:
+        fill(place, source, sampler, request, chunks=ranks.share(todo), device=device, progress=told)
+        ranks.wait(whole)
+        if ranks.first and (before < request.n or not place.archive.exists()):
+            place.collect(torch.tensor(request.labels) if request.labels else None)
+        ranks.wait()
+    except (RanksError, Stopped) as error:
+        there = f"{place.count()} of {request.n} images are in {place.path}; the same command makes the others"
+        raise type(error)(f"{error}: {there}") from None
+    return request.n - before
+
+
 def describe(source: Sampleable, sampler: SamplerSettings, request: Request) -> dict:
     """Everything that decides the bytes of the images, as JSON: kept in the folder, compared on resumption."""
     text = getattr(source, "text", None) if request.prompts else None
     return {
-        "request": request.model_dump(mode="json"),
+        "request": request.essence.model_dump(mode="json"),
         "sampler": sampler.model_dump(mode="json"),
         "path": source.path.model_dump(mode="json"),
         "prediction": source.prediction,

@@ -16,7 +16,8 @@ class Request(Settings):
     """N images. All draws depend on (seed, index) alone; batches are cut by index, in chunks of a fixed size.
 
     The chunk size belongs to the request: draws do not depend on it, but networks round differently for other batch
-    sizes, so byte-equal files are promised for equal chunks only (and then for any number of processes).
+    sizes, so byte-equal files are promised for equal chunks only (and then for any number of processes). With `exact`
+    they are promised for any chunk: `rows` take its place, and the last batch is filled up.
     """
 
     n: int = Field(ge=1, description="number of images")
@@ -27,6 +28,8 @@ class Request(Settings):
     seed: int = Field(0, description="seed of all draws")
     chunk: int = Field(64, ge=1, description="images that go through the network together")
     decode: int = Field(16, ge=1, description="images that go through the codec together")
+    exact: bool = Field(False, description="same bytes for any chunk: batches of `rows`, the last one filled up")
+    rows: int = Field(16, ge=1, description="exact: images in every batch; image i is row i % rows of batch i // rows")
     size: tuple[int, int] | None = Field(None, description="latent (H, W); None: the model's native size")
     quantiser: str = Field("round", description="uint8 rule, see evaluation.images")
 
@@ -42,13 +45,29 @@ class Request(Settings):
         return self
 
     @property
+    def batch(self) -> int:
+        """Images that are made together: `chunk`, or with `exact` `rows`."""
+        return self.rows if self.exact else self.chunk
+
+    @property
+    def essence(self) -> Request:
+        """This request without what its images do not depend on: `chunk` with `exact`, `rows` without."""
+        unused = "chunk" if self.exact else "rows"
+        return self.model_copy(update={unused: type(self).model_fields[unused].default})
+
+    @property
     def chunks(self) -> int:
-        """Number of chunks; chunk c holds the images c * chunk .. min((c + 1) * chunk, n) - 1."""
-        return -(-self.n // self.chunk)
+        """Number of chunks; chunk c holds the images c * batch .. min((c + 1) * batch, n) - 1."""
+        return -(-self.n // self.batch)
 
     def indices(self, chunk: int) -> range:
         """The global indices of one chunk."""
-        return range(chunk * self.chunk, min((chunk + 1) * self.chunk, self.n))
+        return range(chunk * self.batch, min((chunk + 1) * self.batch, self.n))
+
+    def filled(self, chunk: int) -> list[int]:
+        """The images that stand in the rows of one chunk's batch: its indices, and with `exact` the last one again."""
+        indices = list(self.indices(chunk))
+        return indices + indices[-1:] * (self.rows - len(indices)) if self.exact else indices
 
 
 def balanced_labels(n: int, classes: int, in_order: bool = False) -> Tensor:
@@ -77,9 +96,9 @@ def make_request(
         "random": lambda: random_labels(n, classes, seed),
         "balanced": lambda: balanced_labels(n, classes),
         "balanced_sorted": lambda: balanced_labels(n, classes, in_order=True),
-        "none": lambda: torch.empty(0),
+        "none": lambda: torch.empty(0, dtype=torch.int64),
     }
     if labels not in made:
         raise ValueError(f"labels {labels!r} cannot be chosen here: use {', '.join(made)}, or build a Request yourself")
-    chosen = tuple(int(y) for y in made[labels]())
+    chosen = tuple(made[labels]().tolist())
     return Request(n=n, labels=chosen, mode=labels, seed=seed, chunk=chunk, quantiser=quantiser)

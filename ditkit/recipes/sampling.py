@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Literal
 
@@ -13,21 +13,23 @@ from pydantic import Field, field_validator
 from ditkit.checkpoints import Shape
 from ditkit.config import Settings, fingerprint, nearest, override
 from ditkit.data import ImageSource
-from ditkit.diffusion import CFG, AnyGuidance, SamplerSettings, Sharing, SkipLayer
+from ditkit.diffusion import CFG, SamplerSettings, SkipLayer
 from ditkit.evaluation import Generated, Request, generate, make_request, save_png
 from ditkit.evaluation.features import Progress
 from ditkit.evaluation.images import enlarge, viewing_factor
+from ditkit.evaluation.ranks import ALONE, Ranks
 from ditkit.evaluation.sheet import contact_sheet
 from ditkit.pretrained import CodecSettings, TextSettings
 from ditkit.recipes.choose import parse_size
 from ditkit.recipes.load import Loaded, load
 from ditkit.recipes.prompts import EACH, data_prompts, prompt_request, read_prompts
+from ditkit.recipes.sampling_words import describe_doubts, describe_sample, describe_sampler, describe_weights
 from ditkit.recipes.sharing import Place, parse_sharing
 from ditkit.training.files import prepare as prepare_folder
 
+__all__ = ["describe_doubts", "describe_sample", "describe_sampler", "describe_weights"]  # beside what is made here
 # choices that `ditkit analyze sharing` must be given too
 MEASURED = ("weights", "step", "guidance", "interval", "size", "codec")
-NAMED = 20  # classes whose names are told
 SHEET = 100  # images on the contact sheet at most
 SHORT = {
     "steps": "sampling.steps",
@@ -61,6 +63,8 @@ class Choices(Settings):
     without: str = Field("", description="text encoders of SD3 that are left out, with commas: t5,clip_g")
     size: str | None = Field(None, description="pixels: 256 or HEIGHTxWIDTH; None: the model's native size")
     chunk: int = Field(64, ge=1, description="images that go through the network together")
+    exact: bool = Field(False, description="same bytes for any chunk: batches of `rows`, the last one filled up")
+    rows: int = Field(16, ge=1, description="exact: images in every batch")
     decode: int = Field(16, ge=1, description="images that go through the codec together")
     uint8: str = Field("round", description="uint8 rule, or the paper whose rule it is: dit, sit, repa, ddt")
     sharing: str | None = Field(
@@ -221,7 +225,8 @@ def choose_request(loaded: Loaded, choices: Choices, n: int, real: ImageSource |
         count = choices.n or len(labels)
         turns = tuple(labels[i % len(labels)] for i in range(count))
         request = Request(n=count, labels=turns, mode="given", seed=choices.seed)
-    changes = {"chunk": choices.chunk, "decode": choices.decode, "quantiser": choices.uint8}
+    changes = {key: getattr(choices, key) for key in ("chunk", "decode", "exact", "rows")}
+    changes["quantiser"] = choices.uint8
     return request.with_({**changes, "size": latent_size(loaded, choices.size)})
 
 
@@ -253,15 +258,6 @@ def parse_classes(text: str, classes: int, names: Sequence[str] = ()) -> list[in
     if wrong := [label for label in labels if not 0 <= label < classes]:
         raise ValueError(f"class {wrong[0]} does not exist: the model knows 0 to {classes - 1}")
     return labels
-
-
-def describe_classes(loaded: Loaded, request: Request) -> str:
-    """Which number is which class, of those asked for: "0 circle, 1 square"; "" where names say no more."""
-    shown = [k for k in sorted(set(request.labels)) if k < len(loaded.classes)]
-    if all(loaded.classes[k] == str(k) for k in shown):
-        return ""
-    told = ", ".join(f"{k} {loaded.classes[k]}" for k in shown[:NAMED])
-    return told + (", ..." if len(shown) > NAMED else "")
 
 
 def latent_size(loaded: Loaded, text: str | None) -> tuple[int, int] | None:
@@ -301,89 +297,30 @@ def folder_for(what: Path, loaded: Loaded, sampling: SamplerSettings, request: R
     same command continues and another one does not collide.
     """
     first = f"{loaded.step:07d}" if loaded.step is not None else what.stem
-    asked = "".join(fingerprint(settings) for settings in (loaded.recipe.codec, sampling, request))
+    asked = "".join(fingerprint(settings) for settings in (loaded.recipe.codec, sampling, request.essence))
     digest = hashlib.sha256(asked.encode()).hexdigest()[:8]
     name = f"{first}-{loaded.weights}-{sampling.solver}-{sampling.steps}-n{request.n}-{digest}"
     return home_of(what) / "samples" / name
 
 
 def draw(
-    loaded: Loaded, sampling: SamplerSettings, request: Request, folder: Path, progress: Progress | None = None
-) -> tuple[Generated, Path]:
+    loaded: Loaded, sampling: SamplerSettings, request: Request, folder: Path, progress: Progress | None = None,
+    ranks: Ranks = ALONE,
+) -> tuple[Generated, Path]:  # fmt: skip
     """Make what is missing of the images in `folder`; (images, contact sheet FOLDER-grid.png beside the folder).
 
-    The sheet is not inside, so that tools that score a folder of PNG files see images only.
+    The sheet is not inside, so that tools that score a folder of PNG files see images only. ranks: processes that share
+    the work; the first one makes the sheet.
     """
     prepare_folder(folder)
-    made = generate(loaded, sampling, request, folder=folder, device=loaded.device, progress=progress)
+    made = generate(
+        loaded, sampling, request, folder=folder, device=loaded.device, progress=progress, ranks=ranks
+    )  # fmt: skip
+    sheet = folder.with_name(f"{folder.name}-grid.png")
+    if not ranks.first:
+        return made, sheet
     shown = made.images[0 : min(SHEET, request.n)]
     classes = loaded.recipe.model.num_classes if request.mode == "balanced" else 0
     if not request.prompts:
         shown = enlarge(shown, viewing_factor(min(shown.shape[2:])))
-    sheet = contact_sheet(shown, request, classes, gap=2)
-    return made, save_png(sheet, folder.with_name(f"{folder.name}-grid.png"))
-
-
-def describe_sample(loaded: Loaded, made: Generated, sheet: Path) -> Iterator[tuple[str, object]]:
-    """(topic, text) lines about the images that `draw` made."""
-    request, folder = made.request, made.folder or Path()
-    found = "" if made.made == request.n else f" ({request.n - made.made} were there)"
-    yield "weights", describe_weights(loaded)
-    yield from (("note", doubt) for doubt in describe_doubts(loaded))
-    yield "sampler", f"{describe_sampler(made.sampler)}: {made.evaluations:g} network evaluations an image"
-    asked = f"{request.mode} labels"
-    if request.prompts:
-        asked = f"{len(set(request.prompts))} prompts" if len(set(request.prompts)) > 1 else f"{request.prompts[0]!r}"
-    yield "images", f"{request.n} in {folder}{found}, {asked}, seed {request.seed}"
-    if named := describe_classes(loaded, request):
-        yield "classes", named
-    yield "archive", folder / "samples.npz"
-    yield "sheet", sheet
-
-
-def describe_weights(loaded: Loaded) -> str:
-    """Which weights these are, for people: "averaged (EMA), step 800"."""
-    told = {"ema": "averaged (EMA)", "raw": "raw", "flat": "as in the file, which does not say (publishers ship EMA)"}
-    step = f", step {loaded.step:,}" if loaded.step is not None else ""
-    return f"{told.get(loaded.weights, loaded.weights)}{step}"
-
-
-def describe_doubts(loaded: Loaded) -> list[str]:
-    """What of a published file was left aside, and what the user may have got wrong about it, a line each."""
-    told = list(loaded.notes)
-    if loaded.source == "repa" and loaded.projectors is None:
-        told.append(
-            "no projectors in this file: it looks like a SiT file, whose time runs the other way (--source sit)"
-        )
-    text = loaded.__dict__.get("text")
-    if text is not None and loaded.encoder not in ("", text.id):
-        told.append(f"the prompts are read by {text.id}, the model was trained with {loaded.encoder}")
-    return told
-
-
-def describe_sampler(sampling: SamplerSettings) -> str:
-    """Solver, steps, options, shift, sharing and guidance in one line."""
-    options = "".join(f", {key} {value}" for key, value in sampling.options.items())
-    last = "" if sampling.last is None else f", last step {sampling.last:g}"
-    last += "" if sampling.shift == 1 else f", shift {sampling.shift:g}"
-    last += "" if (shared := sampling.sharing) is None else f", {describe_sharing(shared)}"
-    return f"{sampling.solver}, {sampling.steps} steps{options}{last}, {describe_guidance(sampling.guidance)}"
-
-
-def describe_guidance(g: AnyGuidance | None) -> str:
-    """Kind, scale and where it acts: "guidance 1.8 for 0 <= t <= 0.7"."""
-    if g is None:
-        return "no guidance"
-    if isinstance(g, SkipLayer):
-        blocks = ", ".join(map(str, g.blocks))
-        return f"guidance {g.scale:g} and {g.skip_scale:g} away from blocks {blocks} skipped"
-    to = "<=" if g.closed else "<"
-    where = f" for {g.low:g} {to} t {to} {g.high:g}" if (g.low, g.high) != (0, 1) else ""
-    first = f" on the first {g.channels} channels" if g.channels else ""
-    return f"guidance {g.scale:g}{first}{where}"
-
-
-def describe_sharing(sharing: Sharing) -> str:
-    """A schedule in words: "encoder at 5 of 25 evaluations (dp:5)"."""
-    kept = "" if sharing.keep else ", modulations not kept"
-    return f"encoder at {sharing.budget} of {sharing.evaluations} evaluations ({sharing.rule}{kept})"
+    return made, save_png(contact_sheet(shown, request, classes, gap=2), sheet)

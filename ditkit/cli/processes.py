@@ -1,0 +1,98 @@
+"""`--processes N`: a verb that starts itself N times on this machine, as torchrun would."""
+
+from __future__ import annotations
+
+import os
+import signal
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Sequence
+from pathlib import Path
+
+import typer
+
+from ditkit.cli.keys import Keyed
+
+OPTION = "--processes"
+GRACE = 20.0  # seconds that the others have to end after one has died
+LOOK = 0.1
+
+
+class Shared(Keyed):
+    """A verb whose work several processes can share; `--processes N` starts them."""
+
+    def parse_args(self, ctx, args):
+        count, rest = take_processes(args)
+        if count > 1 and "WORLD_SIZE" in os.environ:
+            raise ValueError(
+                f"{OPTION} {count} under torchrun: its --nproc_per_node says how many; leave one of them out"
+            )
+        if count > 1 and not ctx.resilient_parsing:
+            raise typer.Exit(start([ctx.info_name, *rest], count))
+        return super().parse_args(ctx, rest)
+
+
+def take_processes(words: Sequence[str]) -> tuple[int, list[str]]:
+    """(the number behind `--processes`, 1 where it is not given; the other words). ValueError, one line."""
+    rest, count = [], "1"
+    left = iter(words)
+    for word in left:
+        name, equals, value = word.partition("=")
+        if name == OPTION:
+            count = value if equals else next(left, "")
+        else:
+            rest.append(word)
+    if not count.isdecimal() or int(count) < 1:
+        raise ValueError(f"{OPTION} {count!r}: give the number of processes, such as {OPTION} 2")
+    return int(count), rest
+
+
+def start(words: Sequence[str], count: int) -> int:
+    """Run `ditkit WORDS` in `count` processes that share the work; returns their exit code.
+
+    One that dies ends the others. A process that was killed says nothing itself, so it is told here.
+    """
+    threads = os.environ.get("OMP_NUM_THREADS", str(max(1, (os.cpu_count() or 1) // count)))
+    with tempfile.TemporaryDirectory() as folder:
+        meeting = {"DITKIT_RENDEZVOUS": Path(folder, "meeting").as_uri(), "OMP_NUM_THREADS": threads}
+        shared = os.environ | meeting | {"WORLD_SIZE": str(count)}
+        running = [
+            subprocess.Popen(
+                [sys.executable, "-m", "ditkit", *words], env=shared | {"RANK": str(i), "LOCAL_RANK": str(i)}
+            )
+            for i in range(count)
+        ]
+        try:
+            return _watch(running)
+        except KeyboardInterrupt:  # the terminal told the others too
+            return _end(running, 130)
+        finally:
+            for process in running:
+                process.kill()
+
+
+def _watch(running: Sequence[subprocess.Popen]) -> int:
+    """Wait for all; the first that fails ends the others."""
+    while any(process.poll() is None for process in running):
+        failed = [(i, code) for i, p in enumerate(running) if (code := p.poll())]
+        if failed:
+            number, code = failed[0]
+            if code < 0:
+                name = signal.Signals(-code).name
+                typer.echo(f"ditkit: process {number} of 0 to {len(running) - 1} was killed ({name})", err=True)
+            return _end(running, code if code > 0 else 128 - code)
+        time.sleep(LOOK)
+    return max(128 - p.returncode if p.returncode < 0 else p.returncode for p in running)
+
+
+def _end(running: Sequence[subprocess.Popen], code: int) -> int:
+    """Ask those that still run to end, and wait for them a while."""
+    deadline = time.monotonic() + GRACE
+    for process in running:
+        if process.poll() is None:
+            process.terminate()
+    while any(process.poll() is None for process in running) and time.monotonic() < deadline:
+        time.sleep(LOOK)
+    return code
