@@ -169,10 +169,10 @@ def extract(extractor: Extractor, images: Images, batch: int = 128, progress: Pr
 
 
 def views(extractor: Extractor, images: Images, batch: int = 128, progress: Progress | None = None) -> Views:
-    """All that scores ask of uint8 images (N, C, H, W), in one pass: pooled (N, D), spatial (N, S), class (N, K).
+    """All that scores ask of uint8 images (N, C, H, W), in one pass, on the CPU.
 
-    Features float32, on the CPU. spatial and probabilities are None where the extractor has none. ValueError for no
-    images, or features that are not finite.
+    pooled (N, D) and spatial (N, S) float32, probabilities (N, K); the last two are None where the extractor has
+    none. ValueError for no images, or features that are not finite.
     """
     if not len(images):
         raise ValueError("views: there are no images")

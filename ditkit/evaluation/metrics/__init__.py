@@ -4,7 +4,7 @@ from ditkit.evaluation.metrics.agreement import agreement, agreement_by_class
 from ditkit.evaluation.metrics.by_class import by_class, kernel_by_class, precision_recall_by_class
 from ditkit.evaluation.metrics.cmmd import cmmd, cmmd_terms
 from ditkit.evaluation.metrics.frechet import FrechetTo, frechet_distance
-from ditkit.evaluation.metrics.inception_score import inception_score, inception_scores
+from ditkit.evaluation.metrics.inception_score import inception_score, inception_scores, inception_terms
 from ditkit.evaluation.metrics.kernel import kernel_distance, kernel_distances, mmd2
 from ditkit.evaluation.metrics.mind import mind
 from ditkit.evaluation.metrics.precision_recall import (
@@ -28,6 +28,7 @@ __all__ = [
     "frechet_distance",
     "inception_score",
     "inception_scores",
+    "inception_terms",
     "kernel_by_class",
     "kernel_distance",
     "kernel_distances",

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
+from typing import NamedTuple
 
 import numpy as np
 import torch
@@ -10,6 +11,13 @@ from torch import Tensor
 
 Array = np.ndarray | Tensor
 Progress = Callable[[int, int], object]  # called with (done, total)
+
+
+class Terms(NamedTuple):
+    """A score and how much each of its N samples moves it: first-order influences (N,), of mean 0 (von Mises 1947)."""
+
+    value: float
+    influence: Tensor
 
 
 def as_float(values: Array, name: str, dimensions: int = 2, dtype: torch.dtype | None = None) -> Tensor:

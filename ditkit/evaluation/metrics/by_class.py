@@ -34,8 +34,7 @@ def by_class(
     if y.shape != (len(a),) or z.shape != (len(b),):
         shapes = f"labels {tuple(y.shape)} and {tuple(z.shape)}"
         raise ValueError(f"by_class: {len(a)} real and {len(b)} fake samples with {shapes}")
-    count = torch.bincount(y, minlength=1), torch.bincount(z, minlength=1)
-    shared = [k for k in y.unique().tolist() if k < len(count[1]) and min(count[0][k], count[1][k]) >= least]
+    shared = [k for k in y.unique().tolist() if min(int((y == k).sum()), int((z == k).sum())) >= least]
     steps, found = Steps(progress, len(shared)), {}
     for k in shared:
         found[k] = score(a[y == k], b[z == k])

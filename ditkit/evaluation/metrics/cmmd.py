@@ -2,21 +2,12 @@
 
 from __future__ import annotations
 
-from typing import NamedTuple
-
 import torch
 from torch import Tensor
 
-from ditkit.evaluation.metrics.arrays import Array, Progress, Steps, count_pairs, pairs, two_sets
+from ditkit.evaluation.metrics.arrays import Array, Progress, Steps, Terms, count_pairs, pairs, two_sets
 
 SIGMA, SCALE = 10.0, 1000.0  # the paper's bandwidth, and its factor for readable numbers
-
-
-class Terms(NamedTuple):
-    """A score and how much each sample moves it: its first-order influence (M,), of mean 0 over the samples."""
-
-    value: float
-    influence: Tensor
 
 
 def _row_sums(a: Tensor, b: Tensor | None, sigma: float, rows: int, steps: Steps) -> Tensor:
