@@ -11,18 +11,11 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
+from ditkit.analysis.linear import predict_logistic, standardised
 from ditkit.protocols import BadImage, Extractor, Source
 
 Numbers = dict[str, float]
 THUMBNAIL = 16  # largest side of the pictures that stand for raw pixels
-
-
-def standardised(train: Tensor, test: Tensor) -> tuple[Tensor, Tensor]:
-    """Both (n, D), float64, shifted and scaled by the training part's mean and standard deviation per column."""
-    train, test = train.double(), test.double()
-    mean, std = train.mean(0), train.std(0, correction=0)
-    std = torch.where(std > 1e-6 * std.max().clamp(min=1e-12), std, torch.ones_like(std))  # constant columns stay
-    return (train - mean) / std, (test - mean) / std
 
 
 def knn_accuracy(train: Tensor, labels: Tensor, test: Tensor, test_labels: Tensor, k: int = 5) -> float:
@@ -40,27 +33,10 @@ def knn_accuracy(train: Tensor, labels: Tensor, test: Tensor, test_labels: Tenso
 def linear_probe(
     train: Tensor, labels: Tensor, test: Tensor, test_labels: Tensor, penalty: float = 1.0, iterations: int = 200
 ) -> float:
-    """Test accuracy of multinomial logistic regression on standardised features, fitted by L-BFGS in float64.
-
-    penalty: factor of half the squared weights beside the summed cross-entropy (scikit-learn's 1 / C).
-    """
-    train, test = standardised(train, test)
+    """Test accuracy of `predict_logistic`."""
     classes = int(max(labels.max(), test_labels.max())) + 1
-    weight = torch.zeros(classes, train.shape[1], dtype=train.dtype, requires_grad=True)
-    bias = torch.zeros(classes, dtype=train.dtype, requires_grad=True)
-    solver = torch.optim.LBFGS([weight, bias], max_iter=iterations, history_size=20, line_search_fn="strong_wolfe")
-
-    def loss() -> Tensor:
-        solver.zero_grad()
-        value = F.cross_entropy(F.linear(train, weight, bias), labels, reduction="sum")
-        value = (value + 0.5 * penalty * weight.square().sum()) / len(train)
-        value.backward()
-        return value
-
-    with torch.enable_grad():
-        solver.step(loss)
-    with torch.no_grad():
-        return (F.linear(test, weight, bias).argmax(1) == test_labels).double().mean().item()
+    predicted = predict_logistic(train, labels, test, classes, penalty, iterations)
+    return (predicted == test_labels).double().mean().item()
 
 
 def draw_rows(labels: Tensor, per_class: int | None, share: float, generator: torch.Generator) -> Tensor:

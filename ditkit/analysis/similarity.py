@@ -20,7 +20,7 @@ from __future__ import annotations
 import math
 from collections.abc import Iterator
 from dataclasses import dataclass
-from typing import Literal, NamedTuple
+from typing import Literal
 
 import numpy as np
 import torch
@@ -32,7 +32,8 @@ BLOCK = 4_000_000  # numbers of a kernel that exist at once
 EPSILON = 1e-6  # the reference's, in the denominator
 
 
-class Neighbours(NamedTuple):
+@dataclass(frozen=True)
+class Neighbours:
     """index (N, k) int64: the k rows with the largest inner products with each row, nearest first; value: those."""
 
     index: Tensor
