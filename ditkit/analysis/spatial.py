@@ -107,11 +107,10 @@ def region_score(alike: Tensor, regions: Tensor, pairs: Pairs) -> Tensor:
     same = (regions[:, pairs.i] == regions[:, pairs.j]).to(alike)
     inside, across = by_ring(same, pairs), by_ring(1 - same, pairs)
     weight = inside * across / (inside + across)
-    means = by_ring(alike * same, pairs) / inside.clamp(min=1) - by_ring(alike * (1 - same), pairs) / across.clamp(
-        min=1
-    )
+    within = by_ring(alike * same, pairs) / inside.clamp(min=1)
+    between = by_ring(alike * (1 - same), pairs) / across.clamp(min=1)
     total = weight.sum(1)
-    return torch.where(total > 0, (weight * means).sum(1) / total, torch.nan)
+    return torch.where(total > 0, (weight * (within - between)).sum(1) / total, torch.nan)
 
 
 def colour_regions(images: Tensor, grid: tuple[int, int]) -> Tensor:

@@ -8,10 +8,11 @@ Shares leave the zero frequency (each channel's mean) out.
 from __future__ import annotations
 
 from dataclasses import dataclass
-from math import sqrt
 
 import torch
 from torch import Tensor
+
+from ditkit.analysis.ratio import Ratio
 
 HALF = 0.5  # of Nyquist's frequency: power above it is high
 
@@ -53,22 +54,6 @@ def radial(powers: Tensor) -> Radial:
     sums = torch.zeros(3, rings, dtype=torch.float64)
     sums.index_add_(1, ring, torch.stack([powers.double().cpu().flatten(), radius.flatten(), torch.ones(ring.shape)]))
     return Radial(sums[1] / sums[2], sums[0] / sums[2], sums[2])
-
-
-@dataclass(frozen=True)
-class Ratio:
-    """sum a / sum b over samples (0 where b is), with its standard error by linearisation; None of a single sample."""
-
-    value: float
-    error: float | None
-
-    @classmethod
-    def of(cls, a: Tensor, b: Tensor) -> Ratio:
-        """a, b (B,)."""
-        total = float(b.sum())
-        value = float(a.sum()) / total if total else 0.0
-        error = float((a - value * b).std()) * sqrt(len(a)) / total if len(a) > 1 and total else None
-        return cls(value, error)
 
 
 def high_share(powers: Tensor) -> Ratio:

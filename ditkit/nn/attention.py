@@ -25,13 +25,17 @@ class Attention(nn.Module):
 
     def forward(self, x: Tensor, rotation: Rotation | None = None, mask: Tensor | None = None) -> Tensor:
         """x (B, N, D); mask (B, N) bool: the tokens that are attended, at least one a sample; None: all."""
-        q, k, v = self.qkv(x).unflatten(2, (3, self.heads, -1)).permute(2, 0, 3, 1, 4)  # each (B, H, N, h)
+        q, k, v = self.project(x, rotation)
+        keys = None if mask is None else mask[:, None, None]
+        return self.proj(scaled_dot_product_attention(q, k, v, attn_mask=keys).transpose(1, 2).flatten(2))
+
+    def project(self, x: Tensor, rotation: Rotation | None = None) -> tuple[Tensor, Tensor, Tensor]:
+        """x (B, N, D) -> queries, keys (normed, turned) and values, each (B, H, N, h)."""
+        q, k, v = self.qkv(x).unflatten(2, (3, self.heads, -1)).permute(2, 0, 3, 1, 4)
         q, k = self.q_norm(q), self.k_norm(k)
         if rotation is not None:
             q, k = rotate(q, rotation), rotate(k, rotation)
-        q, k = q.to(v.dtype), k.to(v.dtype)  # norms under autocast and rotations answer in float32
-        keys = None if mask is None else mask[:, None, None]
-        return self.proj(scaled_dot_product_attention(q, k, v, attn_mask=keys).transpose(1, 2).flatten(2))
+        return q.to(v.dtype), k.to(v.dtype), v  # norms under autocast and rotations answer in float32
 
 
 class CrossAttention(nn.Module):

@@ -5,7 +5,8 @@ import math
 import pytest
 import torch
 
-from ditkit.analysis.spectrum import Ratio, centroid, high_share, on_grid, power, radial, radii, white
+from ditkit.analysis.ratio import Ratio
+from ditkit.analysis.spectrum import centroid, high_share, on_grid, power, radial, radii, white
 
 SIZES = [(16, 16), (12, 20), (4, 4), (7, 5)]
 
