@@ -6,7 +6,7 @@ What limits fit which score, all from the samples that were scored, with the ref
 - Precision, agreement: `share_interval` over the fakes. Recall: `share_interval` over the real samples, with the fakes
   as they are; what other fakes would have reached is not in it (measure that over seeds).
 - Kernel distance: `subset_interval` of its subsets. CMMD, Inception Score: `terms_interval` of per-sample influences.
-- MIND: `jackknife_interval`. PSNR, SSIM: `mean_interval`. Anything that is smooth in its samples: `bootstrap_interval`.
+- MIND: `mind_interval`. PSNR, SSIM: `mean_interval`. Anything that is smooth in its samples: `bootstrap_interval`.
 - Trainings or sampling seeds: `seed_spread`.
 """
 
@@ -24,6 +24,7 @@ from torch import Tensor
 from ditkit.evaluation.features import Moments
 from ditkit.evaluation.metrics.arrays import Array, Progress, Steps, as_float, as_float64
 from ditkit.evaluation.metrics.frechet import FrechetTo
+from ditkit.evaluation.metrics.mind import mind_without_groups
 
 GROUPS = 20
 NORMAL = 1.959964  # 97.5 % point of the normal distribution
@@ -107,6 +108,17 @@ def frechet_interval(
         rest = total.without(Moments.of(x[order[group == g]]))
         values.append(distance(rest.mean, rest.covariance))
         steps.step()
+    return _around(value, student(GROUPS - 1) * _spread(values), 0.0, math.inf)
+
+
+def mind_interval(value: float, real: Array, fake: Array, progress: Progress | None = None) -> Interval | None:
+    """Limits of MIND by a delete-a-group jackknife on 256 directions, which counts the real set as a sample too.
+
+    None for fewer than 100 samples in the smaller set.
+    """
+    if min(len(real), len(fake)) < 5 * GROUPS:
+        return None
+    values = mind_without_groups(real, fake, GROUPS, progress=progress)
     return _around(value, student(GROUPS - 1) * _spread(values), 0.0, math.inf)
 
 
