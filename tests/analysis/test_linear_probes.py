@@ -23,7 +23,7 @@ def blobs(n: int, width: int, seed: int, spread: float = 1.0):
 PROBES = {
     "logistic": predict_logistic,
     "ridge": lambda *part: predict_ridge(*part)[0],
-    "paper": lambda *part: predict_paper(*part, settings=PaperProbe(batch=64)),
+    "paper": lambda *part: predict_paper(*part, settings=PaperProbe(batch=64, lr=5e-3)),
 }
 
 
