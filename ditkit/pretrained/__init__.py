@@ -3,7 +3,9 @@
 from ditkit.pretrained.augment import Augment, default_augment
 from ditkit.pretrained.caption import Captioner, load_captioner
 from ditkit.pretrained.codec import PixelCodec, sample_posterior
+from ditkit.pretrained.extractors import ClipEmbedding, load_extractor, load_inception
 from ditkit.pretrained.identity import weight_hash
+from ditkit.pretrained.inception import Inception
 from ditkit.pretrained.kl import KLCodec
 from ditkit.pretrained.load import TEACHERS, CodecSettings, TeacherSettings, load_codec, load_teacher
 from ditkit.pretrained.missing import PretrainedMissing
@@ -19,7 +21,9 @@ __all__ = [
     "Augment",
     "CachedText",
     "Captioner",
+    "ClipEmbedding",
     "CodecSettings",
+    "Inception",
     "KLCodec",
     "LastCLIP",
     "PixelCodec",
@@ -37,6 +41,8 @@ __all__ = [
     "default_augment",
     "load_captioner",
     "load_codec",
+    "load_extractor",
+    "load_inception",
     "load_teacher",
     "load_text",
     "sample_posterior",

@@ -12,7 +12,9 @@ WAYS = {
     "(a teacher: `ditkit teacher`, `--teacher RUN|none`)",
     "teacher": "train one on your own images with `ditkit teacher`, pass `--teacher RUN|none` "
     "(and for a VAE `--codec pixels`)",
-    "extractor": "train one on your own images with `ditkit teacher` and pass `--extractor FOLDER`, or leave it out",
+    "extractor": "name a file, folder, hub id or URL#sha256=HEX with `--extractor inception:SOURCE` (CLIP: a folder or "
+    "hub id with `clip:SOURCE`), train one on your own images with `ditkit teacher` and pass `--extractor FOLDER`, or "
+    "leave it out",
     "captioner": "name the folder or hub id of an image-to-text model with `--model`, such as "
     "Salesforce/blip-image-captioning-base, or write captions into NAME.synthetic.txt beside NAME.jpg",
     "detector": "name its folder, or score scenes, whose detector needs no weights",
