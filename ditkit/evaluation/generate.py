@@ -246,6 +246,11 @@ class Whole:
             self.looked = time.monotonic()
             self.report(min(self.place.count() - self.before, self.total), self.total)
 
+    def finish(self) -> None:
+        """All is there."""
+        if self.report is not None:
+            self.report(self.total, self.total)
+
 
 def fill(
     folder: SampleFolder,
@@ -343,6 +348,8 @@ def fill_together(
     try:
         fill(place, source, sampler, request, chunks=ranks.share(todo), device=device, progress=told)
         ranks.wait(whole)
+        if ranks.world > 1:
+            whole.finish()
         if ranks.first and (before < request.n or not place.archive.exists()):
             place.collect(torch.tensor(request.labels) if request.labels else None)
         ranks.wait()
