@@ -28,6 +28,8 @@ class Bars:
             return
         if stage not in self.tasks:
             self.tasks[stage] = self.progress.add_task(stage, total=total, note=note)
+        elif done == 0:  # a stage that begins again
+            self.progress.reset(self.tasks[stage])  # type: ignore[arg-type]
         self.progress.update(self.tasks[stage], completed=done, total=total, note=note)  # type: ignore[arg-type]
 
     def say(self, text: str) -> None:
@@ -36,6 +38,8 @@ class Bars:
 
     def _line(self, stage: str, done: int, total: int, note: str) -> None:
         now = time.monotonic()
+        if done == 0:  # a stage that begins again
+            self.started[stage] = now
         start = self.started.setdefault(stage, now)
         if done < total and now - self.said.get(stage, start if done else 0.0) < PLAIN_EVERY:
             return

@@ -63,6 +63,7 @@ def train(
 
     Text models need captions (NAME.txt beside NAME.jpg, a table or parquet column, or data.caption="a photo of a
     {class}"); --text ENCODER (toy, clip, sd3, clip:SOURCE, sd3:SOURCE or a pipeline's folder) names what reads them.
+    evaluation.every=5000 evaluation.n=2000 scores the averaged weights while they train, as `ditkit evaluate` does.
     Preference tuning needs pairs (--data pairs.jsonl data.pairs=both, lines of winner, loser and caption).
 
     Example: ditkit train repa.sit_s_2 --data ./my_images --codec pixels --teacher runs/teacher
@@ -78,7 +79,7 @@ def train(
     where = pick_device(device)
     with bars() as bar:
         on_step = losses(bar, chosen.training.steps, chosen.training.log_every)
-        state = train_run(chosen, folder, where, keep=set_keys(keys), on_step=on_step, say=bar.say)
+        state = train_run(chosen, folder, where, keep=set_keys(keys), on_step=on_step, say=bar.say, bar=bar)
     typer.echo(f"step {state.step}: {folder}")
     typer.echo(f"samples: {folder / 'samples' / f'{state.step:07d}.png'}   report: {folder / 'report.html'}")
     words = '--prompt "..."' if chosen.text is not None else "--n 64"

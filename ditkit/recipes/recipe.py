@@ -12,6 +12,7 @@ from ditkit.data import DataSettings
 from ditkit.diffusion import AnyObjective, SamplerSettings
 from ditkit.models import AnyModel, reads_text
 from ditkit.pretrained import CodecSettings, TeacherSettings, TextSettings
+from ditkit.recipes.online_settings import EvaluationSettings, complete
 from ditkit.training import AdapterSettings, TrainSettings
 
 
@@ -70,9 +71,15 @@ class Recipe(Settings):
     adapter: AdapterSettings | None = Field(None, description="LoRA: it alone is trained; needs start")
     training: TrainSettings
     sampling: SamplerSettings = Field(description="how to sample by default")
+    evaluation: EvaluationSettings | None = Field(None, description="scores while it trains; none: not then")
     unpublished: tuple[str, ...] = Field((), description="dotted keys whose values are ours: the paper gave none")
     notes: tuple[str, ...] = Field((), description="where this differs from the published run, and why")
     published: tuple[Published, ...] = Field((), description="what the paper measured on these weights")
+
+    @model_validator(mode="before")
+    @classmethod
+    def _complete(cls, given: Any) -> Any:
+        return complete(given)
 
     @model_validator(mode="after")
     def _consistent(self) -> Recipe:

@@ -18,6 +18,7 @@ from ditkit.recipes.adapters import check_start, check_targets, tune
 from ditkit.recipes.build import Parts, build_job, prepare
 from ditkit.recipes.environment import ENVIRONMENT, data_facts, environment
 from ditkit.recipes.load import load
+from ditkit.recipes.online import Bar, hidden, open_online
 from ditkit.recipes.place import check_writable
 from ditkit.recipes.prompts import prompt_request, remembered
 from ditkit.recipes.recipe import Recipe
@@ -33,7 +34,9 @@ from ditkit.training.start import Resume
 from ditkit.training.state import State
 
 RECIPE = "recipe.json"
-MAY_CHANGE = {"name", "title", "source", "data", "training", "sampling", "unpublished", "notes", "published"}
+MAY_CHANGE = {
+    "name", "title", "source", "data", "training", "sampling", "evaluation", "unpublished", "notes", "published"
+}  # fmt: skip
 FIXED = {
     "training.batch",
     "training.seed",
@@ -46,21 +49,23 @@ PREVIEW = 64  # images of the sheet that ends a run
 
 def train(
     recipe: Recipe, folder: Path, device: torch.device, *, keep: Collection[str] = (), resume: Resume = "auto",
-    on_step: Callable[[int, Row], None] | None = None, say: Callable[[str], None] | None = None,
+    on_step: Callable[[int, Row], None] | None = None, say: Callable[[str], None] | None = None, bar: Bar | None = None,
 ) -> State:  # fmt: skip
     """Train `recipe` in `folder` (made if needed; a run that is there is continued) and return the final state.
 
     keep: dotted keys that the user has set and the data may not change. Writes recipe.json and environment.json before
     the first step, samples/<step>.png and report.html after the last. say gets every line of log.txt: what the data
     said of themselves, what they changed in the recipe, what to doubt, what weights it begins from, images that cannot
-    be used. Nothing is written before data, codec, teachers and weights to begin from are there; a run that has all its
-    steps keeps its recipe. Raises what `prepare`, `open_start` and `fit` raise, one line each.
+    be used; bar(stage, done, total) how far the scores are that `evaluation` asks for. Nothing is written before data,
+    codec, teachers, extractors and weights to begin from are there; a run that has all its steps keeps its recipe.
+    Raises what `prepare`, `open_start`, `open_online` and `fit` raise, one line each.
     """
     check_folder(folder)
     check_start(recipe, folder)
     parts = prepare(recipe, device, keep)
     check_targets(parts.recipe)
     begun = open_start(parts.recipe, folder)
+    online = open_online(parts, folder)
     prepare_folder(folder)
     check_same(parts.recipe, folder, parts.source.fingerprint)
     if nothing_left(parts.recipe, folder, resume):
@@ -74,12 +79,15 @@ def train(
         *getattr(parts.text, "notes", ()),
         *explain(recipe, parts.recipe, keep),
         *concerns(parts.recipe),
+        *(online.notes if online else ()),
     ):
         log.say(line)
     with listening(log.say):
         job = build_job(parts, folder)
         for line in (*begin(job, parts.recipe, begun), *tune(job, parts.recipe)):
             log.say(line)
+        if online is not None:
+            online.attach(job, bar or hidden, log.say)
         del begun  # a second copy of the weights
         state = fit(job, resume=resume, on_step=on_step, on_message=say)
     write_run_report(kept, folder, preview(folder, parts, state.step))

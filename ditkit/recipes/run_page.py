@@ -12,6 +12,7 @@ from ditkit.evaluation import Panel, Report, Section, read_rows, series_of, writ
 from ditkit.evaluation.images import read_png
 from ditkit.evaluation.sections import curves, facts, json_block, sheets
 from ditkit.recipes.analyses.store import FOLDER, sections_of
+from ditkit.recipes.online_page import score_curves
 from ditkit.recipes.recipe import Recipe
 from ditkit.recipes.registry import from_file
 
@@ -38,6 +39,7 @@ def write_run_report(recipe: Recipe, folder: Path, sheet: Path) -> Path:
     sections = [
         sheets("Samples", {title: read_png(sheet)[0][None]}, columns=1, note=note),
         training_curves({title: rows}),
+        *score_curves(folder, rows),
         costs(recipe, last),
         *sections_of(folder / FOLDER),
         json_block("Recipe", recipe.model_dump(mode="json"), "Show the resolved recipe"),

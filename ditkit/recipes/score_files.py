@@ -22,6 +22,7 @@ class SpaceScores(Settings):
     extractor: str
     floor: dict[str, float]
     scores: tuple[Score, ...]
+    classes: dict[str, dict[str, float]] = Field({}, description="metric -> class -> its value, where labels exist")
 
 
 class Scores(Settings):
@@ -29,6 +30,7 @@ class Scores(Settings):
 
     what: str = Field(description="what was scored")
     weights: str | None = Field(None, description="averaged or raw, and their step, where a model was scored")
+    asked: str = Field("", description="fingerprint of weights and request, where a run scored itself")
     data: str = Field(description="the real images")
     unusable: int = Field(0, ge=0, description="real images that could not be read and are left out")
     unusable_paths: tuple[str, ...] = Field((), description="the first of them")

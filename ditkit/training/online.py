@@ -57,7 +57,6 @@ class Evaluations:
         if values:
             self.log.row({"step": step, **{f"{PREFIX}{name}": value for name, value in values.items()}})
 
-    @torch.no_grad()
     def _undisturbed(self) -> dict[str, float]:
         """The scores as a process that does not train computes them; torch's random state is as before after it."""
         job, step, device = self.state.job, self.state.step, torch.device(self.state.job.device)

@@ -30,7 +30,7 @@ class Judge:
                 os.kill(os.getpid(), failure)
             else:
                 raise failure
-        assert not model.training and not torch.is_grad_enabled()
+        assert not model.training and torch.is_grad_enabled(), "what judges may have to be trained"
         return {"pixels_frechet": next(model.parameters()).sum().item()}
 
 
