@@ -66,7 +66,7 @@ class NamedProtocol:
                 wrong.append(f"rules.{key} must be {value!r}, not {found!r}")
         return wrong
 
-    def unmet_by_images(self, n: int, size: tuple[int, int]) -> list[str]:
+    def unmet_by_images(self, n: int, size: tuple[int, ...]) -> list[str]:
         """What of n images of size (H, W) this name does not allow, a phrase each: known before anything is scored."""
         wrong = [f"n must be {self.n}, not {n}"] if self.n not in (None, n) else []
         if self.size not in (None, size):

@@ -57,15 +57,28 @@ class Reference:
         """Identifies the real images, whatever device and thread count looked at them; else (images "") the moments."""
         return self.images or self.moments.fingerprint
 
+    @property
+    def real_moments(self) -> Moments:
+        """The moments of the real images; where a file tells no count, as if of two, which the covariance is not."""
+        return _as_moments(self.moments)
+
+    @property
+    def real_spatial(self) -> Moments:
+        """The same of the spatial moments. ValueError where the reference has none."""
+        return _as_moments(self._spatial())
+
+    def _spatial(self) -> Moments | Statistics:
+        if self.spatial is None:
+            raise ValueError(f"reference {self.fingerprint} has no spatial moments (mu_s, sigma_s): no sFID against it")
+        return self.spatial
+
     def frechet(self, fake: Moments) -> float:
         """Frechet distance of generated moments to the real ones; warns (FewSamples) where N does not exceed D."""
         return _distance(fake, self.moments)
 
     def spatial_frechet(self, fake: Moments) -> float:
         """The same of spatial moments (sFID, Nash et al. 2021). ValueError where the reference has none."""
-        if self.spatial is None:
-            raise ValueError(f"reference {self.fingerprint} has no spatial moments (mu_s, sigma_s): no sFID against it")
-        return _distance(fake, self.spatial)
+        return _distance(fake, self._spatial())
 
     def halves(self, seed: int = 0) -> tuple[Tensor, Tensor]:
         """A fixed random cut of the real features into two halves."""
@@ -145,6 +158,10 @@ def make_reference(extractor: Extractor, images: Images, progress: Progress | No
     seen = views(extractor, images, progress=progress)
     spatial = None if seen.spatial is None else Moments.of(seen.spatial)
     return Reference(extractor.id, seen.pooled, Moments.of(seen.pooled), images_fingerprint(images), spatial)
+
+
+def _as_moments(real: Moments | Statistics) -> Moments:
+    return real if isinstance(real, Moments) else Moments(2, real.mean, real.covariance)
 
 
 def _distance(fake: Moments, real: Moments | Statistics) -> float:

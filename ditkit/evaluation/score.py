@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from typing import Literal, Protocol, runtime_checkable
@@ -12,16 +12,23 @@ from torch import Tensor
 from ditkit.evaluation.features import Images, Moments, Progress, views
 from ditkit.evaluation.metrics.agreement import agreement, agreement_by_class
 from ditkit.evaluation.metrics.by_class import kernel_by_class
-from ditkit.evaluation.metrics.cmmd import cmmd
-from ditkit.evaluation.metrics.inception_score import inception_score
-from ditkit.evaluation.metrics.kernel import kernel_distance
+from ditkit.evaluation.metrics.cmmd import cmmd_terms
+from ditkit.evaluation.metrics.inception_score import inception_terms
+from ditkit.evaluation.metrics.kernel import kernel_distance, kernel_distances
 from ditkit.evaluation.metrics.mind import mind
 from ditkit.evaluation.metrics.precision_recall import PrecisionRecall, precision_recall
 from ditkit.evaluation.named import ADM_SUITE, INCEPTION, of_family
 from ditkit.evaluation.protocols import Protocol as ScoreProtocol
 from ditkit.evaluation.protocols import Rules, Score
 from ditkit.evaluation.reference import Reference
-from ditkit.evaluation.uncertainty import Interval, jackknife_interval, share_interval
+from ditkit.evaluation.uncertainty import (
+    Interval,
+    frechet_interval,
+    jackknife_interval,
+    share_interval,
+    subset_interval,
+    terms_interval,
+)
 from ditkit.protocols import Extractor, Features, Views
 
 FEATURE_METRICS = ("frechet", "kernel", "mind", "precision", "recall")  # of any extractor
@@ -31,7 +38,8 @@ FAMILIES = {  # of these extractors other ones
     "clip-embedding": ("cmmd", "frechet"),
 }
 NEEDS_FEATURES = ("kernel", "mind", "cmmd", "precision", "recall")
-LARGEST = {"features": 512, "samples": 5000}  # beyond these an interval takes minutes, and is left out
+PAIRED = ("psnr", "ssim")  # of images and their reconstructions; not computed here
+FEWER = 100  # directions of MIND in its jackknife: its spread needs no more
 
 BETTER: dict[str, Literal["lower", "higher"]] = {
     "frechet": "lower",
@@ -47,6 +55,7 @@ BETTER: dict[str, Literal["lower", "higher"]] = {
     "ssim": "higher",
 }
 
+Bar = Callable[..., object]  # bar(stage, done, total)
 Value = tuple[float, Interval | None]
 
 
@@ -83,11 +92,15 @@ class Scorer:
     extractor: Extractor
     reference: Reference
     rules: Rules
-    progress: Progress | None = None
+    bar: Bar | None = None
+
+    def _told(self, stage: str) -> Progress | None:
+        bar = self.bar
+        return None if bar is None else lambda done, total: bar(stage, done, total)
 
     @cached_property
     def seen(self) -> Views:
-        return views(self.extractor, self.images, progress=self.progress)
+        return views(self.extractor, self.images, progress=self._told("samples seen"))
 
     @property
     def features(self) -> Tensor:
@@ -101,8 +114,10 @@ class Scorer:
 
     @cached_property
     def covered(self) -> PrecisionRecall:
-        rules = self.rules
-        return precision_recall(self.reference.features, self.features, rules.neighbours, rule=rules.distances)
+        rules, told = self.rules, self._told("neighbours")
+        return precision_recall(
+            self.reference.features, self.features, rules.neighbours, rule=rules.distances, progress=told
+        )
 
     def missing(self, metric: str) -> str:
         """Why the reference cannot serve this metric; "" where it can."""
@@ -112,56 +127,47 @@ class Scorer:
             return "the reference holds no spatial moments (mu_s, sigma_s)"
         return ""
 
-    def _interval(self, value: float, statistic, low: float, high: float) -> Value:
-        n, cheap = len(self.images), self.features.shape[1] <= LARGEST["features"]
-        if n > LARGEST["samples"] or not cheap:
-            return value, None
-        return value, jackknife_interval(value, statistic, n, low, high)
-
     def frechet(self) -> Value:
-        def statistic(rows: Tensor) -> float:
-            return self.reference.frechet(Moments.of(self.features[rows]))
-
-        return self._interval(self.reference.frechet(Moments.of(self.features)), statistic, 0.0, float("inf"))
+        value, told = self.reference.frechet(Moments.of(self.features)), self._told("limits of frechet")
+        return value, frechet_interval(value, self.features, self.reference.real_moments, progress=told)
 
     def spatial_frechet(self) -> Value:
-        if self.seen.spatial is None:
+        spatial, told = self.seen.spatial, self._told("limits of spatial_frechet")
+        if spatial is None:
             raise ValueError(f"extractor {self.extractor.id} has no spatial features: no sFID from it")
-        return self.reference.spatial_frechet(Moments.of(self.seen.spatial)), None
+        value = self.reference.spatial_frechet(Moments.of(spatial))
+        return value, frechet_interval(value, spatial, self.reference.real_spatial, progress=told)
 
     def kernel(self) -> Value:
-        size = self.rules.subset_size
-
-        def statistic(rows: Tensor) -> float:
-            return kernel_distance(self.reference.features, self.features[rows], 10, size)
-
-        value = kernel_distance(self.reference.features, self.features, self.rules.subsets, size)
-        return self._interval(value, statistic, -float("inf"), float("inf"))
+        real, size = self.reference.features, self.rules.subset_size
+        values = kernel_distances(real, self.features, self.rules.subsets, size, progress=self._told("kernel"))
+        value, n = values.mean().item(), min(len(real), len(self.features))
+        if len(values) > 1:
+            return value, subset_interval(values, size, n)
+        return value, jackknife_interval(
+            value, lambda rows: kernel_distance(real, self.features[rows]), len(self.features)
+        )
 
     def mind(self) -> Value:
-        def statistic(rows: Tensor) -> float:
-            return mind(self.reference.features, self.features[rows], projections=100)
-
-        return self._interval(mind(self.reference.features, self.features), statistic, 0.0, float("inf"))
+        real, told = self.reference.features, self._told("mind")
+        value = mind(real, self.features, progress=told)
+        return value, jackknife_interval(
+            value, lambda rows: mind(real, self.features[rows], FEWER), len(self.features), 0.0, progress=told
+        )
 
     def cmmd(self) -> Value:
-        return cmmd(self.reference.features, self.features), None
+        found = cmmd_terms(self.reference.features, self.features, progress=self._told("cmmd"))
+        return found.value, terms_interval(found.value, found.influence, 0.0)
 
     def precision(self) -> Value:
-        return self.covered.precision, share_interval(self.covered.precision, len(self.images))
+        return self.covered.precision, share_interval(self.covered.precision, len(self.features))
 
     def recall(self) -> Value:
-        def statistic(rows: Tensor) -> float:
-            return precision_recall(self.reference.features, self.features[rows], self.rules.neighbours).recall
-
-        return self._interval(self.covered.recall, statistic, 0.0, 1.0)
+        return self.covered.recall, share_interval(self.covered.recall, len(self.reference.features))
 
     def inception_score(self) -> Value:
-        def statistic(rows: Tensor) -> float:
-            return inception_score(self.probabilities[rows], split_size=self.rules.split)
-
-        value = inception_score(self.probabilities, split_size=self.rules.split)
-        return self._interval(value, statistic, 1.0, float(self.probabilities.shape[1]))
+        found = inception_terms(self.probabilities, None, self.rules.split)
+        return found.value, terms_interval(found.value, found.influence, 1.0, float(self.probabilities.shape[1]))
 
     def agreement(self) -> Value:
         if self.labels is None:
@@ -198,7 +204,8 @@ def score_images(
     the protocol names another extractor, reference or N than what is scored here: a stored number must not lie about
     its making. The metrics follow the protocol's rules.
     """
-    scorer = Scorer(images, labels, extractor, reference, protocol.rules, progress)
+    bar = None if progress is None else lambda stage, done, total: progress(done, total)
+    scorer = Scorer(images, labels, extractor, reference, protocol.rules, bar)
     if metrics is None:
         metrics = [m for m in metrics_of(extractor, labels is not None) if not scorer.missing(m)]
     return score_with(scorer, protocol, metrics)

@@ -24,12 +24,16 @@ from ditkit.evaluation import (
     open_generated,
     open_images,
     read_images,
-    score_images,
 )
-from ditkit.evaluation.features import Images
+from ditkit.evaluation.features import Images, Progress
 from ditkit.evaluation.folder import REQUEST
+from ditkit.evaluation.named import NAMED, find_protocol, of_family
 from ditkit.evaluation.pixels import Pixels
-from ditkit.pretrained import PretrainedMissing, load_teacher
+from ditkit.evaluation.protocols import Rules
+from ditkit.evaluation.reference_files import ReferenceFile, open_reference
+from ditkit.evaluation.score import PAIRED, Scorer, metrics_of, score_with, sorted_by_class
+from ditkit.pretrained import PretrainedMissing
+from ditkit.pretrained.extractors import load_extractor
 from ditkit.protocols import Extractor
 from ditkit.recipes.load import Loaded
 from ditkit.recipes.recipe import Recipe
@@ -43,12 +47,13 @@ Bar = Callable[..., None]  # bar(stage, done, total)
 
 
 class Judging(Settings):
-    """What samples are held against: real images, and the classifier that is trained on them."""
+    """What samples are held against: real images and the classifier that is trained on them, or a reference file."""
 
     data: DataSettings = Field(DataSettings(), description="the real images; read at the samples' size and channels")
+    reference: str = Field("", description="an .npz of images and statistics, instead of data")
     real: int = Field(10_000, ge=2, description="real images at most, spread evenly over the data")
     classifier: ClassifierSettings = Field(ClassifierSettings(), description="trained on the real images")
-    protocol: str = Field("custom", description="name stored with the scores")
+    protocol: str = Field("custom", description=f"name stored with the scores: {', '.join(NAMED)}, or your own word")
 
 
 @dataclass
@@ -61,10 +66,13 @@ class Samples:
     made: Generated | None = None
 
     def protocol(self, reference: Reference, name: str) -> Protocol:
-        """The protocol of their scores against `reference`."""
-        if self.made is not None:
-            return self.made.protocol(reference, name=name)
-        return given_protocol(len(self.images), reference, name)
+        """The protocol of their scores against `reference`; a known name also sets how the metrics compute.
+
+        ValueError, naming each, for facts that the name does not allow.
+        """
+        plain = given_protocol(len(self.images), reference) if self.made is None else self.made.protocol(reference)
+        rules = Rules(**NAMED[name].rules) if name in NAMED else Rules()
+        return plain.with_({"name": name, "rules": rules})
 
 
 def is_images(what: Path) -> bool:
@@ -87,14 +95,25 @@ def of_generated(made: Generated) -> Samples:
 
 
 def choose_judging(overrides: Sequence[str], data: str | None, recipe: Recipe | None = None) -> Judging:
-    """Real images and classifier: the recipe's own data unless `data` names others, then overrides. One-line errors."""
+    """Real images and classifier: the recipe's own data unless `data` names others, then overrides. One-line errors.
+
+    A reference file among the overrides takes the place of the data.
+    """
+    if data is None and any(o.startswith("reference=") for o in overrides):
+        return override(Judging(), overrides)
     if recipe is not None and data in (None, recipe.data.source):
         settings = recipe.data.single()
     elif data is not None:
         settings = DataSettings(source=data)
     else:
-        raise ValueError("which real images? give --data digits, a folder of images or a .parquet file")
+        raise ValueError(
+            "which real images? give --data digits, a folder of images or a .parquet file, or --reference FILE.npz"
+        )
     judging = override(Judging(data=settings), overrides)
+    if judging.reference:
+        raise ValueError(f"--data {settings.source} and --reference {judging.reference}: give one of them")
+    if (named := find_protocol(judging.protocol)) and named.reference_n and "real" not in judging.model_fields_set:
+        judging = judging.with_({"real": named.reference_n})
     open_source(judging.data)  # what cannot be read is refused before anything is sampled
     return judging
 
@@ -130,7 +149,7 @@ def check_belongs(loaded: Loaded, judging: Judging) -> list[str]:
 def load_extractors(names: Sequence[str], device: torch.device) -> dict[str, Extractor]:
     """The feature spaces that a user names, by name. PretrainedMissing, one line."""
     try:
-        return {name: load_teacher(name, device) for name in names}
+        return {name: load_extractor(name, device) for name in names}
     except PretrainedMissing as error:
         raise PretrainedMissing(error.what.replace("teacher", "extractor", 1), error.reason) from None
 
@@ -142,6 +161,11 @@ def open_real(judging: Judging, images: Images) -> ImageSource:
     return open_source(judging.data.model_copy(update=update))
 
 
+def open_real_side(judging: Judging, images: Images) -> ImageSource | ReferenceFile:
+    """The reference file if one is named, else `open_real`. BadReference or DataError, one line."""
+    return open_reference(judging.reference) if judging.reference else open_real(judging, images)
+
+
 def open_captions(loaded: Loaded, judging: Judging) -> ImageSource | None:
     """The real images with the captions that a text model is asked to draw; None for a class model."""
     if loaded.recipe.text is None:
@@ -149,38 +173,129 @@ def open_captions(loaded: Loaded, judging: Judging) -> ImageSource | None:
     return open_source(judging.data.model_copy(update={"buckets": None}), captioned=True)
 
 
+def check_protocol(judging: Judging, n: int, size: tuple[int, ...], real: ImageSource | ReferenceFile) -> None:
+    """ValueError, one line, where the named protocol does not allow n images of size (H, W) or this real side."""
+    if (named := find_protocol(judging.protocol)) is None:
+        return
+    wrong = named.unmet_by_images(n, size)
+    if isinstance(real, ReferenceFile):
+        if named.against == "file":
+            real.check(named)
+        elif named.against == "images":
+            wrong.append(f"its reference is {named.reference}: give the folder by --data")
+    elif named.against == "file":
+        wrong.append(f"its reference is a file: give --reference {named.reference} ({named.origin})")
+    elif named.reference_n and min(len(real), judging.real) != named.reference_n:
+        wrong.append(f"it has {named.reference_n:,} real images, here are {min(len(real), judging.real):,}")
+    if wrong:
+        raise ValueError(f"protocol {named.name}: {'; '.join(wrong)}")
+
+
 def judge(
-    samples: Samples, source: ImageSource, judging: Judging, extractors: dict[str, Extractor], device: torch.device, *,
-    what: str, weights: str | None, bar: Bar, say: Say,
+    samples: Samples, source: ImageSource | ReferenceFile, judging: Judging, extractors: dict[str, Extractor],
+    device: torch.device, *, what: str, weights: str | None, bar: Bar, say: Say,
 ) -> Scores:  # fmt: skip
-    """Score the samples in pixels, in a classifier's features (labelled data), and in each extractor's features."""
-    bad: list[str] = []
-    real, real_labels = read_images(source, judging.real, lambda image: bad.append(image.path))
-    found: dict[str, Extractor] = {"pixels": Pixels(source.channels, source.size), **extractors}
-    labels, accuracy = samples.labels, None
-    if len(source.classes) > 1:
-        found["classifier"], accuracy = classify(real, real_labels, source, judging.classifier, device, bar)
-        if labels is not None and int(labels.max()) >= len(source.classes):
-            say(f"the samples' classes go up to {int(labels.max())}, the data have {len(source.classes)}: no agreement")
-            labels = None
+    """Score the samples in each extractor's features; against images also in pixels and, where these have labels, in a
+    classifier's features.
+
+    A named protocol is judged in the features of its own extractor; only the named extractors are looked at then.
+    """
+    check_protocol(judging, len(samples.images), tuple(samples.images[0:1].shape[2:]), source)
+    if isinstance(source, ReferenceFile):
+        real = Real(source.path.name, source.seen_by)
+        spaces = extractors
     else:
+        real, spaces = look_at_images(source, judging, extractors, device, bar)
+    found = score_spaces(samples, real, judging, spaces, bar, say)
+    if not found:
+        raise ValueError("nothing to score by: name a network with --extractor, such as inception or dinov2-vit-b")
+    return Scores(
+        what=what, weights=weights, data=real.name, unusable=len(real.unusable),
+        unusable_paths=tuple(real.unusable[:LISTED]), classifier_accuracy=real.accuracy, spaces=found,
+    )  # fmt: skip
+
+
+@dataclass
+class Real:
+    """The real side: how an extractor sees it, and what is known of its classes."""
+
+    name: str
+    seen_by: Callable[[Extractor, Progress | None], Reference]
+    labels: Tensor | None = None  # of the images behind every reference's features
+    classes: Sequence[str] = ()
+    accuracy: float | None = None
+    unusable: Sequence[str] = ()
+
+
+def look_at_images(
+    source: ImageSource, judging: Judging, extractors: dict[str, Extractor], device: torch.device, bar: Bar
+) -> tuple[Real, dict[str, Extractor]]:
+    """The real images in memory, and the spaces to judge in: pixels, the extractors, a classifier."""
+    bad: list[str] = []
+    images, labels = read_images(source, judging.real, lambda image: bad.append(image.path))
+
+    def seen_by(extractor: Extractor, progress: Progress | None) -> Reference:
+        return make_reference(extractor, images, progress)
+
+    real = Real(judging.data.source, seen_by, unusable=bad)
+    named = find_protocol(judging.protocol)
+    if named is not None and named.extractor:
+        return real, extractors
+    spaces: dict[str, Extractor] = {"pixels": Pixels(source.channels, source.size), **extractors}
+    if len(source.classes) > 1:
+        real.labels, real.classes = labels, source.classes
+        spaces["classifier"], real.accuracy = classify(images, labels, source, judging.classifier, device, bar)
+    return real, spaces
+
+
+def score_spaces(
+    samples: Samples, real: Real, judging: Judging, spaces: dict[str, Extractor], bar: Bar, say: Say
+) -> dict[str, SpaceScores]:
+    """The scores of every space. say gets what to doubt of them, a line each."""
+    labels = samples.labels
+    if labels is not None and real.classes and int(labels.max()) >= len(real.classes):
+        say(f"the samples' classes go up to {int(labels.max())}, the data have {len(real.classes)}: no agreement")
+        labels = None
+    elif not real.classes and "pixels" in spaces:
         say("the data have no classes: no classifier, no class agreement")
-    spaces = {}
-    for done, (name, extractor) in enumerate(found.items()):
-        bar("scores", done, len(found))
+    found = {}
+    for done, (name, extractor) in enumerate(spaces.items()):
+        bar("scores", done, len(spaces))
         with warnings.catch_warnings(record=True) as caught:
             warnings.simplefilter("always", FewSamples)
-            reference = make_reference(extractor, real)
-            protocol = samples.protocol(reference, judging.protocol)
-            scores = score_images(samples.images, labels, extractor, reference, protocol)
-            spaces[name] = SpaceScores(extractor=extractor.id, floor=reference.floor(), scores=tuple(scores))
+            found[name] = score_space(samples, labels, real, judging, extractor, bar, say)
         if any(issubclass(w.category, FewSamples) for w in caught):
-            few = (
-                f"{extractor.width} features, {len(samples.images)} samples, {len(real)} real images (halved for floor)"
-            )
+            n = found[name].scores[0].protocol.reference_n
+            few = f"{extractor.width} features, {len(samples.images)} samples, {n} real images (halved for floor)"
             say(f"{name}: {few}: the Frechet distance is biased upwards; take more images than features")
-    bar("scores", len(found), len(found))
-    return Scores(
-        what=what, weights=weights, data=judging.data.source, unusable=len(bad), unusable_paths=tuple(bad[:LISTED]),
-        classifier_accuracy=accuracy, spaces=spaces,
+    bar("scores", len(spaces), len(spaces))
+    return found
+
+
+def score_space(
+    samples: Samples, labels: Tensor | None, real: Real, judging: Judging, extractor: Extractor, bar: Bar, say: Say
+) -> SpaceScores:
+    """The scores of one space, with floor, and by class where both sides have labels."""
+    reference = real.seen_by(extractor, lambda done, total: bar("real images", done, total))
+    named = find_protocol(judging.protocol)
+    mine = named is None or not named.extractor or of_family(extractor.id, named.extractor)
+    protocol = samples.protocol(reference, judging.protocol if mine else "custom")
+    scorer = Scorer(samples.images, labels, extractor, reference, protocol.rules, bar)
+    wanted = named.metrics if mine and named is not None else ()
+    metrics = [m for m in wanted or metrics_of(extractor, labels is not None) if m not in PAIRED]
+    for note in reference.notes:
+        say(note)
+    for metric in metrics:
+        if why := scorer.missing(metric):
+            say(f"no {metric} in {extractor.id}: {why}")
+    metrics = [m for m in metrics if not scorer.missing(m)]
+    asked = samples.labels if "inception_score" in metrics else None
+    if asked is not None and (told := sorted_by_class(asked, protocol.rules.split)):
+        say(told)
+    scores = score_with(scorer, protocol, metrics)
+    classes = {} if real.labels is None else scorer.by_class(real.labels, metrics)
+    floor = {metric: value for metric, value in reference.floor().items() if metric in metrics}
+    return SpaceScores(
+        extractor=extractor.id, floor=floor, scores=tuple(scores),
+        classes={m: {real.classes[k]: v for k, v in values.items()} for m, values in classes.items()},
     )  # fmt: skip

@@ -20,7 +20,6 @@ from ditkit.diffusion import SamplerSettings, Sharing
 from ditkit.evaluation import FewSamples, Moments, Reference, Request, extract, make_reference, read_images
 from ditkit.evaluation.generate import decode_latents, latent_shape, sample_latents
 from ditkit.evaluation.pixels import Pixels
-from ditkit.evaluation.score import LARGEST
 from ditkit.evaluation.uncertainty import Interval, jackknife_interval
 from ditkit.protocols import Extractor
 from ditkit.recipes.load import Loaded
@@ -29,6 +28,7 @@ from ditkit.recipes.scoring import Judging
 from ditkit.recipes.stopwatch import seconds_of
 
 ROUNDS = 5  # timed runs of each schedule at least
+LARGEST = {"features": 512, "samples": 5000}  # beyond these limits of a distance take minutes, and are left out
 Bar = Callable[..., None]
 
 

@@ -131,10 +131,10 @@ def test_comparison_names_every_difference(ditkit, refused, evaluated, run):
     out = ok(ditkit(*same, "--weights", "raw", "--against", file))
     lines = [line.split() for line in out.splitlines()]
     compared = lines[lines.index(["space", "score", "there", "here", "here", "is"]) + 1 :]
-    assert len(compared) == 10 and {line[-1] for line in compared} <= {"better", "worse", "equal", "unclear"}
+    assert len(compared) == 12 and {line[-1] for line in compared} <= {"better", "worse", "equal", "unclear"}
     assert f"there: {run} (averaged (EMA), step 3)\nhere:  {run} (raw, step 3)" in out
     itself = ok(ditkit(*same, "--extractor", "toy", "--against", file)).splitlines()
-    assert sum(line.rstrip().endswith(" equal") for line in itself) == 14
+    assert sum(line.rstrip().endswith(" equal") for line in itself) == 17
     before = sorted((run / "samples").iterdir())
     line = refused(*same, "--seed", 1, "--steps", 3, "--against", file)
     assert sorted((run / "samples").iterdir()) == before, "refused before anything is sampled"
