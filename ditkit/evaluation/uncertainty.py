@@ -3,8 +3,9 @@
 What limits fit which score, all from the samples that were scored, with the reference taken as given:
 
 - Frechet distances, spatial too: `frechet_interval`, a delete-a-group jackknife on moments, at any size.
-- Precision, agreement: `share_interval` over the fakes. Recall: `share_interval` over the real samples, with the fakes
-  as they are; what other fakes would have reached is not in it (measure that over seeds).
+- Precision, agreement: `share_interval` over the fakes.
+- Recall: `recall_interval`, a delete-a-group jackknife in one pass. A share of the real samples would not do: which fakes
+  there are moves it more (such limits held the truth 8 times in 10 where 95 in 100 were meant).
 - Kernel distance: `subset_interval` of its subsets. CMMD, Inception Score: `terms_interval` of per-sample influences.
 - MIND: `mind_interval`. PSNR, SSIM: `mean_interval`. Anything that is smooth in its samples: `bootstrap_interval`.
 - Trainings or sampling seeds: `seed_spread`.
@@ -25,6 +26,8 @@ from ditkit.evaluation.features import Moments
 from ditkit.evaluation.metrics.arrays import Array, Progress, Steps, as_float, as_float64
 from ditkit.evaluation.metrics.frechet import FrechetTo
 from ditkit.evaluation.metrics.mind import mind_without_groups
+from ditkit.evaluation.metrics.precision_recall import Rule
+from ditkit.evaluation.metrics.recall_groups import recall_without_groups
 
 GROUPS = 20
 NORMAL = 1.959964  # 97.5 % point of the normal distribution
@@ -128,6 +131,23 @@ def share_interval(share: float, n: int) -> Interval:
     centre = (share + z * z / (2 * n)) / (1 + z * z / n)
     half = z / (1 + z * z / n) * math.sqrt(share * (1 - share) / n + z * z / (4 * n * n))
     return max(0.0, centre - half), min(1.0, centre + half)
+
+
+def recall_interval(
+    value: float, real: Array, fake: Array, k: int = 3, rule: Rule = "float64", progress: Progress | None = None
+) -> Interval | None:
+    """Limits of the recall `value` of features real (N, D) and fake (M, D): `jackknife_interval`, at any size.
+
+    It costs about as much as `precision_recall` itself. Where no group changes it, at 0 and 1, the limits of a share of
+    the real samples are all that is known. None for fewer than 100 fakes.
+    """
+    if len(fake) < 5 * GROUPS:
+        return None
+    order, group = _groups(len(fake), 0)
+    label = torch.empty_like(group)
+    label[order] = group
+    half = student(GROUPS - 1) * _spread(recall_without_groups(real, fake, label, k, rule=rule, progress=progress))
+    return _around(value, half, 0.0, 1.0) or share_interval(value, len(real))
 
 
 def subset_interval(values: Array, size: int, n: int) -> Interval | None:

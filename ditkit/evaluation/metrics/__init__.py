@@ -13,6 +13,7 @@ from ditkit.evaluation.metrics.precision_recall import (
     density_coverage,
     precision_recall,
 )
+from ditkit.evaluation.metrics.recall_groups import recall_without_groups
 from ditkit.evaluation.metrics.reconstruction import psnr, ssim
 
 __all__ = [
@@ -38,5 +39,6 @@ __all__ = [
     "precision_recall",
     "precision_recall_by_class",
     "psnr",
+    "recall_without_groups",
     "ssim",
 ]

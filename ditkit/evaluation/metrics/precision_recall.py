@@ -55,7 +55,8 @@ def squared_distances(a: Tensor, b: Tensor, rule: Rule = "float64") -> Tensor:
     return (a.square().sum(1)[:, None] - 2 * a @ b.T + b.square().sum(1)[None]).clamp(min=0)
 
 
-def _precision(rule: Rule) -> torch.dtype:
+def precision_of(rule: Rule) -> torch.dtype:
+    """What the features are held in. ValueError for an unknown rule."""
     if rule not in get_args(Rule):
         raise ValueError(f"precision_recall: unknown rule {rule!r}: choose from {', '.join(get_args(Rule))}")
     return torch.float64 if rule == "float64" else torch.float32
@@ -91,7 +92,7 @@ def radii(
     features: Array, k: int = 3, rows: int = 1024, rule: Rule = "float64", progress: Progress | None = None
 ) -> Tensor:
     """Squared distance of every sample (N, D) to its k-th nearest other sample, (N,)."""
-    x = as_float(features, "features", dtype=_precision(rule))
+    x = as_float(features, "features", dtype=precision_of(rule))
     return _radii(x, k, rows, rule, Steps(progress, _own_blocks(len(x), rows, rule)))
 
 
@@ -124,7 +125,7 @@ def precision_recall(
     rule: the arithmetic of distances, see above. rows: edge of a block. A border counts as inside. ValueError for sets
     of k samples or fewer, other widths, values that are not finite.
     """
-    a, b = two_sets(real, fake, _precision(rule))
+    a, b = two_sets(real, fake, precision_of(rule))
     own = sum(_own_blocks(len(x), rows, rule) for x in (a, b))
     steps = Steps(progress, own + count_pairs(len(a), len(b), rows))
     radius_a, radius_b = _radii(a, k, rows, rule, steps), _radii(b, k, rows, rule, steps)
@@ -148,7 +149,7 @@ def density_coverage(
     Only the real samples have balls here, so that one stray fake does not lift the score. Arguments and errors of
     `precision_recall`.
     """
-    a, b = two_sets(real, fake, _precision(rule))
+    a, b = two_sets(real, fake, precision_of(rule))
     steps = Steps(progress, _own_blocks(len(a), rows, rule) + count_pairs(len(a), len(b), rows))
     radius = _radii(a, k, rows, rule, steps)
     balls, hit = 0, torch.zeros(len(a), dtype=torch.bool, device=a.device)
