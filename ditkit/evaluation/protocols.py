@@ -74,6 +74,9 @@ class Protocol(Settings):
         real = f"{self.reference_n:,} real images" if self.reference_n else "real images of an untold number"
         rules = "".join(f", {told}" for told in _not_default(self.rules.model_dump(mode="json"), Rules()))
         against = f"features {self.extractor}, against {real} ({self.reference}){rules}"
+        if posterior := self.sampler.get("posterior"):
+            made = f"reconstructions by codec {self.codec} from the posterior's {posterior}, uint8 {self.quantiser}"
+            return f"{self.name}: {self.n:,} {made}, resize {self.resize}, {against}"
         if not self.sampler:
             return f"{self.name}: {self.n:,} given images, uint8 {self.quantiser}, resize {self.resize}, {against}"
         return (
