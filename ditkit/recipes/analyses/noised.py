@@ -1,0 +1,99 @@
+"""The network at work on held-out images at one time, batch by batch."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from ditkit.align.targets import compute_targets
+from ditkit.diffusion import Estimate, network_input
+from ditkit.pretrained import PretrainedMissing
+from ditkit.protocols import Condition, Extractor, Features, Output
+from ditkit.recipes.analyses.subject import Subject
+
+
+@dataclass(frozen=True)
+class Noised:
+    """Some images, noised to time t, and what the network is told of them. rows: their numbers among the test images.
+
+    x (b, C, H, W): the state x_t; t (b,) float32; target: the velocity of the path through image and noise.
+    """
+
+    subject: Subject
+    rows: Tensor
+    x: Tensor
+    t: Tensor
+    target: Tensor
+    cond: Condition
+
+    @property
+    def seen(self) -> Tensor:
+        """x as the network sees it."""
+        return network_input(self.subject.loaded.path, self.x, self.t)
+
+    def run(self, capture: tuple[int, ...] = ()) -> Output:
+        """One pass of the network."""
+        return self.subject.loaded.model(self.seen, self.t, self.cond, capture=capture)
+
+    def estimate(self, output: Output) -> Estimate:
+        """What the network says of x; a variance half is left aside."""
+        loaded, value = self.subject.loaded, output.sample[:, : self.x.shape[1]]
+        return Estimate(self.x, self.t, loaded.path, loaded.prediction, value.to(self.x.dtype))
+
+
+@torch.no_grad()
+def noised(subject: Subject, t: float, n: int, null: bool = True) -> Iterator[Noised]:
+    """The first n test images at time t (0 = data, 1 = noise), each with its own noise, `asked.batch` at a time.
+
+    null: under the null condition, as representations are looked at, if the model has one; else under the images' own
+    labels or captions.
+    """
+    settings = subject.loaded.settings
+    null = null and getattr(settings, "null_label", True) | (settings.num_classes == 0)
+    test, device, path = subject.test, subject.loaded.device, subject.loaded.path
+    n = min(n, len(test))
+    eps = subject.noise(n)
+    time = torch.tensor(t, dtype=torch.float64)
+    for rows in torch.arange(n).split(subject.asked.batch):
+        cond = test.cond.index(rows).to(device)
+        x = subject.noised(test.latents[rows], t, eps[rows]).to(device)
+        target = path.d_alpha(time) * test.latents[rows].double() + path.d_sigma(time) * eps[rows].double()
+        times = torch.full((len(rows),), t, device=device)
+        yield Noised(subject, rows, x, times, target.float().to(device), subject.null(cond) if null else cond)
+
+
+def teachers_of(subject: Subject) -> tuple[dict[str, Extractor], str]:
+    """(The teachers by name, ""), or (none, why) where one cannot be had: the model can be looked at without."""
+    try:
+        return subject.teachers, ""
+    except PretrainedMissing as error:
+        return {}, f"Without teachers: {error}"
+
+
+def teacher_features(subject: Subject, teacher: Extractor, rows: Tensor) -> Features:
+    """A teacher's tokens of these test images on the model's own grid, as alignment asks for them."""
+    images = subject.test.images[rows].to(subject.loaded.device)
+    return compute_targets([teacher], images, token_grid(subject))[0]  # type: ignore[list-item]
+
+
+def token_grid(subject: Subject) -> tuple[int, int]:
+    """Token rows and columns of the model at its native size."""
+    return subject.loaded.settings.grid
+
+
+def no_grid(subject: Subject) -> str:
+    """Why there is no map of tokens, "" where there is one."""
+    rows, columns = token_grid(subject)
+    return "" if min(rows, columns) > 1 else f"its tokens stand on a grid of {rows} x {columns}: no map"
+
+
+def chosen_blocks(subject: Subject, asked: Sequence[int], most: int | None = None) -> tuple[int, ...]:
+    """The blocks asked for, by number; none: all, or `most` of them, evenly spread, the last among them."""
+    depth = subject.loaded.settings.depth
+    if wrong := [block for block in asked if not 1 <= block <= depth]:
+        raise ValueError(f"blocks {wrong[0]}: the model has blocks 1 to {depth}")
+    count = depth if most is None else min(most, depth)
+    return tuple(asked) or tuple(round((i + 1) * depth / count) for i in range(count))

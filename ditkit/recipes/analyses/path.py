@@ -1,0 +1,196 @@
+"""Sampling paths: how straight they are, and how far few steps end from many."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Literal
+
+import torch
+from pydantic import Field
+
+from ditkit.analysis.straightness import (
+    Flow,
+    Straightness,
+    at_once,
+    observed_order,
+    step_errors,
+    straightness,
+    travel,
+)
+from ditkit.config import Settings
+from ditkit.diffusion import CFG, SampleNoise
+from ditkit.evaluation import Panel, Series
+from ditkit.evaluation.sections import Cell, number
+from ditkit.recipes.analyses.analysis import Analysis, Bar, Found, Ints, Shown, Table, Words
+from ditkit.recipes.analyses.subject import Subject
+from ditkit.recipes.analyses.words import of, plus_minus, standard_error
+from ditkit.recipes.text import Captioned
+
+Solver = Literal["euler", "heun"]
+SOLVERS: tuple[Solver, ...] = ("euler", "heun")
+NEAR = 4  # step counts within this factor of the fine run's say nothing of the order
+NOTE = (
+    "Probability-flow ODE from noise to data, with the labels or captions of held-out images. Straightness as in "
+    "rectified flow (Liu et al., arXiv 2209.03003): the mean over t of |(x_1 - x_0) - v|^2, here over |x_1 - x_0|^2; 0 "
+    "is straight at even speed. It depends on how the path is timed, the length and the turning do not. Error: L2 "
+    "distance from the latents of the fine run, over their norm; order: slope of its logarithm over that of the steps, "
+    "where they are at most a quarter of the fine run's."
+)
+
+
+class PathSettings(Settings):
+    """What is travelled. The fine run is Heun's, and the reference of the others."""
+
+    paths: int = Field(32, ge=2, description="sampling paths")
+    fine: int = Field(128, ge=8, description="steps of the fine run")
+    counts: Ints = Field((1, 2, 4, 8, 16, 32), description="numbers of steps that are compared with it")
+    solvers: Words = Field(SOLVERS, description="euler, heun")
+    guidance: float | None = Field(None, ge=0, description="classifier-free guidance scale; None: none")
+
+
+class SolverErrors(Settings):
+    """Relative L2 errors and their standard errors, network evaluations a sample, and the order that is observed."""
+
+    steps: list[int]
+    evaluations: list[int]
+    errors: list[float]
+    spread: list[float]
+    order: float | None
+
+
+class PathResult(Settings):
+    """times: of the fine run, falling; deviation: |chord - v|^2 there over |chord|^2; turn_rate: degrees per t."""
+
+    paths: int
+    fine: int
+    guidance: float | None
+    straightness: float
+    straightness_error: float | None
+    length: float
+    length_error: float
+    turn: float
+    turn_error: float
+    times: list[float]
+    deviation: list[float]
+    turn_rate: list[float]
+    solvers: dict[str, SolverErrors]
+
+
+def flow_of(subject: Subject, n: int, guidance: float | None) -> Flow:
+    """The ODE of the first n test images' labels or captions. ValueError where there is nothing to guide by."""
+    loaded, test = subject.loaded, subject.test
+    cond = test.cond.index(torch.arange(n)).to(loaded.device)
+    guided = None if guidance in (None, 1) else CFG(scale=guidance)  # type: ignore[arg-type]
+    if guided is not None and not len(cond):
+        raise ValueError("guidance: the model has no classes to guide by: leave it out")
+    if guided is not None and isinstance(test.cond, Captioned):
+        guided = guided.against(test.cond.text([""]).to(loaded.device))  # as sampling does
+    return Flow(loaded.model, cond, loaded.path, loaded.prediction, guided)  # type: ignore[arg-type]
+
+
+def check(settings: PathSettings) -> None:
+    """ValueError, one line, for solvers or counts that cannot be."""
+    if wrong := [name for name in settings.solvers if name not in SOLVERS]:
+        raise ValueError(f"solvers {wrong[0]!r}: choose from {', '.join(SOLVERS)}")
+    if wrong_counts := [n for n in settings.counts if not 1 <= n < settings.fine]:
+        raise ValueError(f"counts {wrong_counts[0]}: give numbers of steps from 1 to below fine={settings.fine}")
+
+
+@torch.no_grad()
+def measure(subject: Subject, settings: PathSettings, bar: Bar) -> Found:
+    """Travel finely, then again in few steps."""
+    check(settings)
+    n = min(settings.paths, len(subject.test))
+    flow = flow_of(subject, n, settings.guidance)
+    shape, device = subject.test.latents.shape[1:], subject.loaded.device
+    size = at_once(shape.numel(), settings.fine, subject.asked.batch)
+    seen: list[Straightness] = []
+    errors: dict[str, list[torch.Tensor]] = {name: [] for name in settings.solvers}
+    spent: dict[str, tuple[int, ...]] = {}
+    for start in range(0, n, size):
+        rows = slice(start, min(start + size, n))
+        noise = SampleNoise(subject.asked.seed, range(rows.start, rows.stop), shape, device=device).initial()
+        found, latents = travel(flow.of(rows), noise, settings.fine)
+        seen.append(straightness(found))
+        for name in settings.solvers:
+            part = step_errors(flow.of(rows), noise, latents, name, settings.counts)
+            errors[name].append(part.errors)
+            spent[name] = part.evaluations
+        bar("sampling paths", rows.stop, n)
+    whole, turn = Straightness.join(seen), Straightness.join(seen).turn.sum(1)
+    return Found(
+        PathResult(
+            paths=n, fine=settings.fine, guidance=settings.guidance, straightness=whole.s.value,
+            straightness_error=whole.s.error, length=float(whole.length.mean()),
+            length_error=standard_error(whole.length), turn=float(turn.mean()), turn_error=standard_error(turn),
+            times=whole.times.tolist(), deviation=whole.deviation_at.tolist(), turn_rate=whole.turn_rate.tolist(),
+            solvers={name: solver_errors(settings, torch.cat(errors[name]), spent[name]) for name in settings.solvers},
+        )
+    )  # fmt: skip
+
+
+def solver_errors(settings: PathSettings, errors: torch.Tensor, evaluations: tuple[int, ...]) -> SolverErrors:
+    """errors (B, K) of each path and count as numbers."""
+    means = errors.mean(0).tolist()
+    far = [i for i, count in enumerate(settings.counts) if count * NEAR <= settings.fine][-3:]
+    order = observed_order([settings.counts[i] for i in far], [means[i] for i in far])
+    spread = [standard_error(column) for column in errors.T]
+    return SolverErrors(
+        steps=list(settings.counts), evaluations=list(evaluations), errors=means, spread=spread, order=order
+    )
+
+
+def show(found: Mapping[str, Found]) -> Shown:
+    """Deviation and turning over t, error over evaluations."""
+    results: dict[str, PathResult] = {name: f.result for name, f in found.items()}  # type: ignore[misc]
+    deviations = [Series(name or "paths", r.times, r.deviation) for name, r in results.items()]
+    turns = [
+        Series(name or "paths", [(a + b) / 2 for a, b in zip(r.times, r.times[1:], strict=False)], r.turn_rate)
+        for name, r in results.items()
+    ]
+    errors = [
+        Series(f"{of(name)}{solver}", e.evaluations, e.errors, limits=limits(e))
+        for name, r in results.items()
+        for solver, e in r.solvers.items()
+    ]
+    panels = [
+        Panel("Deviation from straight, even travel", deviations, "t", "|chord - v|² / |chord|²"),
+        Panel("Turning", turns, "t", "degrees per unit of t"),
+        Panel("Error against evaluations", errors, "network evaluations", "relative L2", log_y=True),
+    ]
+    rows: list[list[Cell]] = [
+        [f"{of(name)}{solver}", n, spent, error, spread]
+        for name, r in results.items()
+        for solver, e in r.solvers.items()
+        for n, spent, error, spread in zip(e.steps, e.evaluations, e.errors, e.spread, strict=True)
+    ]
+    table = Table(("solver", "steps", "evaluations", "relative L2 error", "standard error"), rows)
+    said = [line for name, r in results.items() for line in said_of(name, r)]
+    return Shown(said, panels, {"Error against step count": table}, note=NOTE)
+
+
+def limits(e: SolverErrors) -> list[tuple[float, float]]:
+    """One standard error either way, above 0 for a logarithmic axis."""
+    return [(max(v - s, v / 100), v + s) for v, s in zip(e.errors, e.spread, strict=True)]
+
+
+def said_of(name: str, r: PathResult) -> list[str]:
+    """Straightness, where paths bend, and the cost of few steps."""
+    guided = f" under guidance {r.guidance:g}" if r.guidance not in (None, 1) else ""
+    most = max(range(len(r.turn_rate)), key=r.turn_rate.__getitem__)
+    said = [
+        f"{of(name)}straightness S{guided} is {plus_minus(r.straightness, r.straightness_error)} of the squared "
+        f"distance (0: straight, evenly travelled) over {r.paths} paths; they are "
+        f"{number(100 * (r.length - 1), 3)} % longer than straight lines and turn by "
+        f"{plus_minus(r.turn, r.turn_error)} degrees in all, fastest at t = {r.times[most]:.2g}."
+    ]
+    for solver, e in r.solvers.items():
+        if not e.steps:
+            continue
+        order = "" if e.order is None else f"; observed order {e.order:.2f}"
+        ends = [f"{number(100 * e.errors[i], 3)} % in {e.steps[i]} step{'s' * (e.steps[i] > 1)}" for i in (0, -1)]
+        said.append(f"{of(name)}{solver} ends off the fine run by {' and '.join(dict.fromkeys(ends))}{order}.")
+    return said
+
+
+ANALYSIS = Analysis("path", "Sampling paths", PathSettings, PathResult, measure, show)
