@@ -2,27 +2,33 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, ClassVar
 
 import typer
 
-from ditkit.cli.keys import Keyed
+from ditkit.cli.evaluate_words import print_classes, print_comparison, print_published, print_scores
+from ditkit.cli.keys import KEYS, Keyed
 from ditkit.cli.sample import Device, Source
-from ditkit.cli.show import print_table
 
 if TYPE_CHECKING:
-    from ditkit.recipes.recipe import Recipe
     from ditkit.recipes.score_files import Scores
 
-Command = Keyed
 DEFAULT_N = 1000
-JUDGING = ("data", "classifier", "real", "protocol")  # keys of the real side; the others are those of `ditkit sample`
+JUDGING = ("data", "classifier", "real", "protocol", "reference")  # keys of the real side; others: `ditkit sample`
 EXAM = ("geneval", "detector", "clip")  # keys of --geneval
+OWN = ("per-class", "out", "make-reference")  # keys of this verb alone
+
+
+class Command(Keyed):
+    """`--protocol NAME` and the like are keys too."""
+
+    keys: ClassVar = {**KEYS, **{key: key for key in (*OWN, "protocol", "reference")}}
+
 
 What = Annotated[
-    Path,
+    Path | None,
     typer.Argument(
         help="A run, model folder or published file (is sampled first); or a folder of PNG files or an .npz.",
         metavar="RUN|FOLDER|FILE",
@@ -37,13 +43,45 @@ Data = Annotated[
 Count = Annotated[int | None, typer.Option("--n", help=f"Samples of a model. Default: {DEFAULT_N:,}.")]
 Extractors = Annotated[
     list[str] | None,
-    typer.Option("--extractor", help="A `ditkit teacher` folder, dinov2-vit-b, a hub id. May be repeated."),
+    typer.Option(
+        "--extractor",
+        help="inception, inception:FILE, clip, dinov2-vit-b, a `ditkit teacher` folder, a hub id. May be repeated.",
+    ),
 ]
 Against = Annotated[Path | None, typer.Option("--against", help="Another scores.json: compare with it.")]
 
 
+@dataclass(frozen=True)
+class Asked:
+    """Everything that a command line asks for but the device, sorted by whom it concerns."""
+
+    what: Path | None
+    source: str | None
+    model_keys: list[str]
+    real_keys: list[str]
+    own: dict[str, str]
+    data: str | None
+    extractors: list[str]
+
+    @property
+    def named(self) -> str:
+        """The value of --protocol."""
+        return next((k.partition("=")[2] for k in reversed(self.real_keys) if k.startswith("protocol=")), "custom")
+
+    @property
+    def spaces(self) -> list[str]:
+        """The extractors to load: those named, and Inception where a named protocol or a reference file asks for it."""
+        from ditkit.evaluation.named import INCEPTION, find_protocol
+
+        named = find_protocol(self.named)
+        wants = named.extractor == INCEPTION if named else False
+        given = any(name.partition(":")[0] == "inception" for name in self.extractors)
+        alone = any(k.startswith("reference=") for k in self.real_keys) and not self.extractors
+        return [*(["inception"] if (wants and not given) or (alone and not wants) else []), *self.extractors]
+
+
 def evaluate(
-    what: What,
+    what: What = None,
     keys: Keys = None,
     data: Data = None,
     source: Source = None,
@@ -55,13 +93,18 @@ def evaluate(
 ) -> None:
     """Score samples against real images: in pixels, by a classifier trained on the data, in any extractor's features.
 
-    Every number is stored with its protocol, in scores.json beside the samples. `real half/half` is what one half of
-    the real images scores against the other: about the best that can be reached. Real images are read at the size and
-    channels of the samples.
+    Every number is stored with its protocol, in scores.json beside the samples (or in --out FILE). `real half/half` is
+    what one half of the real images scores against the other: about the best that can be reached. Real images are read
+    at the size and channels of the samples.
+
+    For papers: --protocol adm-imagenet256-50k, adm-imagenet512-50k, rfid-imagenet-val, coco-30k (else custom) fixes N,
+    labels, network and rules, and refuses what is not so; --reference FILE.npz (ADM's, or one's own) takes the place of
+    --data. What was published stands beside what was measured, with every difference. --per-class prints scores by
+    class. --make-reference FOLDER --out FILE.npz [--size 256] makes a reference of one's own images.
 
     Further keys, as KEY=VALUE or --KEY VALUE: those of `ditkit sample` (seed, classes, prompts, guidance, steps,
     solver, sharing, weights, codec, sampling.*, ...), and real (images at most), split=all|train|test, data.*,
-    classifier.*, protocol. A text model draws captions of the data unless --prompts FILE says otherwise.
+    classifier.*. A text model draws captions of the data unless --prompts FILE says otherwise.
 
     --geneval examines a text model's images by GenEval instead: scenes with the built-in detector, else 553 prompts of
     COCO objects with Mask2Former and CLIP (--geneval=FILE: the published list; --detector, --clip: other networks).
@@ -69,53 +112,82 @@ def evaluate(
     Example: ditkit evaluate runs/mine --data ./my_images --n 5000 --extractor runs/teacher
     """
     words = [*(keys or []), *([] if n is None else [f"n={n}"])]
+    if what is not None and str(what).partition("=")[0] in OWN:  # --make-reference FOLDER comes without a RUN
+        what, words = None, [str(what), *words]
     if any(word.startswith("geneval=") for word in words):
-        _geneval(what, source, words, device)
-    else:
-        _score(what, source, words, data, (extractor or (), device), (against, force))
+        _geneval(_given(what), source, words, device)
+        return
+    own = dict(w.split("=", 1) for w in words if w.partition("=")[0] in OWN)
+    rest = [w for w in words if w.partition("=")[0] not in OWN]
+    real_keys = [k for k in rest if k.partition("=")[0].partition(".")[0] in JUDGING]
+    if "make-reference" in own:
+        from ditkit.cli.evaluate_reference import make
+
+        if what is not None:
+            raise ValueError(f"--make-reference takes the folder alone: leave {what} out")
+        make(own["make-reference"], own.get("out"), extractor or (), rest, device)
+        return
+    model_keys = [k for k in rest if k not in real_keys]
+    asked = Asked(_given(what), source, model_keys, real_keys, own, data, list(extractor or ()))
+    _score(asked, (against, force), device)
 
 
-def _score(
-    what: Path, source: str | None, keys: list[str], data: str | None, looking: tuple[Sequence[str], str],
-    other: tuple[Path | None, bool],
-) -> None:  # fmt: skip
-    """Sample where needed, score, store, print; looking: (extractors, device), other: (scores.json, force)."""
+def _given(what: Path | None) -> Path:
+    if what is None:
+        raise ValueError("which samples? name a run, a model, a folder of PNG files or an .npz")
+    return what
+
+
+def _score(asked: Asked, other: tuple[Path | None, bool], device: str) -> None:
+    """Sample where needed, score, store, print; other: (scores.json, force)."""
     from ditkit.cli.progress import bars
     from ditkit.recipes.build import pick_device
+    from ditkit.recipes.place import check_writable
     from ditkit.recipes.sampling import describe_weights
     from ditkit.recipes.score_files import read_scores, save_scores
-    from ditkit.recipes.scoring import choose_judging, is_images, judge, load_extractors, open_real, open_samples
+    from ditkit.recipes.scoring import (
+        check_protocol,
+        choose_judging,
+        is_images,
+        judge,
+        load_extractors,
+        open_real_side,
+        open_samples,
+    )
 
     against, force = other
-    real_keys = [k for k in keys if k.partition("=")[0].partition(".")[0] in JUDGING]
-    model_keys = [k for k in keys if k not in real_keys]
-    there, where, loaded = read_scores(against) if against else None, pick_device(looking[1]), None
-    spaces = load_extractors(looking[0], where)
+    what, out = _given(asked.what), Path(asked.own["out"]) if "out" in asked.own else None
+    if out is not None:
+        check_writable(out.parent)
+    there, where, loaded = read_scores(against) if against else None, pick_device(device), None
+    if is_images(what):
+        if asked.model_keys or asked.source:
+            first = (asked.model_keys or ["--source"])[0]
+            raise ValueError(f"{what} holds images, nothing is sampled: leave {first} out")
+        judging, samples = choose_judging(asked.real_keys, asked.data), open_samples(what)
+        real = open_real_side(judging, samples.images)
+        check_protocol(judging, len(samples.images), tuple(samples.images[0:1].shape[2:]), real)
+    spaces = load_extractors(asked.spaces, where)
     with bars() as bar:
         if not is_images(what):
-            samples, loaded, judging = _sample(
-                what, source, model_keys, (real_keys, data), where, bar, None if force else there
-            )
-        elif model_keys or source:
-            raise ValueError(f"{what} holds images, nothing is sampled: leave {(model_keys or ['--source'])[0]} out")
-        else:
-            judging, samples = choose_judging(real_keys, data), open_samples(what)
-        real = open_real(judging, samples.images)
+            samples, loaded, judging = _sample(asked, where, bar, None if force else there)
+            real = open_real_side(judging, samples.images)
         weights = loaded and describe_weights(loaded)
         scores = judge(
             samples, real, judging, spaces, where, what=str(what), weights=weights, bar=bar, say=bar.say
         )  # fmt: skip
-        save_scores(scores, samples.scores)
-    _print_scores(scores, loaded and loaded.recipe)
-    typer.echo(f"scores     {samples.scores}")
+        save_scores(scores, out or samples.scores)
+    print_scores(scores)
+    if asked.own.get("per-class", "false") != "false":
+        print_classes(scores)
+    if loaded:
+        print_published(scores, loaded)
+    typer.echo(f"scores     {out or samples.scores}")
     if there:
-        _print_comparison(scores, there, force)
+        print_comparison(scores, there, force)
 
 
-def _sample(
-    what: Path, source: str | None, keys: list[str], real: tuple[list[str], str | None], device, bar,
-    other: Scores | None,
-):  # fmt: skip
+def _sample(asked: Asked, device, bar, other: Scores | None):
     """Sample the model (what is there already is kept): (samples, loaded, judging). All is checked before it begins."""
     from ditkit.evaluation.generate import making
     from ditkit.recipes.sampling import (
@@ -129,15 +201,23 @@ def _sample(
         split,
     )
     from ditkit.recipes.score_files import check_comparable
-    from ditkit.recipes.scoring import check_belongs, choose_judging, of_generated, open_captions
+    from ditkit.recipes.scoring import (
+        check_belongs,
+        check_request,
+        choose_judging,
+        of_generated,
+        open_captions,
+    )
 
-    own, sampler_keys = split(keys)
+    what = _given(asked.what)
+    own, sampler_keys = split(asked.model_keys)
     choices = read_choices(own)
-    loaded = open_model(what, source, choices, device)
+    loaded = open_model(what, asked.source, choices, device)
     sampling, notes = choose_sampler(loaded, choices, sampler_keys, what)
-    judging = choose_judging(*real, loaded.recipe)
+    judging = choose_judging(asked.real_keys, asked.data, loaded.recipe)
     request = choose_request(loaded, choices, DEFAULT_N, open_captions(loaded, judging))
     check_codec(loaded)
+    check_request(judging, loaded, request)
     if other:
         check_comparable(other, {"name": judging.protocol, **making(request, sampling, loaded.codec.id)})
     for note in (*notes, *check_belongs(loaded, judging)):
@@ -172,42 +252,3 @@ def _geneval(what: Path, source: str | None, keys: list[str], device: str) -> No
         typer.echo(line)
     for path in write_exam(result, loaded, sampling, made, sheet):
         typer.echo(f"written    {path}")
-
-
-def _print_scores(scores: Scores, recipe: Recipe | None) -> None:
-    """Space, score, value, limits, and what real images reach; the protocol; what was published."""
-    from ditkit.recipes.published_scores import published_lines
-    from ditkit.recipes.score_files import describe_protocols
-
-    lines: list[tuple] = []
-    for name, space in scores.spaces.items():
-        for score in space.scores:
-            real = scores.classifier_accuracy if score.metric == "agreement" else space.floor.get(score.metric)
-            limits = "" if score.interval is None else f"{score.interval[0]:.4g} to {score.interval[1]:.4g}"
-            cells = (name, score.metric, f"{score.value:.4g}", limits, "" if real is None else f"{real:.4g}")
-            lines.append((*cells, score.better))
-    print_table(("space", "score", "value", "95 %", "real half/half", "better"), lines, right=(2, 3, 4))
-    if scores.classifier_accuracy is not None:
-        typer.echo(f"classifier {scores.classifier_accuracy:.1%} of held-out real images named correctly")
-    if scores.unusable:
-        more = ", ..." if scores.unusable > len(scores.unusable_paths) else ""
-        names = ", ".join(scores.unusable_paths) + more
-        typer.echo(f"left out   {scores.unusable} real images that cannot be used: {names}")
-    if scores.weights is not None:
-        typer.echo(f"weights    {scores.weights}")
-    for line in describe_protocols(scores):
-        typer.echo(f"protocol   {line}")
-    protocol = next(iter(scores.spaces.values())).scores[0].protocol
-    for line in published_lines(recipe, protocol) if recipe else ():
-        typer.echo(f"published  {line}")
-
-
-def _print_comparison(scores: Scores, other: Scores, force: bool) -> None:
-    """Every score of both, and which is better; ValueError where the protocols differ."""
-    from ditkit.recipes.score_files import compare_scores
-
-    lines = compare_scores(scores, other, force)
-    cells = [(space, metric, f"{there:.4g}", f"{here:.4g}", verdict) for space, metric, there, here, verdict in lines]
-    there, here = (f"{s.what} ({s.weights})" if s.weights else s.what for s in (other, scores))
-    typer.echo(f"\nthere: {there}\nhere:  {here}")
-    print_table(("space", "score", "there", "here", "here is"), cells, right=(2, 3))

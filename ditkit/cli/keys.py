@@ -26,7 +26,7 @@ KEYS = {
     "split": "data.split",
 }
 FAMILIES = "dit, sit, repa, ddt, improved-dit, diffusers-dit, sd3, diffusers-sd3, repa-mmdit"  # of published files
-FLAGS = {"geneval": "geneval=auto", "exact": "exact=true"}  # --KEY alone
+FLAGS = {"geneval": "geneval=auto", "exact": "exact=true", "per-class": "per-class=true"}  # --KEY alone
 WORDS = ("prompt", "negative")  # texts, which may be empty
 
 

@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from difflib import get_close_matches
-from types import MappingProxyType
 from typing import Any, Literal
 
 INCEPTION = "adm-inception"  # ids of this network are adm-inception-<hash of its weights>
@@ -100,10 +99,9 @@ def _adm(side: int, file: str, **changes: Any) -> NamedProtocol:
     return NamedProtocol(**{**facts, **changes})
 
 
-NAMED: Mapping[str, NamedProtocol] = MappingProxyType(
-    {
-        p.name: p
-        for p in (
+NAMED = {
+    p.name: p
+    for p in (
             _adm(256, "VIRTUAL_imagenet256_labeled.npz"),
             _adm(
                 512, "VIRTUAL_imagenet512.npz",
@@ -144,9 +142,8 @@ NAMED: Mapping[str, NamedProtocol] = MappingProxyType(
                 "beside it",
             ),
             NamedProtocol(name="custom", purpose="one's own data; nothing is fixed, everything is stored"),
-        )
-    }
-)  # fmt: skip
+    )
+}  # fmt: skip
 
 
 def find_protocol(name: str) -> NamedProtocol | None:

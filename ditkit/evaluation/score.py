@@ -25,6 +25,7 @@ from ditkit.evaluation.uncertainty import (
     Interval,
     frechet_interval,
     jackknife_interval,
+    mind_interval,
     share_interval,
     subset_interval,
     terms_interval,
@@ -39,7 +40,6 @@ FAMILIES = {  # of these extractors other ones
 }
 NEEDS_FEATURES = ("kernel", "mind", "cmmd", "precision", "recall")
 PAIRED = ("psnr", "ssim")  # of images and their reconstructions; not computed here
-FEWER = 100  # directions of MIND in its jackknife: its spread needs no more
 
 BETTER: dict[str, Literal["lower", "higher"]] = {
     "frechet": "lower",
@@ -151,9 +151,7 @@ class Scorer:
     def mind(self) -> Value:
         real, told = self.reference.features, self._told("mind")
         value = mind(real, self.features, progress=told)
-        return value, jackknife_interval(
-            value, lambda rows: mind(real, self.features[rows], FEWER), len(self.features), 0.0, progress=told
-        )
+        return value, mind_interval(value, real, self.features, told)
 
     def cmmd(self) -> Value:
         found = cmmd_terms(self.reference.features, self.features, progress=self._told("cmmd"))

@@ -1,36 +1,111 @@
-"""A recipe's published scores beside measured ones."""
+"""A recipe's published scores beside measured ones, with every way in which they came about differently."""
 
 from __future__ import annotations
 
-from ditkit.evaluation import Protocol
-from ditkit.recipes.recipe import Recipe
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from ditkit.diffusion import SamplerSettings
+from ditkit.evaluation import Protocol, Score
+from ditkit.evaluation.named import INCEPTION, NAMED, of_family
+from ditkit.evaluation.uncertainty import within_noise
+from ditkit.pretrained.load import VAES
+from ditkit.recipes.recipe import Published, Recipe
 from ditkit.recipes.registry import RECIPES
-from ditkit.recipes.sampling import describe_sampler
+from ditkit.recipes.sampling_words import describe_sampler
+from ditkit.recipes.score_files import Scores
+
+# column -> (field of Published, our metric)
+COLUMNS = {
+    "FID": ("fid", "frechet"),
+    "sFID": ("sfid", "spatial_frechet"),
+    "IS": ("inception_score", "inception_score"),
+    "P": ("precision", "precision"),
+    "R": ("recall", "recall"),
+}
 
 
-def published_lines(recipe: Recipe, protocol: Protocol) -> list[str]:
-    """The recipe's published scores, each with the ways in which it came about differently.
+@dataclass(frozen=True)
+class PublishedTable:
+    """lines: a row's name and its cells under COLUMNS, the measured one first. remarks: one for each row."""
 
-    Rows of the sampler in use where there are any, else all; none where the network is not the published row's.
+    lines: tuple[tuple[str, ...], ...]
+    remarks: tuple[str, ...]
+
+
+def published_table(
+    recipe: Recipe, scores: Scores, step: int | None = None, same_weights: bool = False
+) -> PublishedTable | None:
+    """Measured beside published: rows of the sampler in use where there are any, else all.
+
+    step: training steps of the scored weights. same_weights: they are the published ones themselves. None where the
+    network is not the published row's, or nothing was published.
     """
     row_of = RECIPES.get(recipe.name)
-    if row_of is not None and row_of().model != recipe.model:
-        return []
+    if not recipe.published or (row_of is not None and row_of().model != recipe.model):
+        return None
+    measured = _inception(scores)
+    protocol = measured[0].protocol if measured else next(iter(scores.spaces.values())).scores[0].protocol
     rows = [p for p in recipe.published if p.sampling.model_dump(exclude={"guidance"}) == protocol.sampler]
-    lines = []
+    lines, remarks = [_measured_line(measured)], []
     for row in rows or recipe.published:
-        numbers = {"FID": row.fid, "sFID": row.sfid, "IS": row.inception_score, "P": row.precision, "R": row.recall}
-        told = ", ".join(f"{name} {value:g}" for name, value in numbers.items() if value is not None)
-        guidance = None if row.sampling.guidance is None else row.sampling.guidance.model_dump(mode="json")
-        facts = (
-            ("features and reference", row.reference, f"{protocol.extractor} and {protocol.reference_n:,} images"),
-            ("images", f"{row.images:,}", f"{protocol.n:,}"),
-            ("labels", row.labels, protocol.labels),
-            ("guidance", guidance and guidance["scale"], protocol.guidance and protocol.guidance["scale"]),
-            ("uint8", row.quantise, protocol.quantiser),
-        )
-        apart = "; ".join(f"{key} {there}, here {here}" for key, there, here in facts if there != here)
-        lines.append(
-            f"{row.table}, {row.steps:,} steps, {describe_sampler(row.sampling)}: {told} (not comparable: {apart})"
-        )
-    return lines
+        name = f"{row.table}, {row.steps:,} steps"
+        values = (getattr(row, key) for key, _ in COLUMNS.values())
+        lines.append((name, *("" if value is None else f"{value:g}" for value in values)))
+        apart = unlike(row, recipe, protocol, step)
+        told = f"not comparable: {'; '.join(apart)}" if apart else "same protocol"
+        gaps = _gaps(row, measured, same_weights) if measured else []
+        remarks.append("; ".join([f"{name}, {describe_sampler(row.sampling)}: {told}", *gaps]))
+    return PublishedTable(tuple(lines), tuple(remarks))
+
+
+def unlike(row: Published, recipe: Recipe, protocol: Protocol, step: int | None = None) -> list[str]:
+    """Every way in which a published row came about otherwise than scores of this protocol, a phrase each."""
+    adm = protocol.name in NAMED and NAMED[protocol.name].against == "file"
+    real = f"{protocol.reference_n:,} images" if protocol.reference_n else "a file of statistics"
+    made = (
+        SamplerSettings.model_validate({**protocol.sampler, "guidance": protocol.guidance})
+        if protocol.sampler
+        else None
+    )
+    facts = (
+        ("features and reference", row.reference, row.reference if adm else f"{protocol.extractor} and {real}"),
+        ("images", f"{row.images:,}", f"{protocol.n:,}"),
+        ("labels", row.labels, protocol.labels),
+        ("sampler", describe_sampler(row.sampling), describe_sampler(made) if made else "untold"),
+        ("uint8", row.quantise, protocol.quantiser),
+        ("decoder", row.decoder, _decoder(recipe) if protocol.codec != "given" else "untold"),
+        ("weights of step", f"{row.steps:,}", f"{row.steps if step is None else step:,}"),
+    )
+    apart = [f"{key} {there}, here {here}" for key, there, here in facts if there != here]
+    return apart if row.exact else [*apart, f"its sampler was not published in full ({row.note})"]
+
+
+def _decoder(recipe: Recipe) -> str:
+    return recipe.codec.source or VAES["ft-ema"] if recipe.codec.kind == "kl" else recipe.codec.kind
+
+
+def _inception(scores: Scores) -> Sequence[Score]:
+    found = (space.scores for space in scores.spaces.values() if of_family(space.extractor, INCEPTION))
+    return next(found, ())
+
+
+def _measured_line(measured: Sequence[Score]) -> tuple[str, ...]:
+    if not measured:
+        return ("measured: not with Inception", *[""] * len(COLUMNS))
+    values = {score.metric: f"{score.value:.4g}" for score in measured}
+    return ("measured", *(values.get(metric, "") for _, metric in COLUMNS.values()))
+
+
+def _gaps(row: Published, measured: Sequence[Score], same_weights: bool) -> list[str]:
+    """Of the Frechet distances: whether the gap to what is published is within noise. The paper gives no limits."""
+    told = []
+    scores = {score.metric: score for score in measured}
+    for title in ("FID", "sFID"):
+        key, metric = COLUMNS[title]
+        there, here = getattr(row, key), scores.get(metric)
+        if there is None or here is None or here.interval is None:
+            continue
+        gap = within_noise(there, here.value, (None, here.interval), trainings=not same_weights)
+        told.append(f"{title}: {gap.statement}")
+    return told

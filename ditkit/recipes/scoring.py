@@ -4,14 +4,14 @@ from __future__ import annotations
 
 import warnings
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 
 import torch
 from pydantic import Field
 from torch import Tensor
 
-from ditkit.config import Settings, override
+from ditkit.config import Settings, fingerprint, override
 from ditkit.data import DataSettings, ImageSource, open_source
 from ditkit.evaluation import (
     ClassifierSettings,
@@ -19,6 +19,7 @@ from ditkit.evaluation import (
     Generated,
     Protocol,
     Reference,
+    Request,
     given_protocol,
     make_reference,
     open_generated,
@@ -27,6 +28,7 @@ from ditkit.evaluation import (
 )
 from ditkit.evaluation.features import Images, Progress
 from ditkit.evaluation.folder import REQUEST
+from ditkit.evaluation.generate import latent_shape
 from ditkit.evaluation.named import NAMED, find_protocol, of_family
 from ditkit.evaluation.pixels import Pixels
 from ditkit.evaluation.protocols import Rules
@@ -123,6 +125,8 @@ def check_belongs(loaded: Loaded, judging: Judging) -> list[str]:
 
     ValueError, one line, where another source than the run's own has other classes or channels than the model.
     """
+    if judging.reference:
+        return []
     mine, classes = loaded.recipe, loaded.recipe.model.num_classes
     channels = loaded.codec.channels if mine.codec.kind == "pixels" else 3
     side = loaded.codec.factor
@@ -168,7 +172,7 @@ def open_real_side(judging: Judging, images: Images) -> ImageSource | ReferenceF
 
 def open_captions(loaded: Loaded, judging: Judging) -> ImageSource | None:
     """The real images with the captions that a text model is asked to draw; None for a class model."""
-    if loaded.recipe.text is None:
+    if loaded.recipe.text is None or judging.reference:
         return None
     return open_source(judging.data.model_copy(update={"buckets": None}), captioned=True)
 
@@ -191,21 +195,29 @@ def check_protocol(judging: Judging, n: int, size: tuple[int, ...], real: ImageS
         raise ValueError(f"protocol {named.name}: {'; '.join(wrong)}")
 
 
+def check_request(judging: Judging, loaded: Loaded, request: Request) -> None:
+    """`check_protocol` before anything is sampled, its labels too."""
+    channels, height, width = latent_shape(loaded, request)
+    size = (height * loaded.codec.factor, width * loaded.codec.factor)
+    blank = torch.empty((1, channels if loaded.recipe.codec.kind == "pixels" else 3, *size), dtype=torch.uint8)
+    check_protocol(judging, request.n, size, open_real_side(judging, blank))
+    named = find_protocol(judging.protocol)
+    if named is not None and named.labels and request.mode not in named.labels:
+        raise ValueError(f"protocol {named.name}: labels must be {' or '.join(named.labels)}, not {request.mode}")
+
+
 def judge(
-    samples: Samples, source: ImageSource | ReferenceFile, judging: Judging, extractors: dict[str, Extractor],
-    device: torch.device, *, what: str, weights: str | None, bar: Bar, say: Say,
+    samples: Samples, source: ImageSource | ReferenceFile | RealSide, judging: Judging,
+    extractors: dict[str, Extractor], device: torch.device, *, what: str, weights: str | None, bar: Bar, say: Say,
 ) -> Scores:  # fmt: skip
     """Score the samples in each extractor's features; against images also in pixels and, where these have labels, in a
     classifier's features.
 
     A named protocol is judged in the features of its own extractor; only the named extractors are looked at then.
     """
-    check_protocol(judging, len(samples.images), tuple(samples.images[0:1].shape[2:]), source)
-    if isinstance(source, ReferenceFile):
-        real = Real(source.path.name, source.seen_by)
-        spaces = extractors
-    else:
-        real, spaces = look_at_images(source, judging, extractors, device, bar)
+    side = source if isinstance(source, RealSide) else RealSide(source)
+    check_protocol(judging, len(samples.images), tuple(samples.images[0:1].shape[2:]), side.source)
+    real, spaces = side.looked_at(judging, extractors, device, bar)
     found = score_spaces(samples, real, judging, spaces, bar, say)
     if not found:
         raise ValueError("nothing to score by: name a network with --extractor, such as inception or dinov2-vit-b")
@@ -220,24 +232,51 @@ class Real:
     """The real side: how an extractor sees it, and what is known of its classes."""
 
     name: str
-    seen_by: Callable[[Extractor, Progress | None], Reference]
+    look: Callable[[Extractor, Progress | None], Reference]
     labels: Tensor | None = None  # of the images behind every reference's features
     classes: Sequence[str] = ()
     accuracy: float | None = None
     unusable: Sequence[str] = ()
+    seen: dict[str, tuple[Reference, dict[str, float]]] = field(default_factory=dict)
+
+    def seen_by(self, extractor: Extractor, progress: Progress | None) -> tuple[Reference, dict[str, float]]:
+        """(the reference in this extractor's space, its floor); an extractor looks once."""
+        if extractor.id not in self.seen:
+            reference = self.look(extractor, progress)
+            self.seen[extractor.id] = reference, reference.floor()
+        return self.seen[extractor.id]
 
 
-def look_at_images(
+class RealSide:
+    """Real images or a reference file that many sets of samples are judged by: looked at once for them all."""
+
+    def __init__(self, source: ImageSource | ReferenceFile):
+        self.source = source
+        self.looks: dict[str, tuple[Real, dict[str, Extractor]]] = {}
+
+    def looked_at(
+        self, judging: Judging, extractors: dict[str, Extractor], device: torch.device, bar: Bar
+    ) -> tuple[Real, dict[str, Extractor]]:
+        """(the real side, the spaces to judge in): against images pixels and a classifier too."""
+        key = " ".join([fingerprint(judging), *(f"{name}={e.id}" for name, e in extractors.items())])
+        if key not in self.looks:
+            if isinstance(self.source, ReferenceFile):
+                self.looks[key] = Real(self.source.path.name, self.source.seen_by), extractors
+            else:
+                self.looks[key] = _look_at_images(self.source, judging, extractors, device, bar)
+        return self.looks[key]
+
+
+def _look_at_images(
     source: ImageSource, judging: Judging, extractors: dict[str, Extractor], device: torch.device, bar: Bar
 ) -> tuple[Real, dict[str, Extractor]]:
-    """The real images in memory, and the spaces to judge in: pixels, the extractors, a classifier."""
     bad: list[str] = []
     images, labels = read_images(source, judging.real, lambda image: bad.append(image.path))
 
-    def seen_by(extractor: Extractor, progress: Progress | None) -> Reference:
+    def look(extractor: Extractor, progress: Progress | None) -> Reference:
         return make_reference(extractor, images, progress)
 
-    real = Real(judging.data.source, seen_by, unusable=bad)
+    real = Real(judging.data.source, look, unusable=bad)
     named = find_protocol(judging.protocol)
     if named is not None and named.extractor:
         return real, extractors
@@ -276,7 +315,7 @@ def score_space(
     samples: Samples, labels: Tensor | None, real: Real, judging: Judging, extractor: Extractor, bar: Bar, say: Say
 ) -> SpaceScores:
     """The scores of one space, with floor, and by class where both sides have labels."""
-    reference = real.seen_by(extractor, lambda done, total: bar("real images", done, total))
+    reference, floor = real.seen_by(extractor, lambda done, total: bar("real images", done, total))
     named = find_protocol(judging.protocol)
     mine = named is None or not named.extractor or of_family(extractor.id, named.extractor)
     protocol = samples.protocol(reference, judging.protocol if mine else "custom")
@@ -294,7 +333,7 @@ def score_space(
         say(told)
     scores = score_with(scorer, protocol, metrics)
     classes = {} if real.labels is None else scorer.by_class(real.labels, metrics)
-    floor = {metric: value for metric, value in reference.floor().items() if metric in metrics}
+    floor = {metric: value for metric, value in floor.items() if metric in metrics}
     return SpaceScores(
         extractor=extractor.id, floor=floor, scores=tuple(scores),
         classes={m: {real.classes[k]: v for k, v in values.items()} for m, values in classes.items()},

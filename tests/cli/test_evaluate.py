@@ -150,26 +150,20 @@ def test_scores_tell_which_weights_were_scored(evaluated):
     assert scores.weights == "averaged (EMA), step 3" and f"weights    {scores.weights}" in out
 
 
-def test_published_scores_are_told_with_what_differs(evaluated):
-    from ditkit.recipes import recipe
-    from ditkit.recipes.published_scores import published_lines
-
-    protocol = evaluated[2].spaces["pixels"].scores[0].protocol
-    row = recipe("sit.xl_2_256")
-    everything = published_lines(row, protocol)
-    assert len(everything) == len(row.published)
-    assert any("IS 270.27" in line and "images 50,000, here 30" in line for line in everything)
-    matching = protocol.model_copy(update={"sampler": row.sampling.model_dump(mode="json", exclude={"guidance"})})
-    assert 0 < len(published_lines(row, matching)) < len(everything)
-    assert published_lines(row.with_({"model.num_classes": 4}), protocol) == []  # another network than the row's
-
-
 def test_bad_input(refused, pictures, run, evaluated, tmp_path):
     npz = tmp_path / "x.npz"
     np.savez(npz, arr_0=np.zeros((6, 8, 8, 1), np.uint8))
     for says, words in {
         "no such run, model folder or checkpoint file": [tmp_path / "gone"],
         "which real images? give --data": [npz],
+        "which samples? name a run": [],
+        "did you mean 'adm-imagenet256-50k'?": [
+            npz,
+            "--data",
+            "digits",
+            "--protocol",
+            "adm-imagenet256",
+        ],
         "data 'nowhere': no such file or folder": [npz, "--data", "nowhere"],
         "no such file or folder; give 'digits'": [run, "--data", "nowhere", "--n", 9],
         "nothing is sampled: leave n=3 out": [npz, "--data", "digits", "--n", 3],
