@@ -18,13 +18,13 @@ if TYPE_CHECKING:
 DEFAULT_N = 1000
 JUDGING = ("data", "classifier", "real", "protocol", "reference")  # keys of the real side; others: `ditkit sample`
 EXAM = ("geneval", "detector", "clip")  # keys of --geneval
-OWN = ("per-class", "out", "make-reference")  # keys of this verb alone
+OWN = ("per-class", "out", "make-reference", "reconstruct")  # keys of this verb alone
 
 
 class Command(Keyed):
     """`--protocol NAME` and the like are keys too."""
 
-    keys: ClassVar = {**KEYS, **{key: key for key in (*OWN, "protocol", "reference")}}
+    keys: ClassVar = {**KEYS, **{key: key for key in (*OWN, "protocol", "reference", "posterior")}}
 
 
 What = Annotated[
@@ -102,6 +102,9 @@ def evaluate(
     --data. What was published stands beside what was measured, with every difference. --per-class prints scores by
     class. --make-reference FOLDER --out FILE.npz [--size 256] makes a reference of one's own images.
 
+    --reconstruct CODEC --data FOLDER [--size 256] scores a codec: PSNR, SSIM, and with --extractor inception (or
+    --protocol rfid-imagenet-val) rFID.
+
     Further keys, as KEY=VALUE or --KEY VALUE: those of `ditkit sample` (seed, classes, prompts, guidance, steps,
     solver, sharing, weights, codec, sampling.*, ...), and real (images at most), split=all|train|test, data.*,
     classifier.*. A text model draws captions of the data unless --prompts FILE says otherwise.
@@ -126,6 +129,13 @@ def evaluate(
         if what is not None:
             raise ValueError(f"--make-reference takes the folder alone: leave {what} out")
         make(own["make-reference"], own.get("out"), extractor or (), rest, device)
+        return
+    if "reconstruct" in own:
+        from ditkit.cli.evaluate_reconstruct import reconstruct_by
+
+        if what is not None or data is None:
+            raise ValueError("--reconstruct CODEC takes images by --data FOLDER, and nothing that is sampled")
+        reconstruct_by(own["reconstruct"], data, own.get("out"), extractor or (), rest, device)
         return
     model_keys = [k for k in rest if k not in real_keys]
     asked = Asked(_given(what), source, model_keys, real_keys, own, data, list(extractor or ()))

@@ -78,4 +78,8 @@ def print_comparison(scores: Scores, other: Scores, force: bool) -> None:
     cells = [(space, metric, f"{there:.4g}", f"{here:.4g}", verdict) for space, metric, there, here, verdict in lines]
     there, here = (f"{s.what} ({s.weights})" if s.weights else s.what for s in (other, scores))
     typer.echo(f"\nthere: {there}\nhere:  {here}")
+    if unclear := sum(line[-1].startswith("unclear") for line in lines):
+        typer.echo(
+            f"noise: {unclear} of {len(lines)} gaps are unclear, within what other samples of the same weights make"
+        )
     print_table(("space", "score", "there", "here", "here is"), cells, right=(2, 3))

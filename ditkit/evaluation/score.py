@@ -26,6 +26,7 @@ from ditkit.evaluation.uncertainty import (
     frechet_interval,
     jackknife_interval,
     mind_interval,
+    recall_interval,
     share_interval,
     subset_interval,
     terms_interval,
@@ -161,7 +162,9 @@ class Scorer:
         return self.covered.precision, share_interval(self.covered.precision, len(self.features))
 
     def recall(self) -> Value:
-        return self.covered.recall, share_interval(self.covered.recall, len(self.reference.features))
+        value, rules, told = self.covered.recall, self.rules, self._told("limits of recall")
+        real = self.reference.features
+        return value, recall_interval(value, real, self.features, rules.neighbours, rules.distances, told)
 
     def inception_score(self) -> Value:
         found = inception_terms(self.probabilities, None, self.rules.split)

@@ -133,6 +133,8 @@ def test_comparison_names_every_difference(ditkit, refused, evaluated, run):
     compared = lines[lines.index(["space", "score", "there", "here", "here", "is"]) + 1 :]
     assert len(compared) == 12 and {line[-1] for line in compared} <= {"better", "worse", "equal", "unclear"}
     assert f"there: {run} (averaged (EMA), step 3)\nhere:  {run} (raw, step 3)" in out
+    unclear = sum(line[-1] == "unclear" for line in compared)
+    assert unclear and f"noise: {unclear} of 12 gaps are unclear" in out
     itself = ok(ditkit(*same, "--extractor", "toy", "--against", file)).splitlines()
     assert sum(line.rstrip().endswith(" equal") for line in itself) == 17
     before = sorted((run / "samples").iterdir())

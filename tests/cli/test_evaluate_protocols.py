@@ -162,3 +162,17 @@ def test_make_reference_in_bad_hands(refused, pictures, tmp_path):
     }.items():  # fmt: skip
         assert says in refused("evaluate", *words)
     assert not list(tmp_path.glob("*.npz"))
+
+
+def test_a_codec_is_scored_by_its_reconstructions(ditkit, refused, pictures, tmp_path, monkeypatch):
+    rfid = dataclasses.replace(NAMED["rfid-imagenet-val"], n=20, reference_n=20)
+    monkeypatch.setitem(NAMED, "rfid-imagenet-val", rfid)
+    folder, out = pictures(tmp_path / "val", size=(16, 16)), tmp_path / "out"
+    asked = ["evaluate", "--reconstruct", "toy", "--data", folder, "--protocol", "rfid-imagenet-val", "--out", out]
+    said = ok(ditkit(*asked))
+    found = {s.metric: s for space in read_scores(out).spaces.values() for s in space.scores}
+    assert set(found) == {"frechet", "psnr", "ssim"} and found["frechet"].protocol.name == "rfid-imagenet-val"
+    assert "never comparable with a gFID" in said and (out / "reconstructions.png").is_file()
+    assert "n must be 20, not 10" in refused(*asked, "--n", 10)
+    assert "takes images by --data FOLDER" in refused("evaluate", "--reconstruct", "toy")
+    assert "give a number of images" in refused(*asked, "n=x")
