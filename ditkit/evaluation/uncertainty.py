@@ -4,8 +4,8 @@ What limits fit which score, all from the samples that were scored, with the ref
 
 - Frechet distances, spatial too: `frechet_interval`, a delete-a-group jackknife on moments, at any size.
 - Precision, agreement: `share_interval` over the fakes.
-- Recall: `recall_interval`, a delete-a-group jackknife in one pass. A share of the real samples would not do: which fakes
-  there are moves it more (such limits held the truth 8 times in 10 where 95 in 100 were meant).
+- Recall: `recall_interval`, a delete-a-group jackknife in one pass. A share of the real samples would not do: other
+  fakes move it more (such limits held the truth 8 times in 10 where 95 in 100 were meant).
 - Kernel distance: `subset_interval` of its subsets. CMMD, Inception Score: `terms_interval` of per-sample influences.
 - MIND: `mind_interval`. PSNR, SSIM: `mean_interval`. Anything that is smooth in its samples: `bootstrap_interval`.
 - Trainings or sampling seeds: `seed_spread`.

@@ -8,11 +8,20 @@ import numpy as np
 import pytest
 import torch
 
-from ditkit.evaluation.features import FewSamples, Moments, extract, frechet, moments, read_images
+from ditkit.evaluation.features import (
+    FewSamples,
+    Moments,
+    extract,
+    frechet,
+    moments,
+    read_images,
+    view_moments,
+    views,
+)
 from ditkit.evaluation.pixels import Pixels
 from ditkit.evaluation.reference import Reference, make_reference
 from ditkit.pretrained.toy import ToyExtractor
-from ditkit.protocols import BadImage, Features, Item
+from ditkit.protocols import BadImage, Features, Item, Views
 
 
 def features(seed: int, n: int, d: int = 6, offset: float = 100.0) -> torch.Tensor:
@@ -178,3 +187,75 @@ def test_pixels_are_a_feature_space():
     averaged = Pixels(3, (40, 40))
     assert averaged(large).grid == (16, 16) and averaged(large).pooled.shape == (5, averaged.width)
     assert averaged.id != space.id
+
+
+@pytest.mark.parametrize("sizes", [[5, 35], [39, 1], [13, 14, 13], [40, 0]])
+def test_taking_a_part_out_leaves_the_rest(sizes):
+    parts = features(9, 40).split(sizes)
+    assert_same(Moments.of(features(9, 40)).without(Moments.of(parts[-1]) if len(parts[-1]) else Moments()),
+                Moments.of(torch.cat(parts[:-1])))  # fmt: skip
+    with pytest.raises(ValueError, match="of 40 samples cannot be taken out of those of 40"):
+        Moments.of(features(9, 40)).without(Moments.of(features(9, 40)))
+
+
+def test_moments_of_many_rows_are_those_of_all(monkeypatch):
+    x = features(10, 40)
+    whole = Moments.of(x)
+    monkeypatch.setattr("ditkit.evaluation.features.AT_ONCE", 7)
+    assert_same(Moments.of(x), whole)
+
+
+class Seeing:
+    """Pooled, spatial and class views in one look; counts its looks."""
+
+    id, width, looks = "seeing", 3, 0
+
+    def __call__(self, images):
+        pooled = images.float().mean((2, 3))
+        return Features(pooled[:, None], pooled, (1, 1))
+
+    def views(self, images):
+        self.looks += len(images)
+        pooled = images.float().mean((2, 3))
+        return Views(pooled, images.float().flatten(1)[:, :5], pooled.softmax(1))
+
+
+@pytest.mark.parametrize("batch", [1, 5, 23, 100])
+def test_all_views_in_one_pass(batch):
+    images, seeing, seen = pictures(23), Seeing(), []
+    got = views(seeing, images, batch, progress=lambda *at: seen.append(at))
+    assert seeing.looks == 23 and seen[-1] == (23, 23)
+    want = Seeing().views(images)
+    for mine, theirs in zip(got, want, strict=True):
+        torch.testing.assert_close(mine, theirs)
+    torch.testing.assert_close(extract(seeing, images, batch), got.pooled)
+    pooled, spatial = view_moments(seeing, images, batch)
+    assert_same(pooled, Moments.of(got.pooled))
+    assert_same(spatial, Moments.of(got.spatial))
+    halves = [view_moments(seeing, part, batch) for part in (images[:9], images[9:])]
+    assert_same(halves[0][1].merge(halves[1][1]), spatial)
+
+
+def test_views_of_a_plain_extractor_and_of_a_classifier():
+    got = views(ToyExtractor(), pictures(4))
+    assert got.spatial is None and got.probabilities is None
+    assert torch.equal(got.pooled, extract(ToyExtractor(), pictures(4)))
+    assert view_moments(ToyExtractor(), pictures(4))[1] is None
+
+    class Naming(ToyExtractor):
+        def probabilities(self, images, batch=128):
+            return torch.full((len(images), 2), 0.5)
+
+    assert torch.equal(views(Naming(), pictures(4), batch=3).probabilities, torch.full((4, 2), 0.5))
+    with pytest.raises(ValueError, match="no images"):
+        views(Naming(), pictures(4)[:0])
+
+
+def test_a_broken_spatial_view_is_refused():
+    class Broken(Seeing):
+        def views(self, images):
+            seen = super().views(images)
+            return seen._replace(spatial=seen.spatial / 0)
+
+    with pytest.raises(ValueError, match=r"extractor seeing: NaN or infinite features for images 0\.\.3"):
+        views(Broken(), pictures(4))

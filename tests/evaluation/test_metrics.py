@@ -11,6 +11,7 @@ import torch
 from ditkit.evaluation.metrics import (
     agreement,
     agreement_by_class,
+    density_coverage,
     frechet_distance,
     inception_score,
     inception_scores,
@@ -83,15 +84,30 @@ def test_precision_recall_recorded_in_float32(reference):
     data.close("pr.fp32.radii_sample", radii(fake)[:, None])
 
 
-@pytest.mark.parametrize(("name", "k"), [("default", 3), ("a_b", 3), ("nhood_1_5", 1), ("nhood_1_5", 5)])
-def test_precision_recall_near_the_float16_recordings(reference, name, k):
-    """ADM takes distances in float16: a few samples of the 250 and 300 fall on the other side of a radius."""
+@pytest.mark.parametrize("rows", [1024, 64])
+@pytest.mark.parametrize(
+    ("name", "k"), [("default", 3), ("fp32", 3), ("nhood_1_5", 1), ("nhood_1_5", 5), ("a_b", 3), ("batched", 3)]
+)
+def test_the_evaluators_rule_gives_the_evaluators_shares(reference, name, k, rows):
     data = reference("metrics_evaluator")
     case = data.meta["pr"][name]
-    position = 0 if k != 5 else 1
-    got = precision_recall(data.inputs[case["ref"]], data.inputs[case["sample"]], k=k)
-    assert abs(got.precision - data.outputs[f"pr.{name}.precision"][position].item()) <= 4.5 / 250
-    assert abs(got.recall - data.outputs[f"pr.{name}.recall"][position].item()) <= 4.5 / 300
+    real, fake = (data.inputs[case[side]] * case.get("scale", 1.0) for side in ("ref", "sample"))
+    at = case.get("nhood", [k]).index(k)
+    got = precision_recall(real, fake, k=k, rows=rows, rule="adm")
+    assert got.precision == data.outputs[f"pr.{name}.precision"][at].item()
+    assert got.recall == data.outputs[f"pr.{name}.recall"][at].item()
+    for side, values in (("ref", real), ("sample", fake)):  # float16 has 11 bits, and three roundings
+        want = data.outputs[f"pr.{name}.radii_{side}"][:, at]
+        assert (radii(values, k, rule="adm") - want).abs().max() <= 2**-9 * values.square().sum(1).max()
+
+
+def test_the_evaluators_rule_is_another_rule(reference):
+    """The recorded sets tell the two apart: 4 of 300 real samples."""
+    data = reference("metrics_evaluator")
+    real, fake = data.inputs["ref"], data.inputs["smp"]
+    exact, halves = precision_recall(real, fake), precision_recall(real, fake, rule="adm")
+    assert round(300 * (halves.recall - exact.recall)) == 4
+    assert precision_recall(real, fake, rule="float32") == exact
 
 
 def test_precision_recall_of_torch_fidelity(reference):
@@ -201,7 +217,46 @@ def test_precision_recall_argument_order():
 
 def test_precision_recall_does_not_depend_on_the_block_size():
     real, fake = normal(10, 90, 5), normal(11, 70, 5) * 1.3
-    assert precision_recall(real, fake, rows=7) == precision_recall(real, fake)
+    for rule in ("float64", "float32", "adm"):
+        assert precision_recall(real, fake, rows=7, rule=rule) == precision_recall(real, fake, rule=rule)
+        shuffled = precision_recall(real.flip(0), fake.roll(29, 0), rule=rule)
+        assert shuffled == precision_recall(real, fake, rule=rule)
+
+
+def test_single_precision_far_from_zero():
+    """Without taking the mean off, |u|^2 of 1e8 would leave nothing of a distance of 1."""
+    real, fake = normal(10, 90, 5), normal(11, 70, 5) * 1.3
+    far = precision_recall((real + 3000).float(), (fake + 3000).float(), rule="float32")
+    near = precision_recall((real + 3000).float(), (fake + 3000).float())
+    assert far == near and 0 < far.recall < 1
+
+
+def test_progress_of_precision_recall_ends_at_its_total():
+    seen = []
+    precision_recall(normal(10, 90, 5), normal(11, 70, 5), rows=20, progress=lambda *at: seen.append(at))
+    total = 15 + 10 + 5 * 4  # the upper halves of 5 x 5 and 4 x 4 blocks, and all that lie across
+    assert seen == [(i + 1, total) for i in range(total)]
+
+
+def test_unknown_rules_and_counts_are_refused():
+    x = normal(0, 9, 2)
+    with pytest.raises(ValueError, match="unknown rule 'half': choose from float64, float32, adm"):
+        precision_recall(x, x, rule="half")
+    with pytest.raises(ValueError, match="k is 0"):
+        precision_recall(x, x, k=0)
+
+
+def test_density_and_coverage():
+    """Fakes that are one mode: dense, and half of the real balls are empty; one stray fake changes little."""
+    real = torch.cat([normal(7, 60, 4), normal(8, 60, 4) + 40])
+    mode = normal(9, 80, 4) * 0.5
+    got = density_coverage(real, mode)
+    assert got.density > 1 and 0.2 < got.coverage <= 0.5
+    same = density_coverage(real, real)
+    assert same.coverage == 1.0 and same.density == pytest.approx(1 + 1 / 5, abs=0.25)
+    stray = density_coverage(real, torch.cat([mode, torch.full((1, 4), 20.0)]))
+    assert stray.coverage == got.coverage and stray.density == pytest.approx(got.density * 80 / 81)
+    assert density_coverage(real, mode, rows=13) == got
 
 
 def test_kernel_distance_properties():
