@@ -13,6 +13,13 @@ from ditkit.cli.sample import Device, Source, What
 
 # name -> help; a test holds this to recipes.analyses.ANALYSES, which needs torch to be read
 NAMES = {
+    "layers": "What each block knows at each time: a linear probe, CKNNA, CKA and mutual k-NN with teachers.",
+    "progress": "The same over the checkpoints of a run.",
+    "spatial": "Spatial structure of tokens in each block: near and distant similarity, contrast, regions.",
+    "maps": "Feature maps: the first three principal components of tokens as colours.",
+    "spectrum": "Frequency content of velocity, hidden states and DDT's s over t, and of samples.",
+    "path": "Straightness of sampling paths, and error against step count.",
+    "attention": "Entropy of attention, largest logits and activation norms, over training where it was kept.",
     "cost": "Parameters, the papers' multiply-accumulates and true floating point operations.",
 }
 COMMON = """
@@ -30,7 +37,10 @@ Keys = Annotated[list[str] | None, typer.Argument(help="n=1000 seed=1 ...; see b
 Data = Annotated[str | None, typer.Option("--data", help="Images: a folder, .parquet, digits. Default: the run's.")]
 Out = Annotated[Path | None, typer.Option("--out", help="Folder. Default: RUN/analysis.")]
 Only = Annotated[str | None, typer.Option("--only", help="Analyses, with commas. Default: all.")]
-OWN = ("t", "blocks", "probe", "k", "teachers", "n", "train", "batch", "seed", "steps")
+OWN = (
+    *("t", "blocks", "probe", "k", "teachers", "n", "train", "batch", "seed"),
+    *("steps", "prepare", "checkpoints", "images", "history", "paths", "fine", "counts", "solvers", "samples", "shown"),
+)
 
 
 class AnalysisKeys(Keyed):

@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
-from ditkit.recipes.analyses import cost
+from ditkit.recipes.analyses import attention, cost, layers, maps, path, progress, spatial, spectrum
 from ditkit.recipes.analyses.analysis import Analysis
 
-ANALYSES: dict[str, Analysis] = {analysis.name: analysis for analysis in (cost.ANALYSIS,)}
+ANALYSES: dict[str, Analysis] = {
+    module.ANALYSIS.name: module.ANALYSIS
+    for module in (layers, progress, spatial, maps, spectrum, path, attention, cost)
+}

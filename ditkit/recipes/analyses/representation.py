@@ -1,0 +1,261 @@
+"""What blocks of a network know of images, measured: a linear probe's accuracy, and likeness to teachers.
+
+As in REPA's section 2: mean token of a block, null condition, no projector, one noise for all times and blocks; of
+teachers the mean token of the clean image. The analyses `layers` and `progress` look at networks through a `Bench`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from functools import cached_property
+from typing import Literal, NamedTuple
+
+import torch
+from pydantic import Field
+from torch import Tensor, nn
+
+from ditkit.analysis.capture import token_means
+from ditkit.analysis.linear import PaperProbe, predict_logistic, predict_paper, predict_ridge
+from ditkit.analysis.similarity import (
+    Neighbours,
+    cka,
+    cknna,
+    cknna_of,
+    mutual_knn_of,
+    nearest,
+    normalised,
+    platonic,
+)
+from ditkit.config import Settings
+from ditkit.evaluation.uncertainty import Interval, jackknife_interval, share_interval
+from ditkit.pretrained import PretrainedMissing
+from ditkit.protocols import Extractor
+from ditkit.recipes.analyses.analysis import Bar
+from ditkit.recipes.analyses.subject import Pictures, Subject
+
+FEWEST = 20  # labelled training images that a probe needs
+MOST_RESAMPLED = 4000  # images up to which limits of CKNNA are computed; beyond, they are narrow and costly
+Kind = Literal["ridge", "logistic", "paper", "none"]
+Preparation = Literal["normalise", "platonic", "none"]
+PREPARE = {"normalise": normalised, "platonic": platonic, "none": Tensor.double}
+
+
+class How(Settings):
+    """How representations are looked at; stored with what was found."""
+
+    probe: Kind = "ridge"
+    paper: PaperProbe = PaperProbe()
+    k: int = 10
+    prepare: Preparation = "normalise"
+
+
+class Likeness(Settings):
+    """Of two representations of the same images; None where a score is undefined (features that do not vary)."""
+
+    cknna: float | None = None
+    cka: float | None = None
+    mutual_knn: float
+
+
+class Look(Settings):
+    """One block at one time: accuracy of a probe with its Wilson limits, likeness to each teacher by name."""
+
+    block: int
+    t: float
+    accuracy: float | None = None
+    limits: Interval | None = None
+    alike: dict[str, Likeness] = Field(default_factory=dict)
+
+
+class TeacherLook(Settings):
+    """The same of a teacher, on clean images, and likeness to the other teachers."""
+
+    accuracy: float | None = None
+    limits: Interval | None = None
+    alike: dict[str, Likeness] = Field(default_factory=dict)
+
+
+class Seen(NamedTuple):
+    """Features (N, D) as likeness is measured on them, and each image's nearest neighbours among the others."""
+
+    features: Tensor
+    near: Neighbours
+
+
+class Bench:
+    """The images, labels and teachers that networks are looked at with; the same for every look."""
+
+    def __init__(self, subject: Subject, how: How, bar: Bar):
+        self.subject, self.how, self.bar = subject, how, bar
+        self.test: Pictures = subject.test
+        self.right: dict[str | tuple[int, float], Tensor] = {}  # who -> which labelled test images a probe got right
+        self.best: dict[str, tuple[float, int, float, Tensor]] = {}  # teacher -> highest CKNNA: value, block, t, what
+        self.missing = ""
+        if self.teachers and not 2 <= how.k < len(self.test):
+            n = len(self.test)
+            raise ValueError(f"k={how.k}: CKNNA among {n} images needs k from 2 to {n - 1}; change k or n")
+
+    @cached_property
+    def unprobed(self) -> str:
+        """Why no probe is fitted; "" where one is."""
+        if self.how.probe == "none":
+            return "no probe was asked for"
+        if not self.subject.asked.train:
+            return "there are no images for probes to learn from (train=0)"
+        known = self.train.labels[self.train.labels >= 0]
+        if len(known.unique()) < 2 or not (self.test.labels >= 0).any():
+            return "the images have no classes"
+        return "" if len(known) >= FEWEST else f"{len(known)} labelled training images are too few (least: {FEWEST})"
+
+    @cached_property
+    def train(self) -> Pictures:
+        """The images that probes learn from."""
+        return self.subject.train
+
+    @cached_property
+    def classes(self) -> int:
+        """Classes that probes tell apart; 0 without probes."""
+        return 0 if self.unprobed else int(torch.cat([self.train.labels, self.test.labels]).max()) + 1
+
+    @property
+    def probed(self) -> tuple[int, int]:
+        """Labelled images that probes learn from, and that they are scored on."""
+        if self.unprobed:
+            return 0, 0
+        return int((self.train.labels >= 0).sum()), int((self.test.labels >= 0).sum())
+
+    @cached_property
+    def noise(self) -> tuple[Tensor, Tensor]:
+        """Of the test and of the training images, all drawn apart."""
+        n = len(self.test)
+        eps = self.subject.noise(n + (0 if self.unprobed else len(self.train)))
+        return eps[:n], eps[n:]
+
+    @cached_property
+    def teachers(self) -> dict[str, Extractor]:
+        """By name. The recipe's own may be missing, which is told; any other may not."""
+        try:
+            return self.subject.teachers
+        except PretrainedMissing as error:
+            if not set(self.subject.asked.teachers) <= set(self.subject.loaded.recipe.teachers):
+                raise
+            self.missing = str(error)
+            return {}
+
+    @cached_property
+    def taught(self) -> dict[str, Seen]:
+        """What each teacher sees of the test images."""
+        return {name: self._seen(means) for name, means in self.means_of_teachers.items()}
+
+    @cached_property
+    def means_of_teachers(self) -> dict[str, Tensor]:
+        """Their mean tokens of the test images."""
+        return {name: self._teacher_means(name, self.test.images) for name in self.teachers}
+
+    def teacher_looks(self) -> dict[str, TeacherLook]:
+        """Each teacher's own probe, and its likeness to the others."""
+        looks = {}
+        for name in self.teachers:
+            accuracy, limits = None, None
+            if not self.unprobed:
+                train = self._teacher_means(name, self.train.images)
+                accuracy, limits = self._probe(name, train, self.means_of_teachers[name])
+            others = {other: self._likeness(self.taught[name], other) for other in self.teachers if other != name}
+            looks[name] = TeacherLook(accuracy=accuracy, limits=limits, alike=others)
+        return looks
+
+    def look(self, model: nn.Module, t: float, blocks: Sequence[int], stage: str) -> list[Look]:
+        """All these blocks of a network at one time."""
+        test = self._means(model, t, blocks, self.test, self.noise[0], stage)
+        train = {} if self.unprobed else self._means(model, t, blocks, self.train, self.noise[1], stage)
+        looks = []
+        for done, block in enumerate(blocks, start=1):
+            accuracy, limits = (None, None) if self.unprobed else self._probe((block, t), train[block], test[block])
+            alike = self._compare(test[block], block, t) if self.teachers else {}
+            looks.append(Look(block=block, t=t, accuracy=accuracy, limits=limits, alike=alike))
+            self.bar(f"{stage}: blocks", done, len(blocks))
+        return looks
+
+    def cknna_limits(self, teacher: str) -> Interval | None:
+        """Limits of the highest CKNNA that was seen with a teacher, by leaving groups of images out."""
+        value, _, _, features = self.best[teacher]
+        if len(features) > MOST_RESAMPLED:
+            return None
+        theirs = self.taught[teacher].features
+
+        def without(rows: Tensor) -> float:
+            rows = rows.to(features.device)
+            return cknna(features[rows], theirs[rows], min(self.how.k, len(rows) - 1))
+
+        return jackknife_interval(value, without, len(features), -1.0, 1.0)
+
+    def _compare(self, features: Tensor, block: int, t: float) -> dict[str, Likeness]:
+        seen = self._seen(features)
+        alike = {name: self._likeness(seen, name) for name in self.teachers}
+        for name, found in alike.items():
+            if found.cknna is not None and (name not in self.best or found.cknna > self.best[name][0]):
+                self.best[name] = (found.cknna, block, t, seen.features)
+        return alike
+
+    def _seen(self, features: Tensor) -> Seen:
+        device = self.subject.loaded.device
+        prepared = PREPARE[self.how.prepare](features.to(device if device.type == "cuda" else "cpu"))
+        return Seen(prepared, nearest(prepared, self.how.k))
+
+    def _likeness(self, seen: Seen, teacher: str) -> Likeness:
+        theirs = self.taught[teacher]
+        scores: dict[str, float | None] = {"mutual_knn": mutual_knn_of(seen.near, theirs.near)}
+        for name, score in (
+            ("cknna", lambda: cknna_of(seen.near, theirs.near)),
+            ("cka", lambda: cka(seen.features, theirs.features)),
+        ):
+            try:
+                scores[name] = score()
+            except ValueError:  # undefined: nothing varies, as in the last block of an untrained network
+                scores[name] = None
+        return Likeness(**scores)
+
+    def _probe(self, who: str | tuple[int, float], train: Tensor, test: Tensor) -> tuple[float, Interval]:
+        here, there = self.train.labels >= 0, self.test.labels >= 0
+        part = train[here], self.train.labels[here], test[there], self.classes
+        seed = self.subject.asked.seed
+        if self.how.probe == "paper":
+            device = self.subject.loaded.device
+            predicted = predict_paper(*part, settings=self.how.paper, seed=seed, device=device)
+        else:
+            predicted = predict_ridge(*part, seed=seed)[0] if self.how.probe == "ridge" else predict_logistic(*part)
+        right = predicted == self.test.labels[there]
+        self.right[who] = right
+        accuracy = right.double().mean().item()
+        return accuracy, share_interval(accuracy, len(right))
+
+    def _means(
+        self, model: nn.Module, t: float, blocks: Sequence[int], pictures: Pictures, eps: Tensor, stage: str
+    ) -> dict[int, Tensor]:
+        cond = self.test.cond.index(torch.tensor([0]))  # its null condition is that of every image
+        return token_means(
+            model, self.subject.noised(pictures.latents, t, eps), t, cond, blocks,
+            path=self.subject.loaded.path, batch=self.subject.asked.batch,
+            progress=lambda done, total: self.bar(f"{stage}: images", done, total),
+        )  # fmt: skip
+
+    @torch.no_grad()
+    def _teacher_means(self, name: str, images: Tensor) -> Tensor:
+        teacher = self.teachers[name]
+        parts = images.split(self.subject.asked.batch)
+        return torch.cat([teacher(part).tokens.float().mean(1).cpu() for part in parts])
+
+
+def chosen_blocks(asked: Sequence[int], depth: int) -> tuple[int, ...]:
+    """These blocks, all of a network where none are named. ValueError for one that does not exist."""
+    if wrong := [block for block in asked if not 1 <= block <= depth]:
+        raise ValueError(f"blocks={','.join(map(str, wrong))}: blocks of this model count from 1 to {depth}")
+    return tuple(asked) or tuple(range(1, depth + 1))
+
+
+def no_null(subject: Subject) -> str:
+    """Why representations cannot be looked at without a condition; "" where they can."""
+    settings = subject.loaded.settings
+    if settings.num_classes and not settings.null_label:
+        return "it has no null label, and with a label a probe would read what the network was told"
+    return ""
