@@ -12,7 +12,7 @@ PAGE = Path(__file__).parents[2] / "docs" / "evaluation.md"
 
 def test_every_example_runs(tmp_path, monkeypatch, recwarn):
     blocks = re.findall(r"```python\n(.*?)```", PAGE.read_text(encoding="utf-8"), flags=re.DOTALL)
-    assert len(blocks) == 5
+    assert len(blocks) == 6
     monkeypatch.chdir(tmp_path)
     names: dict = {}
     for block in blocks:
