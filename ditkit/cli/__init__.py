@@ -28,6 +28,7 @@ VERBS = (
     "teacher",
     "data",
     "sample",
+    "sweep",
     "evaluate",
     "analyze",
     "convert",

@@ -64,13 +64,19 @@ def start(words: Sequence[str], count: int) -> int:
             )
             for i in range(count)
         ]
+        before = signal.signal(signal.SIGTERM, _stop)
         try:
             return _watch(running)
-        except KeyboardInterrupt:  # the terminal told the others too
-            return _end(running, 130)
+        except KeyboardInterrupt as interrupt:  # Ctrl-C in a terminal has told the others too
+            return _end(running, 143 if interrupt.args else 130)
         finally:
+            signal.signal(signal.SIGTERM, before)
             for process in running:
                 process.kill()
+
+
+def _stop(number: int, frame: object) -> None:
+    raise KeyboardInterrupt("asked to end")
 
 
 def _watch(running: Sequence[subprocess.Popen]) -> int:

@@ -1,0 +1,171 @@
+"""Sweeps: points are `ditkit sample`'s, scores `ditkit evaluate`'s, nothing is done twice; what is said of them."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from pathlib import Path
+
+import pytest
+import torch
+
+from ditkit.evaluation import Protocol, Score, open_generated
+from ditkit.evaluation.report import render
+from ditkit.evaluation.uncertainty import seed_spread
+from ditkit.recipes import scoring, sweep
+from ditkit.recipes.scoring import judge, of_generated
+from ditkit.recipes.sweep import Sweep, SweepPoint, Value, make_plan, numbers, run_sweep
+from ditkit.recipes.sweep_page import best_lines, find_best, page, panels, rows, summary
+
+CPU = torch.device("cpu")
+SMALL = ("n=24", "real=60", "classifier.steps=5", "data=digits", "chunk=16")
+
+
+def quiet(*_: object) -> None:
+    """For bars and notes."""
+
+
+@pytest.fixture
+def run(tiny_run, tmp_path) -> Path:
+    """A copy of the tiny run, to sample into."""
+    return Path(shutil.copytree(tiny_run, tmp_path / "run", ignore=shutil.ignore_patterns("samples")))
+
+
+def done(run: Path, *words: str) -> tuple[sweep.Plan, Sweep]:
+    plan = make_plan(run, [*SMALL, *words], CPU)
+    return plan, run_sweep(plan, quiet, quiet)
+
+
+def test_points_are_sampled_and_scored_as_the_other_verbs_do(run, monkeypatch):
+    trained = []
+    train = scoring.classify
+    monkeypatch.setattr(scoring, "classify", lambda *a, **k: trained.append(1) or train(*a, **k))
+    plan, found = done(run, "guidance=1,3", "steps=2,4")
+    assert [(p.guidance, p.steps, p.evaluations) for p in found.points] == [(1, 2, 2), (3, 2, 4), (1, 4, 4), (3, 4, 8)]
+    assert len(trained) == 1, "the real side is the same for all points"
+    assert json.loads((plan.folder / "sweep.json").read_text()) == found.model_dump(mode="json")
+    asked, point = plan.asked[1], found.points[1]
+    assert asked.folders[0].parent == run / "samples" and len(list(asked.folders[0].glob("*.png"))) == 24
+    monkeypatch.undo()
+    samples = of_generated(open_generated(asked.folders[0]))
+    alone = judge(samples, plan.real, plan.judging, {}, CPU, what="", weights=None, bar=quiet, say=quiet)
+    assert set(point.spaces) == set(alone.spaces) == {"pixels", "classifier"}
+    for name, space in alone.spaces.items():
+        assert {s.metric: (s.value, s.interval) for s in space.scores} == {
+            m: (v.value, v.interval) for m, v in point.spaces[name].values.items()
+        }
+        assert point.spaces[name].protocol == space.scores[0].protocol and found.floors[name] == space.floor
+
+
+def test_a_sweep_goes_on_and_grows_without_doing_anything_twice(run, monkeypatch):
+    drawn, judged = [], []
+    draw, score = sweep.draw, sweep.judge
+    monkeypatch.setattr(sweep, "draw", lambda *a: drawn.append(a[3].name) or draw(*a))
+    monkeypatch.setattr(sweep, "judge", lambda *a, **k: judged.append(k["what"]) or score(*a, **k))
+    plan, first = done(run, "guidance=1,2")
+    assert len(drawn) == len(judged) == 2
+    assert done(run, "guidance=1,2")[1] == first and len(drawn) == 2
+    plan.cached(plan.asked[1].folders[0]).unlink()  # as if killed before it was scored
+    (plan.asked[1].folders[0] / "000003.png").unlink()
+    assert done(run, "guidance=1,2")[1] == first and len(drawn) == len(judged) == 3
+    grown = done(run, "guidance=1,2,3")[1]
+    assert grown.points[:2] == first.points and len(grown.points) == 3 and len(judged) == 4
+    other, _ = done(run, "guidance=1", "classifier.steps=6")
+    assert (
+        other.folder != plan.folder and len(judged) == 5 and len(list(other.asked[0].folders[0].parent.iterdir())) == 6
+    )
+
+
+def test_scale_one_is_one_point_in_any_interval(run):
+    plan, found = done(run, "guidance=1,2", "interval=0,0.5", "interval=0.5,1")
+    assert len(found.points) == 4 and len({p.folders for p in found.points}) == 3 == len(rows(found))
+    assert [s.name for s in panels(found, "pixels")[0].series] == ["4 steps, 0 <= t <= 0.5", "4 steps, 0.5 <= t <= 1"]
+    assert plan.asked[1].sampling.guidance.high == 0.5
+
+
+def test_seeds_give_the_mean_and_students_limits(run):
+    plan, found = done(run, "guidance=2", "seeds=3", "seed=5")
+    assert found.seeds == (5, 6, 7) and [r.seed for r in plan.asked[0].requests] == [5, 6, 7]
+    value = found.points[0].spaces["classifier"].values["frechet"]
+    assert len(set(value.seeds)) == 3 and value.value == pytest.approx(sum(value.seeds) / 3)
+    spread = seed_spread(value.seeds)
+    assert value.error == spread.error and value.interval == (max(0.0, spread.interval[0]), spread.interval[1])
+    share = found.points[0].spaces["classifier"].values["agreement"]
+    assert share.interval is None or 0 <= share.interval[0] <= share.interval[1] <= 1
+    assert "over 3 seeds" in render(page(found))
+
+
+# ---- what is said ---------------------------------------------------------------------------------------------------
+
+
+def made(values: dict[float, Value], steps: int = 4, floor: float = 0.5, better: str = "lower") -> Sweep:
+    protocol = Protocol(n=100, evaluations=4, extractor="x", reference="y")
+    points = tuple(
+        SweepPoint(
+            guidance=g, steps=steps, evaluations=4, folders=(f"{g}",),
+            spaces={"pixels": {"protocol": protocol, "values": {"frechet": v}}},
+        )
+        for g, v in values.items()
+    )  # fmt: skip
+    seeds = tuple(range(len(next(iter(values.values())).seeds)))
+    floors = {"pixels": {"frechet": floor}}
+    return Sweep(what="m", weights="w", data="d", n=100, seeds=seeds, floors=floors, points=points)
+
+
+def one(value: float, half: float | None = None, better: str = "lower") -> Value:
+    interval = None if half is None else (value - half, value + half)
+    return Value(better=better, value=value, interval=interval, seeds=(value,))
+
+
+def several(*seeds: float) -> Value:
+    return sweep.value_of([score(v) for v in seeds])
+
+
+def score(value: float):
+    protocol = Protocol(n=100, evaluations=4, extractor="x", reference="y")
+    return Score(metric="frechet", value=value, better="lower", protocol=protocol)
+
+
+def test_neighbours_within_noise_are_named():
+    found = made({1.0: one(20, 1), 2.0: one(10, 1), 3.0: one(10.5, 1)})
+    best = find_best(found)[0]
+    assert best.point.guidance == 2 and [p.guidance for p in best.tied] == [3]
+    assert "best with guidance 2, 10 (9 to 11). Within noise of it: guidance 3." in summary(found)[0]
+    assert best_lines(found) == [("pixels", "frechet", "guidance 2", "10", "9 to 11", "0.5", "guidance 3")]
+    same = made({1.0: one(10, 3), 2.0: one(10.1, 3), 3.0: one(11, 3)})
+    assert "Within noise of it: all others." in summary(same)[0]
+
+
+def test_a_clear_best_at_the_end_says_to_go_on():
+    said = summary(made({1.0: one(20, 1), 2.0: one(10, 1)}))[0]
+    assert "better than every other point by more than noise" in said and "at the upper end of the scales" in said
+    assert "end of the scales" not in summary(made({1.0: one(5, 1), 2.0: one(10, 1)}))[0], "nothing is below none"
+    assert "guidance 2, 20" in summary(made({1.0: one(5, 1, "higher"), 2.0: one(20, 1, "higher")}))[0]
+
+
+def test_without_limits_nothing_is_claimed():
+    found = made({1.0: one(20), 2.0: one(10)})
+    assert "no limits to say how sure" in summary(found)[0] and best_lines(found)[0][-1] == "not known"
+
+
+def test_seeds_are_compared_pairwise():
+    """Every seed says 1 lower, though seeds differ by 10: the limits of each hold the other, the gap's hold no 0."""
+    a, b = several(10.0, 20.0, 30.0), several(11.0, 21.1, 30.9)
+    assert a.interval[0] < b.value < a.interval[1]
+    assert find_best(made({1.0: a, 2.0: b}))[0].tied == ()
+    assert len(find_best(made({1.0: a, 2.0: several(11.0, 19.0, 31.0)}))[0].tied) == 1
+    assert several(3.0, 3.0).interval is None, "no spread that was seen is no certainty"
+
+
+def test_one_scale_and_several_steps_are_drawn_over_the_steps():
+    points = [made({1.5: one(9 - n / 10, 1)}, steps=n).points[0] for n in (10, 25)]
+    found = made({1.5: one(8)}).model_copy(update={"points": tuple(points)})
+    panel = panels(found, "pixels")[0]
+    assert panel.x_label == "steps" and panel.series[0].x == [10.0, 25.0]
+
+
+def test_lists_of_numbers():
+    assert numbers("guidance", "4,1,1.5,1") == [1.0, 1.5, 4.0]
+    for text in ("", "1,x", "-1,2", "nan", "inf"):
+        with pytest.raises(ValueError, match=r"guidance .*: give numbers with commas"):
+            numbers("guidance", text)
