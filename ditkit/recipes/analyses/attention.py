@@ -13,7 +13,7 @@ from ditkit.config import Settings
 from ditkit.evaluation import Panel, Series
 from ditkit.evaluation.sections import Cell, number
 from ditkit.recipes.analyses.analysis import Analysis, Bar, Floats, Found, Shown, Table
-from ditkit.recipes.analyses.noised import Noised, noised, token_grid
+from ditkit.recipes.analyses.noised import Noised, noised, picked, token_grid
 from ditkit.recipes.analyses.subject import Subject
 from ditkit.recipes.analyses.words import check_times, middle, of
 from ditkit.recipes.load import load
@@ -97,7 +97,7 @@ def look(subject: Subject, model: nn.Module, parts: Sequence[Noised]) -> list[Bl
 def measure(subject: Subject, settings: AttentionSettings, bar: Bar) -> Found:
     """Every time, then the run's earlier checkpoints at the middle time."""
     check_times(settings.t)
-    n, blocks = min(settings.images, len(subject.test)), []
+    blocks, n = [], len(picked(subject, settings.images))
     for done, t in enumerate(settings.t, start=1):
         parts = list(noised(subject, t, n, null=False))
         blocks.append(look(subject, subject.loaded.model, parts))

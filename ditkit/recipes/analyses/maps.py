@@ -14,7 +14,15 @@ from ditkit.config import Settings
 from ditkit.evaluation import Panel, Series, grid
 from ditkit.evaluation.images import enlarge, viewing_factor
 from ditkit.recipes.analyses.analysis import Analysis, Bar, Floats, Found, Ints, Shown
-from ditkit.recipes.analyses.noised import chosen_blocks, no_grid, noised, teacher_features, teachers_of, token_grid
+from ditkit.recipes.analyses.noised import (
+    chosen_blocks,
+    no_grid,
+    noised,
+    picked,
+    teacher_features,
+    teachers_of,
+    token_grid,
+)
 from ditkit.recipes.analyses.subject import Subject
 from ditkit.recipes.analyses.words import check_times, middle, of
 
@@ -23,8 +31,8 @@ SIDE = 96  # about so many pixels a map
 NOTE = (
     "Each column's tokens, of all images together, along their first three principal components: red, green and blue, "
     "from the 1st to the 99th percentile, one square a token. Signs are fixed (the largest weight is positive), but "
-    "colours mean nothing across columns: what is to be seen is which tokens are alike. Null condition, where the "
-    "model has one."
+    "colours mean nothing across columns: what is to be seen is which tokens are alike, and how far the place alone "
+    "decides. Null condition, where the model has one."
 )
 
 
@@ -33,7 +41,7 @@ class MapsSettings(Settings):
 
     t: Floats = Field((0.1, 0.5, 0.9), description="times, 0 = data: a sheet each")
     blocks: Ints = Field((), description="blocks, counted from 1; none: six, evenly spread")
-    images: int = Field(8, ge=1, description="held-out images: a row each")
+    shown: int = Field(8, ge=1, description="held-out images: a row each")
 
 
 class MapsResult(Settings):
@@ -51,14 +59,15 @@ class MapsResult(Settings):
 def measure(subject: Subject, settings: MapsSettings, bar: Bar) -> Found:
     """A sheet a time: a row an image; image, teachers, then blocks."""
     check_times(settings.t)
-    blocks, places, n = chosen_blocks(subject, settings.blocks, MOST), token_grid(subject), settings.images
-    n = min(n, len(subject.test))
+    blocks, places = chosen_blocks(subject, settings.blocks, MOST), token_grid(subject)
+    rows = picked(subject, settings.shown)
+    n = len(rows)
     known, missing = teachers_of(subject)
     factor = viewing_factor(min(places), SIDE)
-    images = fitted(subject.test.images[:n], (places[0] * factor, places[1] * factor))
+    images = fitted(subject.test.images[rows], (places[0] * factor, places[1] * factor))
     columns, teachers = [images], {}
     for name, teacher in known.items():
-        column, teachers[name] = drawn(teacher_features(subject, teacher, torch.arange(n)).tokens, places, factor)
+        column, teachers[name] = drawn(teacher_features(subject, teacher, rows).tokens, places, factor)
         columns.append(column)
     sheets, shares = {}, []
     for done, t in enumerate(settings.t, start=1):

@@ -10,6 +10,7 @@ from torch import Tensor
 
 from ditkit.align.targets import compute_targets
 from ditkit.diffusion import Estimate, network_input
+from ditkit.evaluation.sections import spread
 from ditkit.pretrained import PretrainedMissing
 from ditkit.protocols import Condition, Extractor, Features, Output
 from ditkit.recipes.analyses.subject import Subject
@@ -44,9 +45,14 @@ class Noised:
         return Estimate(self.x, self.t, loaded.path, loaded.prediction, value.to(self.x.dtype))
 
 
+def picked(subject: Subject, n: int) -> Tensor:
+    """The numbers of n test images, spread evenly over them; of all where there are not as many."""
+    return spread(len(subject.test), n)
+
+
 @torch.no_grad()
 def noised(subject: Subject, t: float, n: int, null: bool = True) -> Iterator[Noised]:
-    """The first n test images at time t (0 = data, 1 = noise), each with its own noise, `asked.batch` at a time.
+    """n of the test images (`picked`) at time t (0 = data, 1 = noise), each with its own noise, `asked.batch` a time.
 
     null: under the null condition, as representations are looked at, if the model has one; else under the images' own
     labels or captions.
@@ -54,10 +60,9 @@ def noised(subject: Subject, t: float, n: int, null: bool = True) -> Iterator[No
     settings = subject.loaded.settings
     null = null and getattr(settings, "null_label", True) | (settings.num_classes == 0)
     test, device, path = subject.test, subject.loaded.device, subject.loaded.path
-    n = min(n, len(test))
-    eps = subject.noise(n)
+    eps = subject.noise(len(test))
     time = torch.tensor(t, dtype=torch.float64)
-    for rows in torch.arange(n).split(subject.asked.batch):
+    for rows in picked(subject, n).split(subject.asked.batch):
         cond = test.cond.index(rows).to(device)
         x = subject.noised(test.latents[rows], t, eps[rows]).to(device)
         target = path.d_alpha(time) * test.latents[rows].double() + path.d_sigma(time) * eps[rows].double()

@@ -22,6 +22,7 @@ from ditkit.diffusion import CFG, SampleNoise
 from ditkit.evaluation import Panel, Series
 from ditkit.evaluation.sections import Cell, number
 from ditkit.recipes.analyses.analysis import Analysis, Bar, Found, Ints, Shown, Table, Words
+from ditkit.recipes.analyses.noised import picked
 from ditkit.recipes.analyses.subject import Subject
 from ditkit.recipes.analyses.words import of, plus_minus, standard_error
 from ditkit.recipes.text import Captioned
@@ -76,10 +77,10 @@ class PathResult(Settings):
     solvers: dict[str, SolverErrors]
 
 
-def flow_of(subject: Subject, n: int, guidance: float | None) -> Flow:
-    """The ODE of the first n test images' labels or captions. ValueError where there is nothing to guide by."""
+def flow_of(subject: Subject, rows: torch.Tensor, guidance: float | None) -> Flow:
+    """The ODE of these test images' labels or captions. ValueError where there is nothing to guide by."""
     loaded, test = subject.loaded, subject.test
-    cond = test.cond.index(torch.arange(n)).to(loaded.device)
+    cond = test.cond.index(rows).to(loaded.device)
     guided = None if guidance in (None, 1) else CFG(scale=guidance)  # type: ignore[arg-type]
     if guided is not None and not len(cond):
         raise ValueError("guidance: the model has no classes to guide by: leave it out")
@@ -100,23 +101,23 @@ def check(settings: PathSettings) -> None:
 def measure(subject: Subject, settings: PathSettings, bar: Bar) -> Found:
     """Travel finely, then again in few steps."""
     check(settings)
-    n = min(settings.paths, len(subject.test))
-    flow = flow_of(subject, n, settings.guidance)
+    rows = picked(subject, settings.paths)
+    flow, n = flow_of(subject, rows, settings.guidance), len(rows)
     shape, device = subject.test.latents.shape[1:], subject.loaded.device
     size = at_once(shape.numel(), settings.fine, subject.asked.batch)
     seen: list[Straightness] = []
     errors: dict[str, list[torch.Tensor]] = {name: [] for name in settings.solvers}
     spent: dict[str, tuple[int, ...]] = {}
     for start in range(0, n, size):
-        rows = slice(start, min(start + size, n))
-        noise = SampleNoise(subject.asked.seed, range(rows.start, rows.stop), shape, device=device).initial()
-        found, latents = travel(flow.of(rows), noise, settings.fine)
+        part = slice(start, min(start + size, n))
+        noise = SampleNoise(subject.asked.seed, range(part.start, part.stop), shape, device=device).initial()
+        found, latents = travel(flow.of(part), noise, settings.fine)
         seen.append(straightness(found))
         for name in settings.solvers:
-            part = step_errors(flow.of(rows), noise, latents, name, settings.counts)
-            errors[name].append(part.errors)
-            spent[name] = part.evaluations
-        bar("sampling paths", rows.stop, n)
+            off = step_errors(flow.of(part), noise, latents, name, settings.counts)
+            errors[name].append(off.errors)
+            spent[name] = off.evaluations
+        bar("sampling paths", part.stop, n)
     whole, turn = Straightness.join(seen), Straightness.join(seen).turn.sum(1)
     return Found(
         PathResult(

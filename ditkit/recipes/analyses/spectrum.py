@@ -16,7 +16,7 @@ from ditkit.evaluation import Panel, Request, Series, generate
 from ditkit.evaluation.sections import Cell
 from ditkit.protocols import Decoupled
 from ditkit.recipes.analyses.analysis import Analysis, Bar, Floats, Found, Ints, Shown, Table
-from ditkit.recipes.analyses.noised import Noised, chosen_blocks, no_grid, noised, token_grid
+from ditkit.recipes.analyses.noised import Noised, chosen_blocks, no_grid, noised, picked, token_grid
 from ditkit.recipes.analyses.subject import Subject
 from ditkit.recipes.analyses.words import apart, check_times, middle, of, plus_minus
 from ditkit.recipes.sampling import Choices, choose_sampler, describe_sampler
@@ -100,7 +100,8 @@ def measure(subject: Subject, settings: SpectrumSettings, bar: Bar) -> Found:
     """Spectra at every time, then of real images and of samples."""
     check_times(settings.t)
     blocks = chosen_blocks(subject, settings.blocks or default_blocks(subject))
-    grid, n = token_grid(subject), min(settings.images, len(subject.test))
+    grid, rows = token_grid(subject), picked(subject, settings.images)
+    n = len(rows)
     over_t: dict[str, list[Share]] = {}
     for done, t in enumerate(settings.t, start=1):
         powers: dict[str, list[Tensor]] = {}
@@ -110,9 +111,9 @@ def measure(subject: Subject, settings: SpectrumSettings, bar: Bar) -> Found:
         for name, parts in powers.items():
             over_t.setdefault(name, []).append(share_of(torch.cat(parts)))
         bar("spectra", done, len(settings.t))
-    pictures, sampler = {"real images": subject.test.images[:n]}, ""
+    pictures, sampler = {"real images": subject.test.images[rows]}, ""
     if settings.samples:
-        pictures["samples"], sampler = draw_samples(subject, n, bar)
+        pictures["samples"], sampler = draw_samples(subject, rows, bar)
     found = {name: power(to_float(images)) for name, images in pictures.items()}
     rings = {name: radial(powers.mean(0)) for name, powers in found.items()}
     curves = {name: Curve(frequency=r.frequency.tolist(), power=r.power.tolist()) for name, r in rings.items()}
@@ -132,15 +133,15 @@ def measure(subject: Subject, settings: SpectrumSettings, bar: Bar) -> Found:
     )
 
 
-def draw_samples(subject: Subject, n: int, bar: Bar) -> tuple[Tensor, str]:
-    """(uint8 images (n, C, H, W) of the first n test images' labels or captions, the sampler in words)."""
+def draw_samples(subject: Subject, rows: Tensor, bar: Bar) -> tuple[Tensor, str]:
+    """(uint8 images (n, C, H, W) of these test images' labels or captions, the sampler in words)."""
     loaded, cond = subject.loaded, subject.test.cond
     sampler, _ = choose_sampler(loaded, Choices())
-    request = Request(n=n, seed=subject.asked.seed, chunk=subject.asked.batch)
+    request = Request(n=len(rows), seed=subject.asked.seed, chunk=subject.asked.batch)
     if isinstance(cond, Captioned):
-        request = request.with_({"prompts": tuple(cond.captions[:n])})
+        request = request.with_({"prompts": tuple(cond.captions[i] for i in rows.tolist())})
     elif cond.label is not None:
-        request = request.with_({"labels": tuple(cond.label[:n].tolist()), "mode": "given"})
+        request = request.with_({"labels": tuple(cond.label[rows].tolist()), "mode": "given"})
     made = generate(loaded, sampler, request, device=loaded.device, progress=partial(bar, "samples"))
     return torch.as_tensor(made.images[:]), describe_sampler(sampler)
 
