@@ -85,7 +85,10 @@ def compare_roots(width: int) -> dict:
 
 
 def full_size(samples: int, width: int, rule: str, limits: bool) -> dict:
-    """Scores (with limits: and the limits that take long) of two sets of features, with seconds and peak memory after each step."""
+    """Scores of two sets of features, with the seconds of each step and the peak memory after it.
+
+    limits: and those 95 % limits that take as long as the scores.
+    """
     found: dict = {"samples": samples, "width": width, "rule": rule, "imported_mib": peak_mib()}
     real, fake = features(samples, width, 1), features(samples, width, 2, shift=0.05)
     found["features_mib"] = 2 * real.numel() * 4 / 2**20
@@ -121,18 +124,15 @@ def main() -> None:
     parser.add_argument("--samples", type=int, default=50_000)
     parser.add_argument("--width", type=int, default=2048)
     parser.add_argument("--rule", default="float32", choices=("float64", "float32", "adm"))
-    parser.add_argument(
-        "--limits", action="store_true", help="limits of Frechet distance and recall too: twice the time"
-    )
+    parser.add_argument("--limits", action="store_true", help="of Frechet distance and recall too")
     parser.add_argument("--threads", type=int, default=2)
     parser.add_argument("--out", type=Path)
     given = parser.parse_args()
     torch.set_num_threads(given.threads)
-    results = (
-        compare_roots(given.width)
-        if given.what == "frechet"
-        else full_size(given.samples, given.width, given.rule, given.limits)
-    )
+    if given.what == "frechet":
+        results = compare_roots(given.width)
+    else:
+        results = full_size(given.samples, given.width, given.rule, given.limits)
     command = f"python benchmarks/metrics.py {given.what} --width {given.width} --threads {given.threads}"
     if given.what == "scale":
         command += f" --samples {given.samples} --rule {given.rule}{' --limits' if given.limits else ''}"

@@ -114,14 +114,16 @@ def frechet_interval(
     return _around(value, student(GROUPS - 1) * _spread(values), 0.0, math.inf)
 
 
-def mind_interval(value: float, real: Array, fake: Array, progress: Progress | None = None) -> Interval | None:
-    """Limits of MIND by a delete-a-group jackknife on 256 directions, which counts the real set as a sample too.
+def mind_interval(
+    value: float, real: Array, fake: Array, progress: Progress | None = None, projections: int = 256
+) -> Interval | None:
+    """Limits of MIND by a delete-a-group jackknife on some directions, which counts the real set as a sample too.
 
     None for fewer than 100 samples in the smaller set.
     """
     if min(len(real), len(fake)) < 5 * GROUPS:
         return None
-    values = mind_without_groups(real, fake, GROUPS, progress=progress)
+    values = mind_without_groups(real, fake, GROUPS, projections, progress=progress)
     return _around(value, student(GROUPS - 1) * _spread(values), 0.0, math.inf)
 
 

@@ -85,7 +85,7 @@ def cmmd(world: World):
 def monge(world: World):
     x, y = world.real(100), world.fake(100)
     value = mind(x, y, 64)
-    return value, mind_interval(value, x, y)
+    return value, mind_interval(value, x, y, projections=64)
 
 
 def classes(world: World):
