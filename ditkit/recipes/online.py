@@ -15,7 +15,6 @@ import torch
 from torch import nn
 
 from ditkit.config import fingerprint
-from ditkit.data import ImageSource
 from ditkit.diffusion import SamplerSettings
 from ditkit.evaluation import Request, generate
 from ditkit.evaluation.generate import weights_fingerprint
@@ -29,7 +28,18 @@ from ditkit.recipes.prompts import remembered
 from ditkit.recipes.recipe import Recipe
 from ditkit.recipes.sampling import Choices, choose_request, choose_sampler, describe_weights
 from ditkit.recipes.score_files import Scores, read_scores, save_scores
-from ditkit.recipes.scoring import Judging, Samples, check_belongs, judge, load_extractors, open_captions, open_real
+from ditkit.recipes.scoring import (
+    Judging,
+    RealSide,
+    Samples,
+    check_belongs,
+    check_request,
+    choose_judging,
+    judge,
+    load_extractors,
+    open_captions,
+    open_real_side,
+)
 from ditkit.training.state import Job, kept
 
 FOLDER = "evaluations"
@@ -50,7 +60,7 @@ class Online:
     sampling: SamplerSettings
     request: Request
     judging: Judging
-    source: ImageSource
+    real: RealSide
     extractors: dict[str, Extractor]
     folder: Path
     notes: tuple[str, ...] = ()  # what to doubt
@@ -78,7 +88,7 @@ class Online:
             )  # fmt: skip
             samples = Samples(made.images, made.labels, path, made)
             scores = judge(
-                samples, self.source, self.judging, self.extractors, loaded.device,
+                samples, self.real, self.judging, self.extractors, loaded.device,
                 what=str(self.folder), weights=describe_weights(loaded), bar=self.bar, say=self.say,
             )  # fmt: skip
             scores = scores.model_copy(update={"asked": asked})
@@ -98,7 +108,7 @@ class Online:
         """16 hex digits of all that decides the scores: weights, sampler, request, codec, real images, extractors."""
         text = getattr(self.loaded.text, "id", "")
         spaces = ",".join(f"{name}={extractor.id}" for name, extractor in self.extractors.items())
-        parts = [weights_fingerprint(model), self.loaded.codec.id, text, self.source.fingerprint, spaces]
+        parts = [weights_fingerprint(model), self.loaded.codec.id, text, self.real.source.fingerprint, spaces]
         parts += [fingerprint(settings) for settings in (self.sampling, self.request, self.judging)]
         return hashlib.sha256(" ".join(parts).encode()).hexdigest()[:16]
 
@@ -123,11 +133,13 @@ def open_online(parts: Parts, folder: Path) -> Online | None:
     chosen = recipe if settings.sampling is None else recipe.model_copy(update={"sampling": settings.sampling})
     sampling, notes = choose_sampler(replace(loaded, recipe=chosen), choices)
     request = choose_request(loaded, choices, settings.n, open_captions(loaded, judging))
+    check_request(judging, loaded, request)
     height, width = (side * parts.codec.factor for side in recipe.model.size)
-    source = open_real(judging, torch.empty((1, parts.source.channels, height, width), dtype=torch.uint8))
+    blank = torch.empty((1, parts.source.channels, height, width), dtype=torch.uint8)
+    real = RealSide(open_real_side(judging, blank))
     extractors = load_extractors(settings.extractors, parts.device)
     told = tuple(f"evaluation: {line}" for line in (*doubts, *notes))
-    return Online(loaded, sampling, request, judging, source, extractors, folder, told)
+    return Online(loaded, sampling, request, judging, real, extractors, folder, told)
 
 
 def template(parts: Parts) -> Loaded:
@@ -146,9 +158,13 @@ def template(parts: Parts) -> Loaded:
 
 
 def judging_of(recipe: Recipe, settings: EvaluationSettings) -> Judging:
-    """The real side of an evaluation: the recipe's own images unless it names others."""
+    """The real side of an evaluation: a file, the images it names, or the recipe's own. One-line errors."""
+    if settings.reference and settings.data is not None:
+        raise ValueError("evaluation.reference and evaluation.data: give one of them")
+    keys = [f"{name}={value}" for name in ("protocol", "reference", "real") if (value := getattr(settings, name))]
     data = recipe.data.single() if settings.data is None else settings.data
-    return Judging(data=data, real=settings.real, classifier=settings.classifier, protocol=settings.protocol)
+    chosen = choose_judging(keys, None if settings.reference else data.source, recipe)
+    return chosen.with_({"classifier": settings.classifier, "data": data})  # captions come from there too
 
 
 class Once:

@@ -11,7 +11,7 @@ from ditkit.evaluation.sections import curves
 from ditkit.recipes.online import FOLDER, found_at, path_of
 from ditkit.training.online import PREFIX
 
-DISTANCES = ("frechet", "spatial_frechet")  # every space has a scale of its own
+DISTANCES = ("frechet", "spatial_frechet", "cmmd")  # every space has a scale of its own
 SHARES = ("precision", "recall", "inception_score", "agreement")
 
 History = dict[tuple[str, str], dict[int, Score]]  # (space, metric) -> step -> score

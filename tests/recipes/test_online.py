@@ -4,14 +4,16 @@ from __future__ import annotations
 
 import json
 
+import numpy as np
 import pytest
 import torch
 from typer.testing import CliRunner
 
 from ditkit.cli import app
 from ditkit.config import SettingsError, override
+from ditkit.data import open_source
 from ditkit.evaluation import Protocol, Score
-from ditkit.recipes import online, recipe
+from ditkit.recipes import online, recipe, scoring
 from ditkit.recipes.online_page import history, score_curves, sentence
 from ditkit.recipes.registry import from_file
 from ditkit.recipes.run import train
@@ -103,6 +105,28 @@ def test_a_text_model_is_scored_on_captions_of_the_data(tmp_path):
     theirs = evaluate(run, 4, n=6, real=20)
     assert read_scores(online.path_of(run, 4)).spaces == theirs.spaces
     assert theirs.spaces["pixels"].scores[0].protocol.labels == "prompts"
+
+
+def test_real_images_are_looked_at_once_a_run(tmp_path, monkeypatch):
+    trained, real = [], scoring.classify
+    monkeypatch.setattr(scoring, "classify", lambda *given: trained.append(1) or real(*given))
+    train(recipe("digits.sit").with_({**TINY, **SCORED}), tmp_path / "run", CPU)
+    assert len(trained) == 1 and len(list((tmp_path / "run" / "evaluations").iterdir())) == 2
+
+
+def test_against_a_reference_file(scored, tmp_path):
+    source = open_source("digits")
+    images = torch.stack([source[i].image for i in range(60)])
+    np.savez(tmp_path / "real.npz", arr_0=images.permute(0, 2, 3, 1).expand(-1, -1, -1, 3).numpy())
+    keys = {"evaluation.reference": str(tmp_path / "real.npz"), "evaluation.extractors": ("toy",)}
+    changes = {**TINY, **SCORED, **keys, "evaluation.every": None}
+    run = tmp_path / "run"
+    train(recipe("digits.sit").with_(changes), run, CPU)
+    theirs = evaluate(run, 4, f"reference={tmp_path / 'real.npz'}", "--extractor", "toy", real=10_000)
+    assert read_scores(online.path_of(run, 4)).spaces == theirs.spaces and list(theirs.spaces) == ["toy"]
+    with pytest.raises(ValueError, match=r"evaluation\.reference and evaluation\.data: give one"):
+        train(recipe("digits.sit").with_({**changes, "evaluation.data": {"split": "test"}}), tmp_path / "no", CPU)
+    assert not (tmp_path / "no").exists()
 
 
 def test_losses_and_weights_are_those_of_a_run_without(scored, tmp_path):
