@@ -36,7 +36,8 @@ from ditkit.evaluation.pixels import Pixels
 from ditkit.files import write_text
 from ditkit.pretrained import SelfTaught, TeacherSettings
 from ditkit.protocols import Extractor
-from ditkit.recipes import digits
+from ditkit.recipes import demo_layers, digits
+from ditkit.recipes.analyses.analysis import Found
 from ditkit.recipes.demo_page import Arm, Findings, page
 from ditkit.recipes.demo_sharing import Trial, headline, sections, share, sharing_seconds
 from ditkit.recipes.load import load
@@ -62,11 +63,13 @@ class Budget:
     probe_draws: int = 5
     share_budgets: tuple[int, ...] = (3, 5, 10)  # encoder runs, of the sampler's 25 evaluations
     share_images: int = 512
+    layer_times: tuple[float, ...] = (0.1, 0.5, 0.9)
+    layer_images: int = 360  # held-out images that layers are looked at with: all there are
 
 
 SMOKE = Budget(  # it runs
     teacher_steps=20, classifier_steps=20, steps=20, images=100, pictures=20, probe_draws=2, share_budgets=(5,),
-    share_images=20,
+    share_images=20, layer_times=(0.5,), layer_images=60,
 )  # fmt: skip
 
 
@@ -78,6 +81,8 @@ def expected_seconds(budget: Budget) -> dict[str, float]:
     stages |= {name: seconds * budget.steps for name, seconds in arms.items()}
     stages |= {f"samples of {name}": images[name] * budget.images for name in arms}
     stages |= {f"scores of {name}": 0.006 * budget.images for name in arms}
+    looks = len(budget.layer_times)
+    stages |= {demo_layers.stage(name): 1.0 + 2.0 * looks for name in arms}
     trial = Trial(budget.share_budgets, budget.share_images, seed=0)
     return stages | sharing_seconds(trial, images["DDT"])
 
@@ -108,6 +113,7 @@ def run_demo(out: Path, budget: Budget, device: torch.device, progress: Progress
     for name, recipe in plan(out / "teacher", budget, seed).items():
         state = train(recipe, out / recipe.name, device, on_step=counter(progress, name, budget.steps))
         arms.append(measure(name, out / recipe.name, state.seconds, judges, budget, device, progress))
+    layers = {arm.name: layer_by_layer(arm, out / "teacher", budget, device, progress) for arm in arms}
     sharing = try_sharing(arms[-1], judges, budget, device, progress)
     assert sharing.trade_off is not None
     findings = Findings(
@@ -121,8 +127,8 @@ def run_demo(out: Path, budget: Budget, device: torch.device, progress: Progress
         environment=json.loads((arms[0].folder / "environment.json").read_text(encoding="utf-8")),
         seconds=time.perf_counter() - began,
         smoke=budget == SMOKE,
-        further=sections(sharing),
-        remarks=[headline(arms[-1].name, sharing.trade_off)],
+        further=[*demo_layers.sections(layers), *sections(sharing)],
+        remarks=[*demo_layers.headlines(layers), headline(arms[-1].name, sharing.trade_off)],
     )
     write_text(out / "scores.json", json.dumps({a.name: dump_scores(a.scores) for a in arms}, indent=1) + "\n")
     return write_report(page(findings), out / "report.html")
@@ -210,6 +216,11 @@ def measure(
     pictures = generate(loaded, guided, make_request(budget.pictures, classes, "balanced", seed=seed), device=device)
     assert pictures.labels is not None
     return Arm(name, folder, recipe, scores, (pictures.images[:], pictures.labels), seconds)
+
+
+def layer_by_layer(arm: Arm, teacher: Path, budget: Budget, device: torch.device, progress: Progress) -> Found:
+    """What each layer of the arm knows, beside the teacher."""
+    return demo_layers.look(arm.name, arm.folder, teacher, budget.layer_times, budget.layer_images, device, progress)
 
 
 def try_sharing(arm: Arm, judges: Judges, budget: Budget, device: torch.device, progress: Progress) -> SharingFindings:

@@ -84,6 +84,9 @@ def test_the_page_stands_alone_and_says_what_was_measured(demo):
         assert said in text, said
     for said in ("Similarity of s", "Evaluations that run the encoder", "Speed against quality", "predicted"):
         assert said in text, said
+    for said in ("Layer by layer, side by side", "Layer by layer: DDT", "CKNNA", "Probe accuracy over blocks"):
+        assert said in text, said
+    assert all((demo.out / run / "analysis" / "layers.json").is_file() for run in ("sit", "repa", "ddt"))
     assert "One training seed" in text
 
 
