@@ -287,8 +287,8 @@ def _rbf_sums(a: Tensor, b: Tensor, hollow: bool, sigma: float) -> Sums:
     for rows in _blocks(n, a.device):
         k, l = (torch.exp(torch.cdist(x[rows], x).square() / (-2 * sigma**2)) for x in (a, b))
         if hollow:
-            k[torch.arange(len(rows)), rows] = 0
-            l[torch.arange(len(rows)), rows] = 0
+            own = torch.arange(len(rows), device=a.device), rows
+            k[own] = l[own] = 0
         cross += (k * l).sum()
         k_rows[rows], l_rows[rows] = k.sum(1), l.sum(1)
     return _symmetric(n, cross, k_rows, l_rows)

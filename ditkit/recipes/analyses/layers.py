@@ -22,6 +22,7 @@ from ditkit.recipes.analyses.representation import (
     no_null,
 )
 from ditkit.recipes.analyses.subject import Subject
+from ditkit.recipes.analyses.words import check_times
 
 
 class LayersSettings(Settings):
@@ -39,10 +40,7 @@ class LayersSettings(Settings):
 
 def measure(subject: Subject, settings: LayersSettings, bar: Bar) -> Found:
     """Every block at every time. ValueError for blocks or times that there are not, and where k is too large."""
-    if wrong := [t for t in settings.t if not 0 <= t <= 1]:
-        raise ValueError(f"t={wrong[0]:g}: times go from 0 (data) to 1 (noise)")
-    if not settings.t:
-        raise ValueError("t=: give a time at least, such as t=0.5")
+    check_times(settings.t)
     loaded = subject.loaded
     blocks = chosen_blocks(settings.blocks, loaded.settings.depth)
     paper = PaperProbe(epochs=settings.epochs, batch=settings.probe_batch, lr=settings.lr)

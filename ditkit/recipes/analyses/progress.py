@@ -26,6 +26,7 @@ from ditkit.recipes.analyses.representation import (
     no_null,
 )
 from ditkit.recipes.analyses.subject import Subject
+from ditkit.recipes.analyses.words import check_times
 from ditkit.recipes.load import load
 from ditkit.training import list_steps
 
@@ -69,8 +70,7 @@ class ProgressResult(Settings):
 
 def measure(subject: Subject, settings: ProgressSettings, bar: Bar) -> Found:
     """The same images, noise and teachers at every checkpoint. ValueError for steps that the run has not."""
-    if not settings.t or any(not 0 <= t <= 1 for t in settings.t):
-        raise ValueError("t: give times from 0 (data) to 1 (noise), such as t=0.5")
+    check_times(settings.t)
     loaded, folder = subject.loaded, subject.folder
     assert folder is not None  # `fits` has seen to it
     there = list_steps(folder)

@@ -140,7 +140,7 @@ def test_without_teachers_labels_or_training_images(planted):
         measured(planted(), k=120)
     with pytest.raises(ValueError, match="blocks=5: blocks of this model count from 1 to 4"):
         measured(planted(), blocks=(1, 5))
-    with pytest.raises(ValueError, match="times go from 0"):
+    with pytest.raises(ValueError, match="give times from 0"):
         measured(planted(), t=1.5)
 
 
