@@ -82,7 +82,7 @@ def expected_seconds(budget: Budget) -> dict[str, float]:
     stages |= {f"samples of {name}": images[name] * budget.images for name in arms}
     stages |= {f"scores of {name}": 0.006 * budget.images for name in arms}
     looks = len(budget.layer_times)
-    stages |= {demo_layers.stage(name): 1.0 + 2.0 * looks for name in arms}
+    stages |= {demo_layers.stage(name): 1.0 * looks for name in arms}
     trial = Trial(budget.share_budgets, budget.share_images, seed=0)
     return stages | sharing_seconds(trial, images["DDT"])
 

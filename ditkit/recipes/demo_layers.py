@@ -19,6 +19,7 @@ from ditkit.recipes.analyses.store import FOLDER
 from ditkit.recipes.analyses.subject import Asked, Subject
 from ditkit.recipes.load import load
 
+LEARNT = 600  # images that probes learn from: twice as many cost twice the forward passes
 STAGE = "layers of"  # first words of its progress stages
 
 
@@ -35,7 +36,7 @@ def look(
     images: held-out ones at most; probes learn from the training images.
     """
     taught = TeacherSettings(kind="selftaught", source=str(teacher))
-    asked = Asked(n=images, data=DataSettings(source="digits"), teachers=(taught,))
+    asked = Asked(n=images, train=LEARNT, data=DataSettings(source="digits"), teachers=(taught,))
     subject = Subject(name, load(run).to(device), asked, run)
     plan = Plan(subject, {LAYERS.name: LayersSettings(t=times)}, run / FOLDER, run)
 

@@ -107,6 +107,8 @@ def perform(plan: Plan, analyses: Sequence[Analysis], bar: Bar, say: Say) -> dic
     found: dict[str, Found] = {}
     for analysis in analyses:
         if reason := analysis.fits(plan.subject):
+            if len(analyses) == 1:
+                raise ValueError(f"{plan.subject.name}: no {analysis.name}: {reason}")
             say(f"{plan.subject.name}: no {analysis.name}: {reason}")
             continue
         asked = plan.asked(analysis.name)
