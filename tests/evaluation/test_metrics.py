@@ -9,6 +9,7 @@ import pytest
 import torch
 
 from ditkit.evaluation.metrics import (
+    FrechetTo,
     agreement,
     agreement_by_class,
     density_coverage,
@@ -183,7 +184,19 @@ def test_frechet_never_negative_and_zero_matrices_work():
 def test_the_way_for_many_dimensions_agrees():
     for n in (10, 300):  # singular, and not
         a, b = moments(normal(14, n, 40))[1], moments(normal(15, n, 40) * 2)[1]
-        assert _trace_of_root(_root(a), b, exact=0) == pytest.approx(_trace_of_root(_root(a), b), rel=1e-6)
+        assert _trace_of_root(_root(a), b, exact=0) == pytest.approx(_trace_of_root(_root(a), b, exact=40), rel=1e-6)
+
+
+@pytest.mark.parametrize("n", [300, 2000])
+def test_frechet_beyond_the_exact_dimensions(n, monkeypatch):
+    """600 features: singular from 300 samples, decomposed by Cholesky from 2,000; the root serves several distances."""
+    a, b = moments(normal(16, n, 600)), moments(normal(17, n, 600) * 1.5 + 0.1)
+    prepared = FrechetTo(*a)
+    assert prepared.root.shape[1] == min(n - 1, 600)
+    fast = [frechet_distance(*a, *b), prepared(*a), prepared(*b)]
+    assert fast[0] == fast[2] and 0 <= fast[1] < 1e-5 * fast[0]
+    monkeypatch.setattr("ditkit.evaluation.metrics.frechet.EXACT", 600)
+    assert fast[0] == pytest.approx(frechet_distance(*b, *a), rel=1e-9)
 
 
 def test_frechet_refuses_nonsense():

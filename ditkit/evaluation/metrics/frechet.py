@@ -28,7 +28,7 @@ def _fast_root(covariance: Tensor) -> Tensor:
     return lower if safe else _root(covariance)
 
 
-def _trace_of_root(root: Tensor, t: Tensor, exact: int = EXACT) -> float:
+def _trace_of_root(root: Tensor, t: Tensor, exact: int) -> float:
     """tr((S T)^(1/2)) with S = F F^T for F = root (D, R): the sum of the singular values of F^T T^(1/2).
 
     Beyond `exact` dimensions they are taken as roots of the eigenvalues of F^T T F: several times faster at Inception's
@@ -66,7 +66,7 @@ class FrechetTo:
         if len(mean) != len(self.mean):
             raise ValueError(f"frechet_distance: means ({len(self.mean)},) and ({len(mean)},) do not fit")
         value = (self.mean - mean).square().sum() + self.trace + covariance.trace()
-        return max(0.0, value.item() - 2 * _trace_of_root(self.root, covariance))
+        return max(0.0, value.item() - 2 * _trace_of_root(self.root, covariance, EXACT))
 
 
 def frechet_distance(mu1: Array, cov1: Array, mu2: Array, cov2: Array) -> float:
