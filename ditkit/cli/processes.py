@@ -13,25 +13,22 @@ from pathlib import Path
 
 import typer
 
-from ditkit.cli.keys import Keyed
-
 OPTION = "--processes"
 GRACE = 20.0  # seconds that the others have to end after one has died
 LOOK = 0.1
 
 
-class Shared(Keyed):
-    """A verb whose work several processes can share; `--processes N` starts them."""
+def launch(ctx, words: Sequence[str]) -> list[str]:
+    """A verb's words without `--processes N`; where N is above 1, the verb is run N times instead and ends (Exit).
 
-    def parse_args(self, ctx, args):
-        count, rest = take_processes(args)
-        if count > 1 and "WORLD_SIZE" in os.environ:
-            raise ValueError(
-                f"{OPTION} {count} under torchrun: its --nproc_per_node says how many; leave one of them out"
-            )
-        if count > 1 and not ctx.resilient_parsing:
-            raise typer.Exit(start([ctx.info_name, *rest], count))
-        return super().parse_args(ctx, rest)
+    ValueError, one line, for no number, and under torchrun.
+    """
+    count, rest = take_processes(words)
+    if count > 1 and "WORLD_SIZE" in os.environ:
+        raise ValueError(f"{OPTION} {count} under torchrun: its --nproc_per_node says how many; leave one of them out")
+    if count > 1 and not ctx.resilient_parsing:
+        raise typer.Exit(start([ctx.info_name, *rest], count))
+    return rest
 
 
 def take_processes(words: Sequence[str]) -> tuple[int, list[str]]:

@@ -7,8 +7,8 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from ditkit.cli.keys import FAMILIES
-from ditkit.cli.processes import Shared
+from ditkit.cli.keys import FAMILIES, Keyed
+from ditkit.cli.processes import launch
 
 if TYPE_CHECKING:
     from ditkit.diffusion import SamplerSettings
@@ -16,7 +16,6 @@ if TYPE_CHECKING:
     from ditkit.evaluation.ranks import Ranks
     from ditkit.recipes.load import Loaded
 
-Command = Shared
 DEFAULT_N = 64
 
 What = Annotated[
@@ -42,6 +41,13 @@ Guidance = Annotated[float | None, typer.Option("--guidance", help="Guidance sca
 Out = Annotated[Path | None, typer.Option("--out", help="Folder. Default: RUN/samples/... (or samples/...).")]
 Codec = Annotated[str | None, typer.Option("--codec", help="pixels, ft-ema, ft-mse, sd3, a hub id or a folder.")]
 Device = Annotated[str, typer.Option("--device", help="auto, cpu, cuda, cuda:1, mps, ...")]
+
+
+class Command(Keyed):
+    """`--processes N` starts the verb N times."""
+
+    def parse_args(self, ctx, args):
+        return super().parse_args(ctx, launch(ctx, args))
 
 
 def sample(

@@ -8,18 +8,21 @@ from typing import Annotated, ClassVar
 import typer
 
 from ditkit.cli.evaluate import Data, Extractors
-from ditkit.cli.keys import KEYS
-from ditkit.cli.processes import Shared
+from ditkit.cli.keys import KEYS, Keyed
+from ditkit.cli.processes import launch
 from ditkit.cli.sample import Device, Source, What
 from ditkit.cli.show import print_table
 
 Keys = Annotated[list[str] | None, typer.Argument(help="seeds=3 steps=10,25 ...; see below.", metavar="[KEY=VALUE]...")]
 
 
-class Command(Shared):
-    """`--seeds 3` is another spelling of seeds=3; `--steps` takes several numbers here."""
+class Command(Keyed):
+    """`--seeds 3` is another spelling of seeds=3, `--steps` takes several numbers, `--processes N` starts it N times."""
 
     keys: ClassVar = {**KEYS, **{key: key for key in ("steps", "seeds", "n", "out", "reference", "protocol")}}
+
+    def parse_args(self, ctx, args):
+        return super().parse_args(ctx, launch(ctx, args))
 
 
 def sweep(

@@ -18,12 +18,11 @@ from ditkit.recipes.sampling import (
     choose_request,
     choose_sampler,
     choose_text,
-    describe_doubts,
-    describe_guidance,
     guide,
     open_model,
     read_choices,
 )
+from ditkit.recipes.sampling_words import describe_doubts, describe_guidance
 
 CPU = torch.device("cpu")
 
