@@ -17,7 +17,7 @@ Keys = Annotated[list[str] | None, typer.Argument(help="seeds=3 steps=10,25 ...;
 
 
 class Command(Keyed):
-    """`--seeds 3` is another spelling of seeds=3, `--steps` takes several numbers, `--processes N` starts it N times."""
+    """`--seeds 3` is another spelling of seeds=3, `--steps` takes several numbers, `--processes N` starts N of it."""
 
     keys: ClassVar = {**KEYS, **{key: key for key in ("steps", "seeds", "n", "out", "reference", "protocol")}}
 
