@@ -156,6 +156,8 @@ def write_reference(
     features: list[Tensor] = []
     bad: list[str] = []
     pooled, spatial, digest = Moments(), Moments(), hashlib.sha256()
+    if progress is not None:
+        progress(0, n)
     for start, rows, block in _blocks(source, bad):
         seen = views(extractor, block)
         if not images:

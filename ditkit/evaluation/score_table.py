@@ -11,11 +11,16 @@ from ditkit.evaluation.sections import Section, cell, number, scrolling
 
 TITLES = {
     "frechet": "Fréchet distance",
+    "spatial_frechet": "Spatial Fréchet distance (sFID)",
     "kernel": "Kernel distance (KID)",
+    "cmmd": "CMMD",
+    "mind": "Sliced Wasserstein (MIND)",
     "precision": "Precision",
     "recall": "Recall",
     "inception_score": "Inception Score",
     "agreement": "Class agreement",
+    "psnr": "PSNR (dB)",
+    "ssim": "SSIM",
 }
 
 
