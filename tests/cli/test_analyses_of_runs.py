@@ -8,7 +8,9 @@ import shutil
 import pytest
 
 NAMES = ("spatial", "maps", "spectrum", "path", "attention")
-QUICK = ["n=10", "t=0.2,0.5", "--images", 6, "--shown", 2, "--paths", 2, "--fine", 8, "--counts", "1,2"]
+TITLES = ("Spatial structure", "Feature maps", "Frequency content", "Sampling paths", "Attention")
+LOOKS = ["n=10", "t=0.2,0.5", "--images", 6, "--shown", 2]
+QUICK = [*LOOKS, "--paths", 2, "--fine", 8, "--counts", "1,2"]
 
 
 @pytest.fixture(scope="module")
@@ -28,14 +30,11 @@ def test_all_of_them_and_side_by_side(ditkit, runs, tmp_path):
     assert (runs[0] / "analysis" / "maps-t-0.2.png").is_file()
 
     only = ("--only", "maps,spectrum")
-    done = ditkit("analyze", "compare", *runs, *only, *QUICK, "--out", tmp_path / "both.html")
+    done = ditkit("analyze", "compare", *runs, *only, *LOOKS, "--out", tmp_path / "both.html")
     assert done.exit_code == 0, done.output
     both = (tmp_path / "both.html").read_text()
     assert all(f">{title}</h2>" in both for title in TITLES[1:3]) and "ddt: samples" in both
     assert all(f"{name}: at t = 0.5, the share of power" in done.stdout for name in ("sit", "ddt"))
-
-
-TITLES = ("Spatial structure", "Feature maps", "Frequency content", "Sampling paths", "Attention")
 
 
 def test_each_has_help_and_says_what_is_wrong_in_a_line(ditkit, refused, runs):

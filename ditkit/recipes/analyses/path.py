@@ -24,7 +24,7 @@ from ditkit.evaluation.sections import Cell, number
 from ditkit.recipes.analyses.analysis import Analysis, Bar, Found, Ints, Shown, Table, Words
 from ditkit.recipes.analyses.noised import picked
 from ditkit.recipes.analyses.subject import Subject
-from ditkit.recipes.analyses.words import of, plus_minus, standard_error
+from ditkit.recipes.analyses.words import compared, of, plus_minus, standard_error
 from ditkit.recipes.text import Captioned
 
 Solver = Literal["euler", "heun"]
@@ -167,6 +167,8 @@ def show(found: Mapping[str, Found]) -> Shown:
     ]
     table = Table(("solver", "steps", "evaluations", "relative L2 error", "standard error"), rows)
     said = [line for name, r in results.items() for line in said_of(name, r)]
+    levels = {name: (r.straightness, r.straightness_error) for name, r in results.items()}
+    said += compared("S (bent or uneven travel)", levels, lowest=True)
     return Shown(said, panels, {"Error against step count": table}, note=NOTE)
 
 

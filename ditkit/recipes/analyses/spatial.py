@@ -14,7 +14,7 @@ from ditkit.evaluation.sections import Cell
 from ditkit.recipes.analyses.analysis import Analysis, Bar, Floats, Found, Ints, Shown, Table
 from ditkit.recipes.analyses.noised import chosen_blocks, no_grid, noised, teacher_features, teachers_of, token_grid
 from ditkit.recipes.analyses.subject import Subject
-from ditkit.recipes.analyses.words import check_times, middle, of, plus_minus, rivals, standard_error
+from ditkit.recipes.analyses.words import check_times, compared, middle, of, plus_minus, rivals, standard_error
 
 SCORES = {
     "lds": "Near less distant similarity (LDS)",
@@ -114,6 +114,8 @@ def show(found: Mapping[str, Found]) -> Shown:
     panels = [panel_of(score, title, lines) for score, title in SCORES.items()]
     panels.append(profile_panel(lines))
     said = [line for name, r in results.items() for line in said_of(name, r)]
+    highest = {name: r.scores[middle(r.t)][best(r, middle(r.t), "lds")] for name, r in results.items()}
+    said += compared("the highest LDS", {n: (s.values["lds"] or 0.0, s.errors["lds"]) for n, s in highest.items()})
     said += list(dict.fromkeys(r.missing for r in results.values() if r.missing))
     columns = ("model", "t", "block", "LDS", "CDS", "RMSC", "region")
     rows: list[list[Cell]] = [

@@ -18,7 +18,7 @@ from ditkit.protocols import Decoupled
 from ditkit.recipes.analyses.analysis import Analysis, Bar, Floats, Found, Ints, Shown, Table
 from ditkit.recipes.analyses.noised import Noised, chosen_blocks, no_grid, noised, picked, token_grid
 from ditkit.recipes.analyses.subject import Subject
-from ditkit.recipes.analyses.words import apart, check_times, middle, of, plus_minus
+from ditkit.recipes.analyses.words import apart, check_times, compared, middle, of, plus_minus
 from ditkit.recipes.sampling import Choices, choose_sampler, describe_sampler
 from ditkit.recipes.text import Captioned
 
@@ -150,6 +150,8 @@ def show(found: Mapping[str, Found]) -> Shown:
     """Shares over t, and the spectra of samples and real images."""
     results: dict[str, SpectrumResult] = {name: f.result for name, f in found.items()}  # type: ignore[misc]
     said = [line for name, r in results.items() for line in said_of(name, r)]
+    drawn = {n: r.shares["samples"] for n, r in results.items() if "samples" in r.shares}
+    said += compared("the high-frequency share of samples", {n: (s.high, s.high_error) for n, s in drawn.items()})
     rows: list[list[Cell]] = []
     for name, r in results.items():
         for what, shares in r.over_t.items():

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
 from torch import Tensor
 
@@ -50,3 +50,18 @@ def rivals(values: Sequence[float], errors: Sequence[float | None], best: int) -
 def of(name: str) -> str:
     """How a sentence about a model begins: "SiT: " where there are several."""
     return f"{name}: " if name else ""
+
+
+def compared(what: str, seen: Mapping[str, tuple[float, float | None]], lowest: bool = False) -> list[str]:
+    """A sentence on which of several models has the highest (or lowest) value, seen: name -> (value, standard error).
+
+    Nothing for a single model.
+    """
+    if len(seen) < 2:
+        return []
+    names, values, errors = list(seen), [v for v, _ in seen.values()], [e for _, e in seen.values()]
+    best = (min if lowest else max)(range(len(values)), key=values.__getitem__)
+    line = f"Side by side, {what} is {'lowest' if lowest else 'highest'} in {names[best]}, "
+    close = [names[i] for i in rivals(values, errors, best)]
+    told = f", which is within noise of {', '.join(close)}" if close else ", beyond noise"
+    return [f"{line}{plus_minus(values[best], errors[best])}{told}."]
