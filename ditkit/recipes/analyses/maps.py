@@ -15,7 +15,6 @@ from ditkit.evaluation import Panel, Series, grid
 from ditkit.evaluation.images import enlarge, viewing_factor
 from ditkit.recipes.analyses.analysis import Analysis, Bar, Floats, Found, Ints, Shown
 from ditkit.recipes.analyses.noised import (
-    chosen_blocks,
     no_grid,
     noised,
     picked,
@@ -23,7 +22,7 @@ from ditkit.recipes.analyses.noised import (
     teachers_of,
     token_grid,
 )
-from ditkit.recipes.analyses.subject import Subject
+from ditkit.recipes.analyses.subject import Subject, chosen_blocks
 from ditkit.recipes.analyses.words import check_times, middle, of
 
 MOST = 6  # blocks that are shown where none are named
@@ -59,7 +58,7 @@ class MapsResult(Settings):
 def measure(subject: Subject, settings: MapsSettings, bar: Bar) -> Found:
     """A sheet a time: a row an image; image, teachers, then blocks."""
     check_times(settings.t)
-    blocks, places = chosen_blocks(subject, settings.blocks, MOST), token_grid(subject)
+    blocks, places = chosen_blocks(settings.blocks, subject.loaded.settings.depth, MOST), token_grid(subject)
     rows = picked(subject, settings.shown)
     n = len(rows)
     known, missing = teachers_of(subject)

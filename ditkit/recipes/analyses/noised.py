@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from dataclasses import dataclass
 
 import torch
@@ -93,12 +93,3 @@ def no_grid(subject: Subject) -> str:
     """Why there is no map of tokens, "" where there is one."""
     rows, columns = token_grid(subject)
     return "" if min(rows, columns) > 1 else f"its tokens stand on a grid of {rows} x {columns}: no map"
-
-
-def chosen_blocks(subject: Subject, asked: Sequence[int], most: int | None = None) -> tuple[int, ...]:
-    """The blocks asked for, by number; none: all, or `most` of them, evenly spread, the last among them."""
-    depth = subject.loaded.settings.depth
-    if wrong := [block for block in asked if not 1 <= block <= depth]:
-        raise ValueError(f"blocks {wrong[0]}: the model has blocks 1 to {depth}")
-    count = depth if most is None else min(most, depth)
-    return tuple(asked) or tuple(round((i + 1) * depth / count) for i in range(count))

@@ -22,7 +22,8 @@ from ditkit.recipes.place import check_writable
 from ditkit.recipes.run_page import rewrite_run_report
 from ditkit.recipes.sampling import SHORT, Choices, describe_weights, open_model
 
-MODEL_KEYS = ("weights", "step", "codec", "text", "without", "shape", *SHORT)
+SHAPES = {short: full for short, full in SHORT.items() if full.startswith("shape.")}  # of published files
+MODEL_KEYS = ("weights", "step", "codec", "text", "without", "shape", *SHAPES)
 Say = Callable[[str], None]
 
 
@@ -94,7 +95,7 @@ def sort_keys(keys: Sequence[str], analyses: Sequence[Analysis]) -> tuple[list[s
         if first in Asked.model_fields:
             images.append(key)
         elif first in MODEL_KEYS:
-            model.append(f"{SHORT.get(first, first)}{key.removeprefix(first)}")
+            model.append(f"{SHAPES.get(first, first)}{key.removeprefix(first)}")
         elif not takers:
             raise ValueError(f"{first}: unknown key{nearest(first, known)}")
         for name in takers:

@@ -22,10 +22,9 @@ from ditkit.recipes.analyses.representation import (
     Look,
     Preparation,
     TeacherLook,
-    chosen_blocks,
     no_null,
 )
-from ditkit.recipes.analyses.subject import Subject
+from ditkit.recipes.analyses.subject import Subject, chosen_blocks
 from ditkit.recipes.analyses.words import check_times
 from ditkit.recipes.load import load
 from ditkit.training import list_steps

@@ -246,13 +246,6 @@ class Bench:
         return torch.cat([teacher(part).tokens.float().mean(1).cpu() for part in parts])
 
 
-def chosen_blocks(asked: Sequence[int], depth: int) -> tuple[int, ...]:
-    """These blocks, all of a network where none are named. ValueError for one that does not exist."""
-    if wrong := [block for block in asked if not 1 <= block <= depth]:
-        raise ValueError(f"blocks={','.join(map(str, wrong))}: blocks of this model count from 1 to {depth}")
-    return tuple(asked) or tuple(range(1, depth + 1))
-
-
 def no_null(subject: Subject) -> str:
     """Why representations cannot be looked at without a condition; "" where they can."""
     settings = subject.loaded.settings

@@ -12,8 +12,8 @@ from ditkit.config import Settings
 from ditkit.evaluation import Panel, Series
 from ditkit.evaluation.sections import Cell
 from ditkit.recipes.analyses.analysis import Analysis, Bar, Floats, Found, Ints, Shown, Table
-from ditkit.recipes.analyses.noised import chosen_blocks, no_grid, noised, teacher_features, teachers_of, token_grid
-from ditkit.recipes.analyses.subject import Subject
+from ditkit.recipes.analyses.noised import no_grid, noised, teacher_features, teachers_of, token_grid
+from ditkit.recipes.analyses.subject import Subject, chosen_blocks
 from ditkit.recipes.analyses.words import check_times, compared, middle, of, plus_minus, rivals, standard_error
 
 SCORES = {
@@ -75,7 +75,11 @@ def scores_of(parts: list[Structure]) -> SpatialScores:
 def measure(subject: Subject, settings: SpatialSettings, bar: Bar) -> Found:
     """Every block at every time, and each teacher once."""
     check_times(settings.t)
-    blocks, grid, n = chosen_blocks(subject, settings.blocks), token_grid(subject), len(subject.test)
+    blocks, grid, n = (
+        chosen_blocks(settings.blocks, subject.loaded.settings.depth),
+        token_grid(subject),
+        len(subject.test),
+    )
     regions = colour_regions(subject.test.images, grid)
     scores, device = [], subject.loaded.device
     for i, t in enumerate(settings.t):

@@ -16,8 +16,8 @@ from ditkit.evaluation import Panel, Request, Series, generate
 from ditkit.evaluation.sections import Cell
 from ditkit.protocols import Decoupled
 from ditkit.recipes.analyses.analysis import Analysis, Bar, Floats, Found, Ints, Shown, Table
-from ditkit.recipes.analyses.noised import Noised, chosen_blocks, no_grid, noised, picked, token_grid
-from ditkit.recipes.analyses.subject import Subject
+from ditkit.recipes.analyses.noised import Noised, no_grid, noised, picked, token_grid
+from ditkit.recipes.analyses.subject import Subject, chosen_blocks
 from ditkit.recipes.analyses.words import apart, check_times, compared, middle, of, plus_minus
 from ditkit.recipes.sampling import Choices, choose_sampler, describe_sampler
 from ditkit.recipes.text import Captioned
@@ -99,7 +99,7 @@ def default_blocks(subject: Subject) -> tuple[int, ...]:
 def measure(subject: Subject, settings: SpectrumSettings, bar: Bar) -> Found:
     """Spectra at every time, then of real images and of samples."""
     check_times(settings.t)
-    blocks = chosen_blocks(subject, settings.blocks or default_blocks(subject))
+    blocks = chosen_blocks(settings.blocks or default_blocks(subject), subject.loaded.settings.depth)
     grid, rows = token_grid(subject), picked(subject, settings.images)
     n = len(rows)
     over_t: dict[str, list[Share]] = {}

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -55,6 +56,17 @@ class Pictures:
 
     def __len__(self) -> int:
         return len(self.images)
+
+
+def chosen_blocks(asked: Sequence[int], depth: int, most: int | None = None) -> tuple[int, ...]:
+    """The blocks asked for, counted from 1; none: all of `depth`, or `most` of them, evenly spread, with the last.
+
+    ValueError for one that does not exist.
+    """
+    if wrong := [block for block in asked if not 1 <= block <= depth]:
+        raise ValueError(f"blocks={','.join(map(str, wrong))}: blocks of this model count from 1 to {depth}")
+    count = depth if most is None else min(most, depth)
+    return tuple(asked) or tuple(round((i + 1) * depth / count) for i in range(count))
 
 
 @dataclass

@@ -42,7 +42,7 @@ def test_one_model_is_shown_over_time_and_two_at_the_middle(watched, analysed, t
 def test_blocks_times_and_missing_teachers(watched, analysed, tiny_run, monkeypatch):
     subject = watched(tiny_run)
     assert analysed(ANALYSIS, subject, blocks="2", t=0.5).result.blocks == [2]
-    with pytest.raises(ValueError, match="blocks 3: the model has blocks 1 to 2"):
+    with pytest.raises(ValueError, match="blocks=3: blocks of this model count from 1 to 2"):
         analysed(ANALYSIS, subject, blocks=3)
     with pytest.raises(ValueError, match=r"t 0\.1, 2: give times from 0"):
         analysed(ANALYSIS, subject, t="0.1,2")
