@@ -18,17 +18,23 @@ GRACE = 20.0  # seconds that the others have to end after one has died
 LOOK = 0.1
 
 
-def launch(ctx, words: Sequence[str]) -> list[str]:
-    """A verb's words without `--processes N`; where N is above 1, the verb is run N times instead and ends (Exit).
-
-    ValueError, one line, for no number, and under torchrun.
-    """
+def note(ctx, words: Sequence[str]) -> list[str]:
+    """A verb's words without `--processes N`, which `launch` looks at. ValueError, one line, for no number."""
     count, rest = take_processes(words)
+    ctx.meta[OPTION] = count, list(rest)
+    return rest
+
+
+def launch(ctx) -> None:
+    """Where `--processes N` was noted with N above 1, the verb is run N times instead and ends (Exit).
+
+    ValueError, one line, under torchrun.
+    """
+    count, words = ctx.meta[OPTION]
     if count > 1 and "WORLD_SIZE" in os.environ:
         raise ValueError(f"{OPTION} {count} under torchrun: its --nproc_per_node says how many; leave one of them out")
-    if count > 1 and not ctx.resilient_parsing:
-        raise typer.Exit(start([ctx.info_name, *rest], count))
-    return rest
+    if count > 1:
+        raise typer.Exit(start([ctx.info_name, *words], count))
 
 
 def take_processes(words: Sequence[str]) -> tuple[int, list[str]]:

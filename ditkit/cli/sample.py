@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from ditkit.cli.keys import FAMILIES, Keyed
-from ditkit.cli.processes import launch
+from ditkit.cli.processes import launch, note
 
 if TYPE_CHECKING:
     from ditkit.diffusion import SamplerSettings
@@ -47,7 +47,11 @@ class Command(Keyed):
     """`--processes N` starts the verb N times."""
 
     def parse_args(self, ctx, args):
-        return super().parse_args(ctx, launch(ctx, args))
+        return super().parse_args(ctx, note(ctx, args))
+
+    def invoke(self, ctx):
+        launch(ctx)
+        return super().invoke(ctx)
 
 
 def sample(

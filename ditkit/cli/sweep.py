@@ -9,7 +9,7 @@ import typer
 
 from ditkit.cli.evaluate import Data, Extractors
 from ditkit.cli.keys import KEYS, Keyed
-from ditkit.cli.processes import launch
+from ditkit.cli.processes import launch, note
 from ditkit.cli.sample import Device, Source, What
 from ditkit.cli.show import print_table
 
@@ -22,7 +22,11 @@ class Command(Keyed):
     keys: ClassVar = {**KEYS, **{key: key for key in ("steps", "seeds", "n", "out", "reference", "protocol")}}
 
     def parse_args(self, ctx, args):
-        return super().parse_args(ctx, launch(ctx, args))
+        return super().parse_args(ctx, note(ctx, args))
+
+    def invoke(self, ctx):
+        launch(ctx)
+        return super().invoke(ctx)
 
 
 def sweep(
