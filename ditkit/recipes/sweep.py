@@ -6,6 +6,7 @@ import hashlib
 import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from itertools import product
 from pathlib import Path
 
@@ -24,6 +25,7 @@ from ditkit.evaluation.uncertainty import Interval, seed_spread
 from ditkit.files import write_text
 from ditkit.protocols import Extractor
 from ditkit.recipes.load import Loaded
+from ditkit.recipes.online import found_at
 from ditkit.recipes.place import check_writable
 from ditkit.recipes.sampling import (
     Choices,
@@ -135,18 +137,34 @@ class Plan:
     real: ImageSource | ReferenceFile
     asked: list[Asked]
     seeds: tuple[int, ...]
+    sight: str  # fingerprint of what is judged, by what, but for how it is sampled
     folder: Path
     notes: list[str]
 
+    @cached_property
+    def every(self) -> dict[Path, tuple[Asked, Request, str]]:
+        """Folder of samples -> how they are made, and the fingerprint of all that decides their scores.
+
+        Settings that sample alike (scale 1 in any interval) stand there once.
+        """
+        return {
+            folder: (asked, request, digest(self.sight, fingerprint(asked.sampling), fingerprint(request.essence)))
+            for asked in self.asked
+            for request, folder in zip(asked.requests, asked.folders, strict=True)
+        }
+
     def cached(self, samples: Path) -> Path:
-        """Where the scores of these samples are kept."""
-        return self.folder / CACHE / f"{samples.name}.json"
+        """Where the scores of these samples are kept: other real images, weights or extractors have other files."""
+        return self.folder / CACHE / f"{samples.name}-{self.every[samples][2][:8]}.json"
 
     @property
     def open(self) -> list[tuple[Asked, Request, Path]]:
-        """What has no scores yet; settings that sample alike (scale 1 in any interval) once."""
-        every = {f: (a, r, f) for a in self.asked for r, f in zip(a.requests, a.folders, strict=True)}
-        return [found for found in every.values() if not self.cached(found[2]).is_file()]
+        """What has no scores yet that were asked for in this way."""
+        return [
+            (asked, request, folder)
+            for folder, (asked, request, told) in self.every.items()
+            if (found := found_at(self.cached(folder))) is None or found.asked != told
+        ]
 
 
 def make_plan(
@@ -188,8 +206,9 @@ def make_plan(
         check_request(judging, loaded, one.requests[0])
     side = open_side(loaded, judging, asked[0].requests[0])
     notes += [] if judging.reference else check_belongs(loaded, judging)
-    folder = Path(out) if out else place_for(what, loaded, judging, extractors, side)
-    return Plan(what, loaded, judging, extractors, side, asked, seeds, folder, list(dict.fromkeys(notes)))
+    sight = sight_of(loaded, judging, extractors, side)
+    folder = Path(out) if out else place_for(what, loaded, sight)
+    return Plan(what, loaded, judging, extractors, side, asked, seeds, sight, folder, list(dict.fromkeys(notes)))
 
 
 def numbers(key: str, text: str) -> list[float]:
@@ -218,15 +237,25 @@ def open_side(loaded: Loaded, judging: Judging, request: Request) -> ImageSource
     return open_real_side(judging, torch.empty((1, channels, *size), dtype=torch.uint8))
 
 
-def place_for(
-    what: Path, loaded: Loaded, judging: Judging, extractors: dict[str, Extractor], side: ImageSource | ReferenceFile
-) -> Path:
+def digest(*told: str) -> str:
+    """16 hex digits of the SHA-256 of these lines."""
+    return hashlib.sha256("\n".join(told).encode()).hexdigest()[:16]
+
+
+def sight_of(
+    loaded: Loaded, judging: Judging, extractors: dict[str, Extractor], side: ImageSource | ReferenceFile
+) -> str:
+    """Fingerprint of weights, codec, text encoder, real side and feature spaces; a reference file by its content."""
+    spaces = [f"{name} {extractor.id}" for name, extractor in extractors.items()]
+    judged = fingerprint(judging.model_copy(update={"reference": ""}))
+    text = getattr(loaded.text, "id", "")
+    return digest(weights_fingerprint(loaded.model), loaded.codec.id, text, judged, side.fingerprint, *spaces)
+
+
+def place_for(what: Path, loaded: Loaded, sight: str) -> Path:
     """RUN/sweeps/...: one folder for all sweeps of these weights against these real images in these spaces."""
-    real = judging.reference if isinstance(side, ReferenceFile) else side.fingerprint
-    seen = [f"{name} {extractor.id}" for name, extractor in extractors.items()]
-    told = "\n".join((weights_fingerprint(loaded.model), fingerprint(judging), real, *seen))
     first = f"{loaded.step:07d}" if loaded.step is not None else what.stem
-    return home_of(what) / "sweeps" / f"{first}-{loaded.weights}-{hashlib.sha256(told.encode()).hexdigest()[:8]}"
+    return home_of(what) / "sweeps" / f"{first}-{loaded.weights}-{sight[:8]}"
 
 
 @dataclass(frozen=True)
@@ -269,7 +298,7 @@ def run_sweep(plan: Plan, bar: Bar, say: Say, ranks: Ranks = ALONE) -> Sweep | N
             of_generated(open_generated(folder)), side, plan.judging, plan.extractors, plan.loaded.device,
             what=str(folder), weights=describe_weights(plan.loaded), bar=quiet(bar), say=told.append,
         )  # fmt: skip
-        save_scores(scores, plan.cached(folder))
+        save_scores(scores.model_copy(update={"asked": plan.every[folder][2]}), plan.cached(folder))
         for line in dict.fromkeys(told):  # of every point the same
             if line not in heard:
                 say(line)

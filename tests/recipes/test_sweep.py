@@ -6,8 +6,10 @@ import json
 import shutil
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
+from safetensors.torch import load_file, save_file
 
 from ditkit.evaluation import Protocol, Score, open_generated
 from ditkit.evaluation.report import render
@@ -74,6 +76,44 @@ def test_a_sweep_goes_on_and_grows_without_doing_anything_twice(run, monkeypatch
     assert (
         other.folder != plan.folder and len(judged) == 5 and len(list(other.asked[0].folders[0].parent.iterdir())) == 6
     )
+
+
+def test_a_shared_folder_never_answers_with_scores_of_something_else(run, tmp_path):
+    """Other real images, extractors, weights or a damaged file: scored anew, into files of their own."""
+    words = ("guidance=1", f"out={tmp_path / 'out'}")
+    first = done(run, *words)[1]
+    plan, more = done(run, *words, "real=80")
+    assert more.points[0].spaces["pixels"].protocol.reference_n == 80
+    assert more.points[0].spaces["pixels"].values != first.points[0].spaces["pixels"].values
+    again = make_plan(run, [*SMALL, *words], CPU)
+    assert again.open == [] and again.cached(again.asked[0].folders[0]) != plan.cached(plan.asked[0].folders[0])
+    assert set(make_plan(run, [*SMALL, *words], CPU, names=["toy"]).open[0][1:]) == set(
+        (again.asked[0].requests[0], again.asked[0].folders[0])
+    )
+    other = shutil.copytree(run, tmp_path / "other", ignore=shutil.ignore_patterns("samples"))
+    weights = other / "checkpoints" / "0000003" / "ema.safetensors"
+    state = {key: value + 0.01 for key, value in load_file(weights).items()}
+    save_file(state, weights)
+    assert make_plan(other, [*SMALL, *words], CPU).open, "the folder of its samples has the same name"
+    file = again.cached(again.asked[0].folders[0])
+    file.write_text(file.read_text().replace(again.every[again.asked[0].folders[0]][2], "0" * 16))
+    assert len(again.open) == 1, "what does not tell that it was asked for so is not believed"
+
+
+def test_a_reference_file_is_known_by_what_is_in_it(run, tmp_path):
+    rng = np.random.default_rng(0)
+    for name in ("a", "b"):
+        np.savez(tmp_path / f"{name}.npz", arr_0=rng.integers(0, 255, (20, 8, 8, 3), dtype=np.uint8))
+    shutil.copy(tmp_path / "a.npz", tmp_path / "same.npz")
+
+    def place(name: str) -> Path:
+        words = ["guidance=1", "n=4", f"reference={tmp_path / name}.npz"]
+        return make_plan(run, words, CPU, names=["toy"]).folder
+
+    first = place("a")
+    assert place("same") == first != place("b")
+    shutil.copy(tmp_path / "b.npz", tmp_path / "a.npz")
+    assert place("a") == place("b")
 
 
 def test_scale_one_is_one_point_in_any_interval(run):
