@@ -6,8 +6,10 @@ names ("mixed_6/conv/batchnorm/beta", "." or "/" between them, kernels in either
 "state_dict", or inside TorchScript.
 
 What was never seen here: a published file of any of them. (1) follows the installed torch-fidelity, (2) and (3) the
-names in its converter. OpenAI's port inception-2015-12-05.pt loads as far as it is (3) in the words of ROLES; whatever
-else is in a file, or is not, is an error that lists it.
+names in its converter. Of OpenAI's port (inception-2015-12-05.pt) it is only reported, by people, that the parts of a
+unit's name in the last two blocks are joined by "_" ("layers.mixed_9.tower_1_mixed_conv_1.beta") and that its head is
+"output"; these spellings are accepted beside the graph's. Every shape is checked, and whatever else is in a file, or is
+not, is an error that lists it.
 """
 
 from __future__ import annotations
@@ -65,8 +67,8 @@ ROLES = {
     "bn.num_batches_tracked": "count",
 }
 HEADS = {
-    **dict.fromkeys(("softmax.weights", "softmax.weight", "fc.weight"), "weights"),
-    **dict.fromkeys(("softmax.biases", "softmax.bias", "fc.bias"), "biases"),
+    **dict.fromkeys(("softmax.weights", "softmax.weight", "fc.weight", "output.weight"), "weights"),
+    **dict.fromkeys(("softmax.biases", "softmax.bias", "fc.bias", "output.bias"), "biases"),
 }
 NEEDED = ("kernel", "beta", "mean", "variance")
 
@@ -87,6 +89,15 @@ def torchvision_name(unit: str) -> str:
     return f"{name}.branch{branches[tower]}_{1 + int(path[-1].removeprefix('conv').removeprefix('_') or 0)}"
 
 
+def joined_name(unit: str) -> str:
+    """The same name with "_" inside the last two blocks: "mixed_9.tower_1.mixed.conv" -> "mixed_9.tower_1_mixed_conv".
+
+    Names of other blocks stay as they are.
+    """
+    block, _, path = unit.partition(".")
+    return f"{block}.{path.replace('.', '_')}" if block in ("mixed_9", "mixed_10") else unit
+
+
 def convert_inception(found: Mapping[str, Any]) -> dict[str, Tensor]:
     """A state dict in torchvision's or the graph's names -> one in ours, batch normalisation folded (in float64).
 
@@ -95,7 +106,7 @@ def convert_inception(found: Mapping[str, Any]) -> dict[str, Tensor]:
     with torch.device("meta"):
         network = Network()
     units = {name: module for name, module in network.named_modules() if isinstance(module, Unit)}
-    names = {name: name for name in units} | {torchvision_name(name): name for name in units}
+    names = {spelled(name): name for spelled in (str, joined_name, torchvision_name) for name in units}
     tensors: dict[tuple[str, str], Tensor] = {}
     unknown, doubled = [], []
     for key, value in found.items():

@@ -15,7 +15,7 @@ from safetensors.torch import save_file
 from ditkit.pretrained import PretrainedMissing
 from ditkit.pretrained.extractors import load_inception
 from ditkit.pretrained.inception import Network, Unit
-from ditkit.pretrained.inception_file import convert_inception, torchvision_name
+from ditkit.pretrained.inception_file import convert_inception, joined_name, torchvision_name
 from ditkit.pretrained.inception_graph import read_graph
 
 REFERENCE = Path(__file__).parents[1] / "reference"
@@ -179,6 +179,32 @@ def test_other_names_for_the_same_tensors(state, graph_state, ours):
     assert same(convert_inception(dotted), ours)
     bare = {key: value for key, value in state.items() if not key.endswith(("bn.weight", "tracked", "fc.bias"))}
     assert len(bare) == 94 * 4 + 1 and same(convert_inception(bare), ours)
+
+
+def test_the_names_that_are_reported_of_openais_port(graph_state, ours, units):
+    """Parts joined by "_" in the last two blocks, a head named output: the same tensors, no others."""
+    assert joined_name("mixed_9.tower_1.mixed.conv_1") == "mixed_9.tower_1_mixed_conv_1"
+    assert joined_name("mixed_8.tower_1.conv") == "mixed_8.tower_1.conv" and joined_name("conv_4") == "conv_4"
+    assert len({joined_name(unit) for unit in units}) == len(units) == 94
+    port = {"output.weight": graph_state["softmax/weights"].T, "output.bias": graph_state["softmax/biases"]}
+    for key, value in graph_state.items():
+        unit, _, role = key.rpartition("/batchnorm/")
+        if not unit:
+            unit, _, role = key.rpartition("/")
+        if unit != "softmax":
+            port[f"layers.{joined_name(unit.replace('/', '.'))}.{role.replace('conv2d_params', 'weight')}"] = value
+    assert "layers.mixed_10.tower_conv.weight" in port and len(port) == len(graph_state)
+    assert same(convert_inception(port), ours)
+    for change, said in (
+        ({"layers.mixed_8.tower_conv.weight": torch.ones(1)}, "1 unknown: layers.mixed_8.tower_conv.weight"),
+        ({"layers.mixed_9.tower_1_mixed.beta": torch.ones(1)}, "1 unknown: layers.mixed_9.tower_1_mixed.beta"),
+        ({"layers.mixed_9.tower.conv.beta": torch.ones(384)}, "1 twice there: layers.mixed_9.tower"),
+        ({"layers.mixed_9.tower_conv.beta": torch.ones(320)}, "1 of a wrong shape: mixed_9/tower/conv/beta (320,)"),
+        ({"output.weight": torch.ones(1000, 2048)}, "1 of a wrong shape: softmax/weights (1000, 2048)"),
+    ):
+        with pytest.raises(ValueError) as error:
+            convert_inception(port | change)
+        assert said in str(error.value)
 
 
 def test_files_of_torch_and_safetensors_load(state, ours, tmp_path):
