@@ -12,7 +12,7 @@ from ditkit.diffusion import BatchNoise
 from ditkit.training.files import prepare
 from ditkit.training.guard import Interrupted, Stop
 from ditkit.training.log import Clock, Log, Row
-from ditkit.training.online import Evaluations, farewell
+from ditkit.training.online import Evaluations, check_alone, farewell
 from ditkit.training.optim import gradient_norm, learning_rate, pieces, set_rate
 from ditkit.training.precision import autocast, compile_blocks, matmul_precision
 from ditkit.training.report import report, rescue, save
@@ -38,6 +38,7 @@ def fit(
     with the state saved; SaveError on a full disk.
     """
     settings = job.settings
+    check_alone(job)
     prepare(job.folder)
     log = Log(job.folder, on_log, on_message, writes=job.rank == 0)
     state = State.fresh(job)

@@ -10,10 +10,19 @@ from ditkit.training.guard import Interrupted, Stop
 from ditkit.training.log import Clock, Log, read_metrics
 from ditkit.training.precision import Switches, switched
 from ditkit.training.report import rescue, save
-from ditkit.training.state import State
+from ditkit.training.state import Job, State
 
 PREFIX = "eval_"  # of these numbers in metrics.jsonl
 SURVIVED = (ValueError, OSError, torch.OutOfMemoryError, torch.linalg.LinAlgError)  # training does not end of these
+
+
+def check_alone(job: Job) -> None:
+    """ValueError, one line, for scores in a job of several processes: one would score while the others train on."""
+    if job.evaluate is not None and job.world > 1:
+        raise ValueError(
+            f"evaluation needs a training of one process, this one has {job.world}: leave it out (evaluation=none) and "
+            "score the checkpoints by `ditkit evaluate`"
+        )
 
 
 @dataclass
@@ -29,7 +38,7 @@ class Evaluations:
     def due(self) -> bool:
         """Whether this step is to be scored and has no scores in metrics.jsonl yet."""
         job, step = self.state.job, self.state.step
-        if job.evaluate is None or job.rank != 0 or step == 0:
+        if job.evaluate is None or step == 0:
             return False
         if step < job.settings.steps and (job.evaluate_every is None or step % job.evaluate_every):
             return False
