@@ -23,7 +23,7 @@ from scipy.linalg import sqrtm
 
 from ditkit.evaluation.features import Moments, frechet
 from ditkit.evaluation.metrics import frechet_distance, kernel_distances, precision_recall
-from ditkit.evaluation.uncertainty import frechet_interval, recall_interval, share_interval, subset_interval
+from ditkit.evaluation.uncertainty import frechet_interval, kernel_interval, recall_interval, share_interval
 from ditkit.recipes.environment import environment
 
 
@@ -111,7 +111,7 @@ def full_size(samples: int, width: int, rule: str, limits: bool) -> dict:
         found["precision limits"] = share_interval(covered.precision, samples)
         distances = step("kernel", lambda told: kernel_distances(real, fake, progress=told))
         found["kernel"]["value"] = distances.mean().item()
-        found["kernel limits"] = subset_interval(distances, 1000, samples)
+        step("kernel limits", lambda told: kernel_interval(distances, real, fake, progress=told))
     found["peak_mib"] = round(peak_mib())
     found["all_distances_mib"] = round(samples * samples * (8 if rule == "float64" else 4) / 2**20)
     return found

@@ -14,7 +14,7 @@ from ditkit.evaluation.metrics.agreement import agreement, agreement_by_class
 from ditkit.evaluation.metrics.by_class import kernel_by_class
 from ditkit.evaluation.metrics.cmmd import cmmd_terms
 from ditkit.evaluation.metrics.inception_score import inception_terms
-from ditkit.evaluation.metrics.kernel import kernel_distance, kernel_distances
+from ditkit.evaluation.metrics.kernel import kernel_distances
 from ditkit.evaluation.metrics.mind import mind
 from ditkit.evaluation.metrics.precision_recall import PrecisionRecall, precision_recall
 from ditkit.evaluation.named import ADM_SUITE, INCEPTION, of_family
@@ -24,11 +24,10 @@ from ditkit.evaluation.reference import Reference
 from ditkit.evaluation.uncertainty import (
     Interval,
     frechet_interval,
-    jackknife_interval,
+    kernel_interval,
     mind_interval,
     recall_interval,
     share_interval,
-    subset_interval,
     terms_interval,
 )
 from ditkit.protocols import Extractor, Features, Views
@@ -142,12 +141,8 @@ class Scorer:
     def kernel(self) -> Value:
         real, size = self.reference.features, self.rules.subset_size
         values = kernel_distances(real, self.features, self.rules.subsets, size, progress=self._told("kernel"))
-        value, n = values.mean().item(), min(len(real), len(self.features))
-        if len(values) > 1:
-            return value, subset_interval(values, size, n)
-        return value, jackknife_interval(
-            value, lambda rows: kernel_distance(real, self.features[rows]), len(self.features)
-        )
+        told = self._told("limits of kernel")
+        return values.mean().item(), kernel_interval(values, real, self.features, progress=told)
 
     def mind(self) -> Value:
         real, told = self.reference.features, self._told("mind")

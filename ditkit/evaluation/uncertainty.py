@@ -6,7 +6,7 @@ What limits fit which score, all from the samples that were scored, with the ref
 - Precision, agreement: `share_interval` over the fakes.
 - Recall: `recall_interval`, a delete-a-group jackknife in one pass. A share of the real samples would not do: other
   fakes move it more (such limits held the truth 8 times in 10 where 95 in 100 were meant).
-- Kernel distance: `subset_interval` of its subsets. CMMD, Inception Score: `terms_interval` of per-sample influences.
+- Kernel distance: `kernel_interval`. CMMD, Inception Score: `terms_interval`. Both from per-sample influences.
 - MIND: `mind_interval`. PSNR, SSIM: `mean_interval`. Anything that is smooth in its samples: `bootstrap_interval`.
 - Trainings or sampling seeds: `seed_spread`.
 """
@@ -25,6 +25,7 @@ from torch import Tensor
 from ditkit.evaluation.features import Moments
 from ditkit.evaluation.metrics.arrays import Array, Progress, Steps, as_float, as_float64
 from ditkit.evaluation.metrics.frechet import FrechetTo
+from ditkit.evaluation.metrics.kernel import KernelName, kernel_influences
 from ditkit.evaluation.metrics.mind import mind_without_groups
 from ditkit.evaluation.metrics.precision_recall import Rule
 from ditkit.evaluation.metrics.recall_groups import recall_without_groups
@@ -152,19 +153,28 @@ def recall_interval(
     return _around(value, half, 0.0, 1.0) or share_interval(value, len(real))
 
 
-def subset_interval(values: Array, size: int, n: int) -> Interval | None:
-    """Limits of the mean of `kernel_distances` values (S,), each of `size` of n samples, n of the smaller set.
+def kernel_interval(
+    values: Array,
+    real: Array,
+    fake: Array,
+    name: KernelName = "polynomial",
+    sigma: float = 10.0,
+    most: int = 10_000,
+    progress: Progress | None = None,
+) -> Interval | None:
+    """Limits of the mean of `kernel_distances` values (S,) of features real (N, D) and fake (M, D).
 
-    Subsets overlap, so their spread over sqrt(S) would shrink for ever with more of them. An estimate from n samples
-    varies size / n times as much as one from a subset (Hoeffding 1948, its first order); what remains is the draw of S
-    subsets: variance (size / n + (1 - size / n) / S) of theirs. None for a single value: take `jackknife_interval`.
+    Two parts of its variance: other fakes, var(influences) / M, however many of them a subset holds, and the draw of
+    S subsets, var(values) / S. Influences are of `most` random samples of each side at most. None for fewer than 100
+    fakes.
     """
     v = as_float64(values, "values", 1)
-    if len(v) < 2:
+    if len(fake) < 5 * GROUPS:
         return None
-    share = min(1.0, size / n)
-    error = v.std().item() * math.sqrt(share + (1 - share) / len(v))
-    return _around(v.mean().item(), student(len(v) - 1) * error, -math.inf, math.inf)
+    some = [x[_groups(len(x), 0)[0][:most]] if len(x) > most else x for x in map(torch.as_tensor, (real, fake))]
+    variance = kernel_influences(some[0], some[1], name, sigma, progress=progress).var().item() / len(fake)
+    drawn = v.var().item() / len(v) if len(v) > 1 else 0.0
+    return _around(v.mean().item(), NORMAL * math.sqrt(variance + drawn), -math.inf, math.inf)
 
 
 def terms_interval(value: float, influence: Array, low: float = -math.inf, high: float = math.inf) -> Interval | None:

@@ -12,12 +12,14 @@ from ditkit.evaluation.metrics import (
     cmmd_terms,
     kernel_by_class,
     kernel_distances,
+    kernel_influences,
     mind,
     mind_without_groups,
     mmd2,
     precision_recall,
     precision_recall_by_class,
 )
+from ditkit.evaluation.metrics.kernel import kernel
 
 
 def normal(seed: int, *shape: int) -> torch.Tensor:
@@ -91,6 +93,52 @@ def test_kernel_distances_report_progress_and_copy_only_subsets():
     values = kernel_distances(a, b, 5, 100, progress=lambda *at: seen.append(at))
     assert seen == [(i + 1, 5) for i in range(5)] and len(values) == 5
     torch.testing.assert_close(values, kernel_distances(a.double(), b.double(), 5, 100))
+
+
+@pytest.mark.parametrize("name", ["polynomial", "rbf"])
+def test_influences_of_the_kernel_distance_are_its_derivatives(name):
+    """By their definition on whole matrices; and M times the change when one fake is left out, to first order."""
+    real, fake = normal(16, 30, 4).double() * 0.5, normal(17, 80, 4).double() + 0.4
+    influence, seen = kernel_influences(real, fake, name, 2.0), []
+    own, across = kernel(fake, fake, name, 2.0), kernel(fake, real, name, 2.0)
+    want = 2 * ((own.sum(1) - own.diagonal()) / 79 - across.mean(1))
+    torch.testing.assert_close(influence, want - want.mean())
+    left_out = [mmd2(real, torch.cat([fake[:i], fake[i + 1 :]]), name, sigma=2.0) for i in range(80)]
+    change = 80 * (mmd2(real, fake, name, sigma=2.0) - torch.tensor(left_out).double())
+    torch.testing.assert_close(change, influence, rtol=0.1, atol=0.1 * influence.std().item())
+    blocks = kernel_influences(real, fake, name, 2.0, rows=7, progress=lambda *at: seen.append(at))
+    torch.testing.assert_close(blocks, influence)
+    assert seen[-1] == (78 + 12 * 5, 78 + 12 * 5)
+    with pytest.raises(ValueError, match="at least two fakes"):
+        kernel_influences(real, fake[:1])
+
+
+@pytest.mark.parametrize("name", ["polynomial", "rbf"])
+def test_kernel_matrices_are_never_whole(monkeypatch, name):
+    a, b = normal(18, 90, 5), normal(19, 90, 5) + 0.3
+    whole = [mmd2(a, b, name, estimator) for estimator in ("unbiased", "biased", "u_statistic")]
+    sizes = []
+
+    def watched(u, v, *how):
+        sizes.append(max(len(u), len(v)))
+        return kernel(u, v, *how)
+
+    monkeypatch.setattr("ditkit.evaluation.metrics.kernel.kernel", watched)
+    cut = [mmd2(a, b, name, estimator, rows=20) for estimator in ("unbiased", "biased", "u_statistic")]
+    assert cut == pytest.approx(whole, rel=1e-6) and max(sizes) == 20
+
+
+def test_a_class_of_thousands_takes_a_block_at_a_time(monkeypatch):
+    sizes = []
+
+    def watched(u, v, *how):
+        sizes.append(len(u) * len(v))
+        return kernel(u, v, *how)
+
+    monkeypatch.setattr("ditkit.evaluation.metrics.kernel.kernel", watched)
+    labels = torch.zeros(2500).long()
+    kernel_by_class(normal(20, 2500, 2), labels, normal(21, 2500, 2), labels)
+    assert max(sizes) <= 1024**2
 
 
 def test_scores_by_class_find_the_bad_class():

@@ -15,6 +15,7 @@ from ditkit.evaluation.metrics import (
     inception_score,
     inception_terms,
     kernel_distances,
+    kernel_influences,
     mind,
     precision_recall,
     recall_without_groups,
@@ -23,13 +24,13 @@ from ditkit.evaluation.uncertainty import (
     bootstrap_interval,
     frechet_interval,
     jackknife_interval,
+    kernel_interval,
     mean_interval,
     mind_interval,
     recall_interval,
     seed_spread,
     share_interval,
     student,
-    subset_interval,
     terms_interval,
     within_noise,
 )
@@ -73,8 +74,32 @@ def precision(world: World):
 
 
 def kernel(world: World):
-    values = kernel_distances(world.reference, world.fake(200), 20, 50)
-    return values.mean().item(), subset_interval(values, 50, 200)
+    """More fakes than a subset holds, and many subsets."""
+    fake = world.fake(200)
+    values = kernel_distances(world.reference, fake, 20, 50)
+    return values.mean().item(), kernel_interval(values, world.reference, fake)
+
+
+def kernel_of_spread(world: World, real: float, fake: float, subset: int, subsets: int = 12):
+    """16 features, of which each side has another spread; the reals are given."""
+    given = real * torch.randn(600, 16, generator=torch.Generator().manual_seed(0))
+    made = fake * torch.from_numpy(world.draws.normal(size=(150, 16))).float() + 0.3
+    values = kernel_distances(given, made, subsets, subset)
+    return values.mean().item(), kernel_interval(values, given, made)
+
+
+def kernel_of_wide_fakes(world: World):
+    """Every fake is in every subset, whose spread is that of the reals alone, which are narrower."""
+    return kernel_of_spread(world, 0.5, 2.0, 150)
+
+
+def kernel_of_narrow_fakes(world: World):
+    return kernel_of_spread(world, 1.5, 0.2, 500, 40)
+
+
+def kernel_of_whole_sets(world: World):
+    """Both fit into one subset: there is one value."""
+    return kernel_of_spread(world, 1.0, 1.2, 1000)
 
 
 def cmmd(world: World):
@@ -104,7 +129,12 @@ def variance(world: World):
 
 
 @pytest.mark.parametrize(
-    "score", [frechet, recall, precision, kernel, cmmd, monge, classes, mean, variance], ids=lambda f: f.__name__
+    "score",
+    [
+        *(frechet, recall, precision, cmmd, monge, classes, mean, variance),
+        *(kernel, kernel_of_wide_fakes, kernel_of_narrow_fakes, kernel_of_whole_sets),
+    ],
+    ids=lambda f: f.__name__,
 )
 def test_intervals_hold_the_mean_of_many_repetitions(score):
     """95 of 100 are meant; 88 are asked for, which a right interval misses once in 500 tests."""
@@ -171,12 +201,18 @@ def test_the_bootstrap_is_drawn_by_its_seed_and_refuses_what_it_cannot_know():
 
 
 def test_more_subsets_do_not_make_certain():
-    draws = np.random.default_rng(3)
-    few, many = draws.normal(size=50), draws.normal(size=5000)
-    width = [np.subtract(*subset_interval(v, 100, 400)[::-1]) for v in (few, many)]
-    assert width[1] == pytest.approx(2 * 1.96 * math.sqrt(100 / 400), rel=0.05)
-    assert width[0] > 0.8 * width[1]
-    assert subset_interval(few[:1], 100, 400) is None
+    """As many as one likes leave what other fakes would do."""
+    world = World(3)
+    fake = world.fake(400)
+    width = []
+    for count in (10, 400):
+        limits = kernel_interval(kernel_distances(world.reference, fake, count, 100), world.reference, fake)
+        width.append(limits[1] - limits[0])
+    alone = 2 * 1.96 * kernel_influences(world.reference, fake).std().item() / math.sqrt(400)
+    assert width[0] > width[1] > alone and width[1] == pytest.approx(alone, rel=0.1)
+    assert kernel_interval(torch.zeros(3), world.reference, fake[:99]) is None
+    part = kernel_interval(torch.zeros(1), world.reference, fake, most=200)
+    assert part[1] - part[0] == pytest.approx(alone, rel=0.3), "from half of the samples"
 
 
 def test_spread_over_seeds():

@@ -5,7 +5,7 @@ from ditkit.evaluation.metrics.by_class import by_class, kernel_by_class, precis
 from ditkit.evaluation.metrics.cmmd import cmmd, cmmd_terms
 from ditkit.evaluation.metrics.frechet import FrechetTo, frechet_distance
 from ditkit.evaluation.metrics.inception_score import inception_score, inception_scores, inception_terms
-from ditkit.evaluation.metrics.kernel import kernel_distance, kernel_distances, mmd2
+from ditkit.evaluation.metrics.kernel import kernel_distance, kernel_distances, kernel_influences, mmd2
 from ditkit.evaluation.metrics.mind import mind, mind_without_groups
 from ditkit.evaluation.metrics.precision_recall import (
     DensityCoverage,
@@ -33,6 +33,7 @@ __all__ = [
     "kernel_by_class",
     "kernel_distance",
     "kernel_distances",
+    "kernel_influences",
     "mind",
     "mind_without_groups",
     "mmd2",

@@ -5,26 +5,10 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from ditkit.evaluation.metrics.arrays import Array, Progress, Steps, Terms, count_pairs, pairs, two_sets
+from ditkit.evaluation.metrics.arrays import Array, Progress, Steps, Terms, count_pairs, two_sets
+from ditkit.evaluation.metrics.kernel import row_sums
 
 SIGMA, SCALE = 10.0, 1000.0  # the paper's bandwidth, and its factor for readable numbers
-
-
-def _row_sums(a: Tensor, b: Tensor | None, sigma: float, rows: int, steps: Steps) -> Tensor:
-    """Sum over b (None: over a) of exp(-|u - v|^2 / (2 sigma^2)) - 1 for each unit vector u of a, float64 (len(a),).
-
-    The 1 is left out because all values lie just below it: what differs would be lost in float32.
-    """
-    total = torch.zeros(len(a), dtype=torch.float64, device=a.device)
-    other = a if b is None else b
-    for left, right in pairs(len(a), None if b is None else len(b), rows):
-        squared = (2 - 2 * a[left] @ other[right].T).clamp_(min=0)
-        below_one = torch.expm1(squared.mul_(-0.5 / sigma**2)).double()
-        total[left] += below_one.sum(1)
-        if b is None and left != right:
-            total[right] += below_one.sum(0)
-        steps.step()
-    return total
 
 
 def cmmd_terms(
@@ -35,9 +19,14 @@ def cmmd_terms(
     n, m = len(a), len(b)
     blocks = count_pairs(n, None, rows) + count_pairs(m, None, rows) + count_pairs(m, n, rows)
     steps = Steps(progress, blocks)
-    among_real = _row_sums(a, None, sigma, rows, steps).mean() / n
-    among_fake = _row_sums(b, None, sigma, rows, steps) / m
-    to_real = _row_sums(b, a, sigma, rows, steps) / n
+
+    def below_one(u: Tensor, v: Tensor) -> Tensor:
+        """The kernel less 1: all values lie just below it, so that what differs would be lost in float32."""
+        return torch.expm1((2 - 2 * u @ v.T).clamp_(min=0).mul_(-0.5 / sigma**2))
+
+    among_real = row_sums(a, None, below_one, rows, steps).mean() / n
+    among_fake = row_sums(b, None, below_one, rows, steps) / m
+    to_real = row_sums(b, a, below_one, rows, steps) / n
     value = among_real + among_fake.mean() - 2 * to_real.mean()
     witness = 2 * (among_fake - to_real)
     return Terms(SCALE * max(0.0, value.item()), (SCALE * (witness - witness.mean())).cpu())

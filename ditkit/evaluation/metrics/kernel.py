@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Literal
 
 import numpy as np
 import torch
 from torch import Tensor
 
-from ditkit.evaluation.metrics.arrays import Array, Progress, Steps, as_float64, same_space, two_sets
+from ditkit.evaluation.metrics.arrays import Array, Progress, Steps, as_float, count_pairs, pairs, same_space, two_sets
 
 KernelName = Literal["polynomial", "rbf"]
 Estimator = Literal["unbiased", "biased", "u_statistic"]
@@ -23,26 +24,92 @@ def kernel(a: Tensor, b: Tensor, name: KernelName = "polynomial", sigma: float =
     raise ValueError(f"unknown kernel {name!r}: choose polynomial or rbf")
 
 
-def mmd2(a: Array, b: Array, name: KernelName = "polynomial", estimator: Estimator = "unbiased", sigma=10.0) -> float:
-    """Squared maximum mean discrepancy of features a (N, D) and b (M, D) (Gretton et al. 2012, eq. 3-5).
+def _diagonal(a: Tensor, b: Tensor, name: KernelName, sigma: float) -> Tensor:
+    """Kernel values (N,) of each row of a with the same row of b."""
+    if name == "polynomial":
+        return ((a * b).sum(1) / a.shape[1] + 1) ** 3
+    return torch.exp(-(a - b).square().sum(1) / (2 * sigma**2))
+
+
+def row_sums(
+    a: Tensor, b: Tensor | None, block: Callable[[Tensor, Tensor], Tensor], rows: int, steps: Steps | None = None
+) -> Tensor:
+    """Sum of block(a, b) (len(a), len(b)) over b (None: over a), float64 (len(a),); `rows` x `rows` of it at a time."""
+    total = torch.zeros(len(a), dtype=torch.float64, device=a.device)
+    other = a if b is None else b
+    for left, right in pairs(len(a), None if b is None else len(b), rows):
+        values = block(a[left], other[right]).double()
+        total[left] += values.sum(1)
+        if b is None and left != right:
+            total[right] += values.sum(0)
+        if steps is not None:
+            steps.step()
+    return total
+
+
+def mmd2(
+    a: Array,
+    b: Array,
+    name: KernelName = "polynomial",
+    estimator: Estimator = "unbiased",
+    sigma: float = 10.0,
+    rows: int = 1024,
+) -> float:
+    """Squared maximum mean discrepancy of features a (N, D) and b (M, D) (Gretton et al. 2012, eq. 3-5), in float64.
 
     unbiased: own-pair terms without the diagonal; it can be negative for equal distributions. biased: with the
-    diagonal. u_statistic: the cross term without its diagonal too (needs N = M).
+    diagonal. u_statistic: the cross term without its diagonal too (needs N = M). One block of `rows` x `rows` kernel
+    values is in memory at a time.
     """
-    x, y = as_float64(a, "a"), as_float64(b, "b")
+    x, y = as_float(torch.as_tensor(a).cpu(), "a"), as_float(torch.as_tensor(b).cpu(), "b")
     same_space(x, y, ("a", "b"))
     n, m = len(x), len(y)
-    xx, yy, xy = kernel(x, x, name, sigma), kernel(y, y, name, sigma), kernel(x, y, name, sigma)
+
+    def total(u: Tensor, v: Tensor | None) -> Tensor:
+        return row_sums(u, v, lambda p, q: kernel(p.double(), q.double(), name, sigma), rows).sum()
+
+    def trace(u: Tensor, v: Tensor) -> Tensor:
+        parts = zip(u.split(rows), v.split(rows), strict=True)
+        return torch.stack([_diagonal(p.double(), q.double(), name, sigma).sum() for p, q in parts]).sum()
+
+    xx, yy, xy = total(x, None), total(y, None), total(x, y)
     if estimator == "biased":
-        return (xx.mean() + yy.mean() - 2 * xy.mean()).item()
+        return (xx / n**2 + yy / m**2 - 2 * xy / (n * m)).item()
     if min(n, m) < 2:
         raise ValueError("kernel_distance: an unbiased estimate needs at least two samples on each side")
-    own = (xx.sum() - xx.trace()) / (n * (n - 1)) + (yy.sum() - yy.trace()) / (m * (m - 1))
+    own = (xx - trace(x, x)) / (n * (n - 1)) + (yy - trace(y, y)) / (m * (m - 1))
     if estimator == "unbiased":
-        return (own - 2 * xy.mean()).item()
+        return (own - 2 * xy / (n * m)).item()
     if estimator != "u_statistic" or n != m:
         raise ValueError(f"kernel_distance: estimator {estimator!r} with {n} and {m} samples is not defined")
-    return (own - 2 * (xy.sum() - xy.trace()) / (n * (n - 1))).item()
+    return (own - 2 * (xy - trace(x, y)) / (n * (n - 1))).item()
+
+
+def kernel_influences(
+    real: Array,
+    fake: Array,
+    name: KernelName = "polynomial",
+    sigma: float = 10.0,
+    rows: int = 1024,
+    progress: Progress | None = None,
+) -> Tensor:
+    """How much each fake moves the unbiased squared distance of real (N, D) and fake (M, D): (M,) float64, of mean 0.
+
+    2 (mean of k(y, other fakes) - mean of k(y, real)), less its mean (Hoeffding 1948): with the reals taken as given,
+    the distance varies as the mean of M such numbers does, and so does a mean over subsets, but for their draw.
+    """
+    a, b = two_sets(real, fake)
+    n, m = len(a), len(b)
+    if m < 2:
+        raise ValueError("kernel_influences: at least two fakes are needed")
+    steps = Steps(progress, count_pairs(m, None, rows) + count_pairs(m, n, rows))
+
+    def values(u: Tensor, v: Tensor) -> Tensor:
+        return kernel(u, v, name, sigma)
+
+    among = (row_sums(b, None, values, rows, steps) - _diagonal(b, b, name, sigma).double()) / (m - 1)
+    witness = 2 * (among - row_sums(b, a, values, rows, steps) / n)
+    return (witness - witness.mean()).cpu()
 
 
 def subset_indices(n: int, m: int, subsets: int, size: int, seed: int) -> list[tuple[np.ndarray, np.ndarray]]:
