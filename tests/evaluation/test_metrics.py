@@ -23,7 +23,7 @@ from ditkit.evaluation.metrics import (
 )
 from ditkit.evaluation.metrics.frechet import _root, _trace_of_root
 from ditkit.evaluation.metrics.kernel import kernel, subset_indices
-from ditkit.evaluation.metrics.precision_recall import radii
+from ditkit.evaluation.metrics.precision_recall import Distances, radii
 
 
 def normal(seed: int, *shape: int) -> torch.Tensor:
@@ -109,6 +109,33 @@ def test_the_evaluators_rule_is_another_rule(reference):
     exact, halves = precision_recall(real, fake), precision_recall(real, fake, rule="adm")
     assert round(300 * (halves.recall - exact.recall)) == 4
     assert precision_recall(real, fake, rule="float32") == exact
+
+
+def test_the_evaluators_precision_is_chosen_for_all_of_its_block():
+    """One real sample beyond float16: all of the 10,000 x 10,000 is in float32, not its own rows alone."""
+    real, fake = normal(20, 1500, 64).float() * 0.3 + 2, normal(21, 1500, 64).float() * 0.3 + 2.02
+    real[0] *= 30
+    whole, cut = (precision_recall(real, fake, rows=rows, rule="adm") for rows in (10_000, 1024))
+    assert cut == whole
+    torch.testing.assert_close(radii(real, rule="adm"), radii(real, rule="float32"), rtol=1e-3, atol=0)
+    assert (radii(real[1:], rule="adm") / radii(real[1:], rule="float32") - 1).abs().max() > 0.01, "halves without it"
+
+
+def test_sums_beyond_float16_are_found_where_norms_fit():
+    """u . v < 0 between rows of norm 40,000: 160,000 is no float16."""
+    real, fake = normal(22, 40, 16).float(), normal(23, 30, 16).float()
+    real[7], fake[20] = 50.0, -50.0
+    blocks = [Distances(real, fake, rows, "adm") for rows in (1000, 8)]
+    want = (real[:, None] - fake[None]).square().sum(2)
+    for distances in blocks:
+        got = torch.zeros(40, 30)
+        for left, right, block in distances:
+            got[left, right] = block
+        torch.testing.assert_close(got, want, rtol=1e-4, atol=1e-2)
+    assert [len(d) for d in blocks] == [1, 20]
+    near = Distances(real[8:], fake[:20], 1000, "adm")
+    halves = next(iter(near))[2]
+    assert torch.equal(halves, halves.half().float()), "what fits stays in float16"
 
 
 def test_precision_recall_of_torch_fidelity(reference):

@@ -5,19 +5,20 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from ditkit.evaluation.metrics.arrays import Array, Progress, Steps, count_pairs, pairs, two_sets
-from ditkit.evaluation.metrics.precision_recall import Rule, precision_of, squared_distances
+from ditkit.evaluation.metrics.arrays import Array, Progress, Steps, two_sets
+from ditkit.evaluation.metrics.precision_recall import Distances, Rule, precision_of
 
 SPARE = 8  # neighbours kept beyond the k-th, to fall back on when a group is deleted
 
 
-def _neighbours(x: Tensor, group: Tensor, k: int, rows: int, rule: Rule, steps: Steps) -> tuple[Tensor, Tensor]:
+def _neighbours(among: Distances, group: Tensor, k: int, steps: Steps) -> tuple[Tensor, Tensor]:
     """Squared distances (N, L) of each sample to its nearest, itself among them, sorted, and the groups of these."""
+    x = among.a
     keep = min(k + 1 + SPARE, len(x))
     near = x.new_full((len(x), keep), float("inf"))
     owner = torch.full((len(x), keep), -1, device=x.device)
-    for left, right in pairs(len(x), len(x), rows):
-        both = torch.cat([near[left], squared_distances(x[left], x[right], rule)], 1)
+    for left, right, block in among:
+        both = torch.cat([near[left], block], 1)
         near[left], chosen = both.topk(keep, 1, largest=False)
         owner[left] = torch.cat([owner[left], group[right].expand(both.shape[0], -1)], 1).gather(1, chosen)
         steps.step()
@@ -50,16 +51,13 @@ def recall_without_groups(
     owners = torch.as_tensor(group).to(b.device).long()
     if owners.shape != (len(b),) or len(b) <= k:
         raise ValueError(f"recall_without_groups: {len(b)} fakes, groups of shape {tuple(owners.shape)}, k {k}")
-    if rule != "adm":
-        centre = a.mean(0)
-        a, b = a - centre, b - centre
-    steps = Steps(progress, count_pairs(len(b), len(b), rows) + count_pairs(len(a), len(b), rows))
-    near, owner = _neighbours(b, owners, k, rows, rule, steps)
+    among, across = Distances(b, None, rows, rule, full=True), Distances(a, b, rows, rule)
+    steps = Steps(progress, len(among) + len(across))
+    near, owner = _neighbours(among, owners, k, steps)
     count = int(owners.max()) + 1
     radii = torch.stack([_radii_without(near, owner, owners, g, k) for g in range(count)])
     covered = torch.zeros(count, len(a), dtype=torch.bool, device=a.device)
-    for left, right in pairs(len(a), len(b), rows):
-        block = squared_distances(a[left], b[right], rule)
+    for left, right, block in across:
         for g in range(count):
             covered[g, left] |= (block <= radii[g, right]).any(1)
         steps.step()
