@@ -6,6 +6,7 @@ RUN/evaluations/0000200.json    the scores of that step's averaged weights, each
 from __future__ import annotations
 
 import hashlib
+import itertools
 import re
 from collections.abc import Callable
 from dataclasses import dataclass, replace
@@ -193,9 +194,16 @@ def found_at(path: Path) -> Scores | None:
 
 
 def numbers(scores: Scores) -> dict[str, float]:
-    """ "SPACE_METRIC" -> value, as metrics.jsonl has them after "eval_"."""
-    return {
-        f"{re.sub(r'[^0-9A-Za-z.-]+', '-', name)}_{score.metric}": score.value
-        for name, space in scores.spaces.items()
-        for score in space.scores
-    }
+    """ "SPACE_METRIC" -> value, as metrics.jsonl has them after "eval_".
+
+    Signs in a space's name become "-"; of spaces whose names are alike then, later ones get "-2", "-3", ...
+    """
+    found: dict[str, float] = {}
+    taken: set[str] = set()
+    for name, space in scores.spaces.items():
+        plain = re.sub(r"[^0-9A-Za-z.-]+", "-", name)
+        names = (plain if k == 1 else f"{plain}-{k}" for k in itertools.count(1))
+        chosen = next(free for free in names if free not in taken)
+        taken.add(chosen)
+        found |= {f"{chosen}_{score.metric}": score.value for score in space.scores}
+    return found

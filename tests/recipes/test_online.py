@@ -18,7 +18,7 @@ from ditkit.recipes.online_page import history, score_curves, sentence
 from ditkit.recipes.registry import from_file
 from ditkit.recipes.run import train
 from ditkit.recipes.run_page import write_run_report
-from ditkit.recipes.score_files import read_scores
+from ditkit.recipes.score_files import Scores, read_scores
 from ditkit.training import list_steps, read, read_metrics
 
 CPU = torch.device("cpu")
@@ -105,6 +105,19 @@ def test_a_text_model_is_scored_on_captions_of_the_data(tmp_path):
     theirs = evaluate(run, 4, n=6, real=20)
     assert read_scores(online.path_of(run, 4)).spaces == theirs.spaces
     assert theirs.spaces["pixels"].scores[0].protocol.labels == "prompts"
+
+
+def test_spaces_whose_names_are_alike_keep_their_own_numbers():
+    protocol = Protocol(n=2, evaluations=1, extractor="x", reference="y")
+    spaces = {
+        name: {
+            "extractor": name, "floor": {},
+            "scores": [Score(metric="frechet", value=value, better="lower", protocol=protocol)],
+        }
+        for name, value in {"a/b": 1.0, "a b": 2.0, "a-b-2": 3.0, "a:b": 4.0}.items()
+    }  # fmt: skip
+    found = online.numbers(Scores(what="x", data="y", spaces=spaces))
+    assert found == {"a-b_frechet": 1.0, "a-b-2_frechet": 2.0, "a-b-2-2_frechet": 3.0, "a-b-3_frechet": 4.0}
 
 
 def test_real_images_are_looked_at_once_a_run(tmp_path, monkeypatch):
