@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 
 import numpy as np
@@ -17,6 +18,7 @@ from ditkit.evaluation.images import read_png, save_png
 from ditkit.evaluation.request import Request
 
 REQUEST, ARCHIVE = "request.json", "samples.npz"
+THREADS = "threads"  # key of REQUEST: networks round by the number of threads at some batch sizes
 MANY = 256  # files are looked for in the folder's list instead of one by one
 NPZ_BLOCK = 256  # images held in memory while the npz is written
 
@@ -57,11 +59,20 @@ class SampleFolder:
         """How many images are there."""
         return sum(entry.name[0] != "." and entry.name.endswith(".png") for entry in os.scandir(self.path))
 
-    def claim(self, what: dict) -> None:
-        """Begin the folder, or continue one that was begun for the same thing; FolderError names what differs."""
+    @property
+    def threads(self) -> int | None:
+        """CPU threads of each process that the images are made with; None where no CPU made them or none is told."""
+        found = self.path / REQUEST
+        return json.loads(found.read_text(encoding="utf-8")).get(THREADS) if found.exists() else None
+
+    def claim(self, what: dict, threads: int | None = None) -> None:
+        """Begin the folder, or continue one that was begun for the same thing; FolderError names what differs.
+
+        threads: told in a folder that begins, and not compared.
+        """
         found = self.path / REQUEST
         if found.exists():
-            before = flatten(json.loads(found.read_text(encoding="utf-8")))
+            before = flatten({k: v for k, v in json.loads(found.read_text(encoding="utf-8")).items() if k != THREADS})
             now = flatten(json.loads(json.dumps(what)))
             keys = [k for k in {**before, **now} if before.get(k) != now.get(k)]
             if keys:
@@ -70,7 +81,8 @@ class SampleFolder:
         elif self.path.is_dir() and (others := sorted(p.name for p in self.path.iterdir() if p.name[0] != ".")):
             raise FolderError(f"{self.path}: holds other things ({others[0]}, ...); name another folder")
         else:
-            write_bytes(found, json.dumps(what, indent=1).encode())
+            told = what if threads is None else {**what, THREADS: threads}
+            write_bytes(found, json.dumps(told, indent=1).encode())
         stray = [p.name for p in self.path.glob("*.png") if not p.stem.isdigit() or int(p.stem) >= self.n]
         if stray:
             raise FolderError(f"{self.path}: {stray[0]} is not one of the {self.n} images; remove it")
@@ -107,6 +119,21 @@ class SampleFolder:
     def _blocks(self) -> Iterator[np.ndarray]:
         for start in range(0, self.n, NPZ_BLOCK):
             yield self[start : start + NPZ_BLOCK].permute(0, 2, 3, 1).numpy()
+
+
+@contextmanager
+def threads_of(folder: SampleFolder, device: str | torch.device) -> Iterator[None]:
+    """On a CPU: as many threads as the folder was begun with, for the duration; networks round by their number."""
+    here = torch.get_num_threads()
+    asked = (folder.threads if torch.device(device).type == "cpu" else None) or here
+    if asked == here:
+        yield
+        return
+    torch.set_num_threads(asked)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(here)
 
 
 def _short(value: object) -> str:

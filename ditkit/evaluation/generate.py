@@ -16,7 +16,7 @@ from torch import Tensor, nn
 
 from ditkit.diffusion import AnyPath, Autoguidance, Kind, SampleNoise, SamplerSettings
 from ditkit.evaluation.features import Images, Progress
-from ditkit.evaluation.folder import SampleFolder
+from ditkit.evaluation.folder import SampleFolder, threads_of
 from ditkit.evaluation.images import quantise
 from ditkit.evaluation.protocols import Protocol as ScoreProtocol
 from ditkit.evaluation.ranks import ALONE, Ranks, RanksError, Stopped
@@ -331,13 +331,14 @@ def fill_together(
 ) -> int:
     """Claim the folder, make what is missing and collect the archive; returns how many images all processes made.
 
-    Rank r of W makes every W-th chunk of those with a missing image, from the r-th on. Only the first reports progress,
-    of the whole. What a process raises ends the others with RanksError; all that was made stays.
+    Rank r of W makes every W-th chunk of those with a missing image, from the r-th on, all with the threads that the
+    folder was begun with. Only the first reports progress, of the whole. What a process raises ends the others with
+    RanksError; all that was made stays.
     """
     what = describe(source, sampler, request)
     with ranks.agreed():
         if ranks.first:
-            place.claim(what)
+            place.claim(what, torch.get_num_threads() if torch.device(device).type == "cpu" else None)
     with ranks.agreed():
         if not ranks.first:
             place.claim(what)  # must be of the same weights and settings
@@ -346,7 +347,8 @@ def fill_together(
     whole = Whole(place, before, sum(len(request.indices(c)) for c in todo), progress if ranks.first else None)
     told = progress if ranks.world == 1 else whole
     try:
-        fill(place, source, sampler, request, chunks=ranks.share(todo), device=device, progress=told)
+        with threads_of(place, device):
+            fill(place, source, sampler, request, chunks=ranks.share(todo), device=device, progress=told)
         ranks.wait(whole)
         if ranks.world > 1:
             whole.finish()

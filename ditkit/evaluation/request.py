@@ -16,7 +16,8 @@ class Request(Settings):
     """N images. All draws depend on (seed, index) alone; batches are cut by index, in chunks of a fixed size.
 
     The chunk size belongs to the request: draws do not depend on it, but networks round differently for other batch
-    sizes, so byte-equal files are promised for equal chunks only (and then for any number of processes). With `exact`
+    sizes, so byte-equal files are promised for equal chunks only (and then for any number of processes; on a CPU, of as
+    many threads each, which the folder remembers). With `exact`
     they are promised for any chunk: `rows` take its place, and the last batch is filled up.
     """
 

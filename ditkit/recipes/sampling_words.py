@@ -7,6 +7,7 @@ from pathlib import Path
 
 from ditkit.diffusion import AnyGuidance, SamplerSettings, Sharing, SkipLayer
 from ditkit.evaluation import Generated, Request
+from ditkit.evaluation.folder import SampleFolder
 from ditkit.recipes.load import Loaded
 
 NAMED = 20  # classes whose names are told
@@ -23,6 +24,8 @@ def describe_sample(loaded: Loaded, made: Generated, sheet: Path) -> Iterator[tu
     if request.prompts:
         asked = f"{len(set(request.prompts))} prompts" if len(set(request.prompts)) > 1 else f"{request.prompts[0]!r}"
     yield "images", f"{request.n} in {folder}{found}, {asked}, seed {request.seed}"
+    if isinstance(made.images, SampleFolder) and (threads := made.images.threads):
+        yield "threads", f"{threads} in each process; OMP_NUM_THREADS={threads} makes these bytes in any number of them"
     if named := describe_classes(loaded, request):
         yield "classes", named
     yield "archive", folder / "samples.npz"

@@ -71,6 +71,7 @@ def test_a_run_gives_pictures_archive_and_sheet(ditkit, tiny_run, tmp_path):
     with np.load(out / "samples.npz") as archive:
         assert archive["arr_0"].shape == (12, 8, 8, 1) and archive["label"].tolist() == [3, 7] * 6
         first = archive["arr_0"]
+    assert told["threads"].startswith(f"{torch.get_num_threads()} in each process; OMP_NUM_THREADS=")
     assert told["weights"] == "averaged (EMA), step 3" and "euler, 4 steps" in told["sampler"]
     assert "8 network evaluations" in told["sampler"] and "guidance 2" in told["sampler"]
     assert told["sheet"] == str(tmp_path / "out-grid.png") and Image.open(told["sheet"]).width > 3 * 64

@@ -48,12 +48,14 @@ def as_rank(rank: int, world: int, folder: Path, job: str) -> None:
     model = source(3 if job == "other weights" and rank == 1 else 1)
     if job == "breaks" and rank == 1:
         model.model.register_forward_hook(lambda *_: 1 / 0)
+    threads: set[int] = set()
+    model.model.register_forward_hook(lambda *_: threads.add(torch.get_num_threads()))
     try:
         with together(Ranks(rank, world, rank)) as ranks:
             made = generate(
                 model, SAMPLER, request, folder=folder, ranks=ranks, progress=lambda *at: seen.append(at)
             )  # fmt: skip
-            told["made"] = made.made
+            told |= {"made": made.made, "threads": sorted(threads), "after": torch.get_num_threads()}
     except (Exception, KeyboardInterrupt) as error:
         told |= {"says": f"{type(error).__name__}: {error}", "code": getattr(error, "exit_code", 2)}
     except SystemExit as end:
@@ -98,6 +100,21 @@ def test_any_number_of_processes_writes_the_same_files(world, one, tmp_path):
     assert files(tmp_path / "out") == one and len(one) == 52
     assert [t["made"] for t in told] == [50] * world and {t["code"] for t in told} == {0}
     assert told[0]["progress"] == [[50, 50]] and not any(t["progress"] for t in told[1:]), "the first speaks for all"
+
+
+@pytest.mark.parametrize("world", [1, 2])
+def test_a_folder_keeps_the_number_of_threads_that_began_it(world, one, tmp_path):
+    """Networks round by the number of threads at some batch sizes, so whoever goes on takes the folder's."""
+    here = torch.get_num_threads()
+    assert json.loads(one["request.json"])["threads"] == here
+    generate(source(), SAMPLER, ask(), folder=tmp_path / "out")
+    place = tmp_path / "out" / "request.json"
+    place.write_text(json.dumps(json.loads(place.read_text()) | {"threads": here + 1}))
+    (tmp_path / "out" / "000003.png").unlink()
+    (tmp_path / "out" / "000007.png").unlink()
+    told = run(world, tmp_path / "out", "threads")
+    assert [t["threads"] for t in told] == [[here + 1]] * world and {t["after"] for t in told} == {here}
+    assert json.loads(place.read_text())["threads"] == here + 1
 
 
 def test_exact_and_several_processes(tmp_path):
