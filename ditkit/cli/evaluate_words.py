@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
 import typer
@@ -59,9 +60,9 @@ def print_classes(scores: Scores) -> None:
 
 def print_published(scores: Scores, loaded: Loaded) -> None:
     """The recipe's published rows under the measured one, and what to think of the differences."""
-    from ditkit.recipes.published_scores import COLUMNS, published_table
+    from ditkit.recipes.published_scores import COLUMNS, published_table, scored
 
-    table = published_table(loaded.recipe, scores, loaded.step, same_weights=loaded.source != "ditkit")
+    table = published_table(loaded.recipe, scores, scored(loaded))
     if table is None:
         return
     typer.echo("")
@@ -70,11 +71,11 @@ def print_published(scores: Scores, loaded: Loaded) -> None:
         typer.echo(f"published  {remark}")
 
 
-def print_comparison(scores: Scores, other: Scores, force: bool) -> None:
-    """Every score of both, and which is better; ValueError where the protocols differ."""
+def print_comparison(scores: Scores, other: Scores, force: bool, ignore: Sequence[str] = ()) -> None:
+    """Every score of both, and which is better; ValueError where the protocols differ but in `ignore`."""
     from ditkit.recipes.score_files import compare_scores
 
-    lines = compare_scores(scores, other, force)
+    lines = compare_scores(scores, other, force, ignore)
     cells = [(space, metric, f"{there:.4g}", f"{here:.4g}", verdict) for space, metric, there, here, verdict in lines]
     there, here = (f"{s.what} ({s.weights})" if s.weights else s.what for s in (other, scores))
     typer.echo(f"\nthere: {there}\nhere:  {here}")

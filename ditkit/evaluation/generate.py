@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import hashlib
-import json
 import time
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
@@ -18,6 +16,7 @@ from ditkit.diffusion import AnyPath, Autoguidance, Kind, SampleNoise, SamplerSe
 from ditkit.evaluation.features import Images, Progress
 from ditkit.evaluation.folder import SampleFolder, threads_of
 from ditkit.evaluation.images import quantise
+from ditkit.evaluation.making import helpers, making, weights_fingerprint
 from ditkit.evaluation.protocols import Protocol as ScoreProtocol
 from ditkit.evaluation.ranks import ALONE, Ranks, RanksError, Stopped
 from ditkit.evaluation.reference import Reference
@@ -66,6 +65,8 @@ class Generated:
     made: int  # images that this call made
     codec: str  # id of the codec that decoded them
     folder: Path | None = None
+    text: str = ""  # id of the text encoder that read the prompts
+    autoguide: str = ""  # fingerprint of the weaker model of an Autoguidance
 
     def protocol(self, reference: Reference, *, name: str = "custom", resize: str = "none") -> ScoreProtocol:
         """The protocol of scores of these images against `reference`."""
@@ -76,34 +77,19 @@ class Generated:
             extractor=reference.extractor,
             reference=reference.fingerprint,
             reference_n=reference.moments.count,
+            reference_resize=reference.resize,
+            size=(self.images[0:1].shape[2], self.images[0:1].shape[3]),
+            text=self.text,
+            autoguide=self.autoguide,
             **making(self.request, self.sampler, self.codec),
         )
 
 
-def making(request: Request, sampler: SamplerSettings, codec: str) -> dict[str, Any]:
+def planned(source: Sampleable, sampler: SamplerSettings, request: Request) -> dict[str, Any]:
     """The part of a Protocol that is known before an image is made."""
-    guidance = sampler.guidance
-    words = json.dumps([request.prompts, request.negative])
-    return {
-        "n": request.n,
-        "labels": request.mode,
-        "prompts": hashlib.sha256(words.encode()).hexdigest()[:16] if request.prompts else "",
-        "sampler": sampler.model_dump(mode="json", exclude={"guidance"}),
-        "guidance": None if guidance is None else guidance.model_dump(mode="json"),
-        "codec": codec,
-        "quantiser": request.quantiser,
-        "seed": request.seed,
-    }
-
-
-def weights_fingerprint(model: nn.Module) -> str:
-    """16 hex digits of the SHA-256 of all parameters and buffers, names included."""
-    digest = hashlib.sha256()
-    for name, value in sorted(model.state_dict().items()):
-        digest.update(f"{name} {tuple(value.shape)} {value.dtype}".encode())
-        flat = value.detach().cpu().contiguous().flatten()
-        digest.update(flat.view(torch.uint8).numpy() if flat.numel() else b"")
-    return digest.hexdigest()[:16]
+    _, height, width = latent_shape(source, request)
+    size = (height * source.codec.factor, width * source.codec.factor)
+    return {**making(request, sampler, source.codec.id), "size": size, **helpers(source, sampler, request)}
 
 
 def latent_shape(source: Sampleable, request: Request) -> tuple[int, int, int]:
@@ -298,12 +284,13 @@ def generate(
     """
     start = time.perf_counter()
     labels = torch.tensor(request.labels) if request.labels else None
+    by = helpers(source, sampler, request)
     if folder is not None:
         place = SampleFolder(Path(folder), request.n)
         made = fill_together(place, source, sampler, request, device=device, progress=progress, ranks=ranks)
         spent = place.evaluations(request)
         seconds = time.perf_counter() - start
-        return Generated(place, labels, request, sampler, spent, seconds, made, source.codec.id, Path(folder))
+        return Generated(place, labels, request, sampler, spent, seconds, made, source.codec.id, Path(folder), **by)
     if ranks.world > 1:
         raise ValueError("generate: several processes share images through a folder only: give one")
     counter, parts, spent_on = Counter(request.n, progress), [], 0.0
@@ -316,7 +303,7 @@ def generate(
             counter.finish()
     seconds = time.perf_counter() - start
     spent, images = spent_on / request.n, torch.cat(parts)
-    return Generated(images, labels, request, sampler, spent, seconds, request.n, source.codec.id)
+    return Generated(images, labels, request, sampler, spent, seconds, request.n, source.codec.id, None, **by)
 
 
 def fill_together(
@@ -363,13 +350,14 @@ def fill_together(
 
 def describe(source: Sampleable, sampler: SamplerSettings, request: Request) -> dict:
     """Everything that decides the bytes of the images, as JSON: kept in the folder, compared on resumption."""
-    text = getattr(source, "text", None) if request.prompts else None
+    by = helpers(source, sampler, request)
     return {
         "request": request.essence.model_dump(mode="json"),
         "sampler": sampler.model_dump(mode="json"),
         "path": source.path.model_dump(mode="json"),
         "prediction": source.prediction,
         "codec": source.codec.id,
-        "text": None if text is None else text.id,
+        "text": by["text"] or None,
         "weights": weights_fingerprint(source.model),
+        **({"autoguide": by["autoguide"]} if by["autoguide"] else {}),
     }

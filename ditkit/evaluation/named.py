@@ -8,6 +8,7 @@ from difflib import get_close_matches
 from typing import Any, Literal
 
 INCEPTION = "adm-inception"  # ids of this network are adm-inception-<hash of its weights>
+IMAGES = "images"  # stands for an extractor where images are compared pixel by pixel (PSNR, SSIM)
 CLASSES = ("random", "balanced", "balanced_sorted", "none")  # label modes of class-conditional and plain models
 
 # ADM's evaluator: neighbour distances in float16 where they are finite, consecutive splits of 5,000, k = 3
@@ -18,6 +19,7 @@ ADM_PARTS = {
     "mu_s, sigma_s": "spatial_frechet (sFID): moments of 7 channels of mixed_6/conv, of the whole training set",
     "arr_0": "precision, recall: 10,000 training images",
 }
+ADM_LENGTHS = {"arr_0": 10_000, "mu": 2048, "mu_s": 2023}
 ADM_FILES = "https://openaipublic.blob.core.windows.net/diffusion/jul-2021/ref_batches/imagenet"
 
 
@@ -26,8 +28,10 @@ class NamedProtocol:
     """What a name in a paper's table stands for. Where a field is empty, the name leaves it open.
 
     n: generated images. size: their (H, W). extractor: a family of ids. metrics: what the name reports. rules: values
-    of `protocols.Rules`. labels: how classes or prompts may have been asked for. against: whether the real side is a
-    published file or the user's own copy of the images; serves: what each part of it is for.
+    of `protocols.Rules`. labels: how classes or prompts may have been asked for. made: what kind of images are scored.
+    against: whether the real side is a published file or the user's own copy of the images; reference: the name of
+    that file, or what images; reference_n: how many real images may be behind it, the usual number first; serves: what
+    each part of it is for; lengths: how long the file's arrays are.
     """
 
     name: str
@@ -39,38 +43,48 @@ class NamedProtocol:
     metrics: tuple[str, ...] = ()
     rules: Mapping[str, Any] = field(default_factory=dict)
     labels: tuple[str, ...] = ()
+    made: Literal["samples", "reconstructions", "any"] = "any"
     against: Literal["file", "images", "any"] = "any"
     reference: str = ""
-    reference_n: int | None = None
+    reference_n: tuple[int, ...] = ()
     serves: Mapping[str, str] = field(default_factory=dict)
+    lengths: Mapping[str, int] = field(default_factory=dict)
     origin: str = ""
     caution: str = ""
 
     def unmet(self, stated: Any) -> list[str]:
         """What of a stated `protocols.Protocol` is not as this name has it, a phrase each."""
-        wrong = []
-        if self.n is not None and stated.n != self.n:
-            wrong.append(f"n must be {self.n}, not {stated.n}")
+        wrong = self.unmet_by_images(stated.n, stated.size)
         if self.resize and stated.resize not in self.resize:
             wrong.append(f"resize must be {' or '.join(map(repr, self.resize))}, not {stated.resize!r}")
-        if self.extractor and not of_family(stated.extractor, self.extractor):
+        made = "reconstructions" if "posterior" in stated.sampler else "samples"
+        if self.made not in ("any", made):
+            wrong.append(f"it is of {self.made}, not of {made}")
+        pairs = stated.extractor == IMAGES and self.made == "reconstructions"  # PSNR, SSIM: through no network
+        if self.extractor and not pairs and not of_family(stated.extractor, self.extractor):
             wrong.append(f"extractor must be {self.extractor!r}, not {stated.extractor!r}")
         # images that came without their making are taken as given; classes that a user picked are not the protocol's
         if self.labels and stated.labels not in self.labels and (stated.labels != "given" or stated.sampler):
             wrong.append(f"labels must be {' or '.join(map(repr, self.labels))}, not {stated.labels!r}")
-        if self.reference_n is not None and stated.reference_n != self.reference_n:
-            wrong.append(f"reference_n must be {self.reference_n}, not {stated.reference_n}")
+        wrong += self.unmet_by_reals(stated.reference_n)
         for key, value in self.rules.items():
             if (found := getattr(stated.rules, key)) != value:
                 wrong.append(f"rules.{key} must be {value!r}, not {found!r}")
         return wrong
 
-    def unmet_by_images(self, n: int, size: tuple[int, ...]) -> list[str]:
+    def unmet_by_images(self, n: int, size: tuple[int, ...] | None) -> list[str]:
         """What of n images of size (H, W) this name does not allow, a phrase each: known before anything is scored."""
         wrong = [f"n must be {self.n}, not {n}"] if self.n not in (None, n) else []
         if self.size not in (None, size):
-            wrong.append(f"images must be {'x'.join(map(str, self.size or ()))}, not {'x'.join(map(str, size))}")
+            found = "x".join(map(str, size)) if size else "of an untold size"
+            wrong.append(f"images must be {'x'.join(map(str, self.size or ()))}, not {found}")
         return wrong
+
+    def unmet_by_reals(self, n: int) -> list[str]:
+        """What is wrong with n real images behind the reference, a phrase."""
+        if not self.reference_n or n in self.reference_n:
+            return []
+        return [f"it has {' or '.join(f'{k:,}' for k in self.reference_n)} real images, here are {n:,}"]
 
 
 def of_family(extractor: str, family: str) -> bool:
@@ -89,9 +103,11 @@ def _adm(side: int, file: str, **changes: Any) -> NamedProtocol:
         "metrics": ADM_SUITE,
         "rules": ADM_RULES,
         "labels": CLASSES,
+        "made": "samples",
         "against": "file",
         "reference": file,
         "serves": ADM_PARTS,
+        "lengths": ADM_LENGTHS,
         "origin": f"{ADM_FILES}/{side}/{file}",
         "caution": "balanced labels lower FID by about 0.1 against random ones; Inception Score depends on the order "
         "of the images through its splits; an image resized before the network, or stored as JPEG, is another protocol",
@@ -106,6 +122,7 @@ NAMED = {
             _adm(
                 512, "VIRTUAL_imagenet512.npz",
                 serves={**ADM_PARTS, "arr_0": "precision, recall (DiT's Table 3 used 1,000 real images)"},
+                lengths={key: n for key, n in ADM_LENGTHS.items() if key != "arr_0"},  # of which tables took some
             ),
             NamedProtocol(
                 name="rfid-imagenet-val",
@@ -115,9 +132,10 @@ NAMED = {
                 extractor=INCEPTION,
                 metrics=("frechet", "psnr", "ssim"),
                 labels=("none",),
+                made="reconstructions",
                 against="images",
                 reference="ImageNet's validation images, at the size that the codec saw (not training statistics)",
-                reference_n=50_000,
+                reference_n=(50_000,),
                 serves={"images": "frechet (rFID), psnr, ssim: each against its own reconstruction"},
                 origin="ILSVRC 2012 validation set, which is yours to get",
                 caution="validation images against their reconstructions: never comparable with a gFID, whose "
@@ -133,8 +151,10 @@ NAMED = {
                 metrics=("frechet", "inception_score", "precision", "recall"),
                 rules=ADM_RULES,
                 labels=("prompts",),
+                made="samples",
                 against="images",
                 reference="COCO val2014, centre crop, 256 x 256",
+                reference_n=(30_000, 40_504),
                 serves={"images": "frechet (FID-30K), precision, recall"},
                 origin="COCO 2014 validation images and captions_val2014.json, which are yours to get",
                 caution="papers differ in the captions drawn, in how many real images they take (30,000 or all 40,504) "

@@ -14,8 +14,9 @@ from ditkit.evaluation.named import NAMED
 
 LabelMode = Literal["random", "balanced", "balanced_sorted", "given", "prompts", "none"]
 
-# Found out by sampling, not chosen: an adaptive solver spends what the weights ask for. Shown, never compared.
-OUTCOMES = ("evaluations",)
+# Told, never compared: what an adaptive solver spent was not chosen, another device is meant to change nothing, and
+# real images are known by the fingerprint of their pixels, however these came to their size.
+OUTCOMES = ("evaluations", "arithmetic", "reference_resize")
 
 # rule -> the metrics that follow it
 RULED = {
@@ -44,19 +45,24 @@ class Protocol(Settings):
 
     name: str = Field("custom", description=f"one of {', '.join(NAMED)}, or your own word")
     n: int = Field(ge=1, description="number of generated images")
+    size: tuple[int, int] | None = Field(None, description="(H, W) of the generated images; None: untold (old files)")
     labels: LabelMode = Field("random", description="how the classes were asked for (balanced lowers FID by about 0.1)")
     prompts: str = Field("", description="fingerprint of the prompts and the negative prompt of a text model")
+    text: str = Field("", description="id of the text encoder that read the prompts (which of its parts, weights)")
     sampler: dict[str, Any] = Field(default_factory=dict, description="solver, steps and their options, as JSON")
     guidance: dict[str, Any] | None = Field(None, description="None: no guidance")
+    autoguide: str = Field("", description="fingerprint of the weaker model's weights, where autoguidance has one")
     evaluations: float = Field(ge=0, description="network evaluations spent per image")
     codec: str = Field("given", description="id of the codec that decoded the images (weights included)")
     quantiser: str = Field("round", description="uint8 rule (evaluation.images.RULES)")
-    resize: str = Field("none", description="what happened to the images between the codec and the extractor")
+    resize: str = Field("none", description="of generated images, before the extractor, whose own resize is its part")
     extractor: str = Field(description="id of the network whose features or probabilities were used")
     reference: str = Field(description="fingerprint of the real images")
     reference_n: int = Field(0, ge=0, description="number of real images behind them; 0: untold")
+    reference_resize: str = Field("", description="how the real images came to their size; empty: untold")
     seed: int = Field(0, description="seed of the draws")
     rules: Rules = Field(Rules(), description="how the metrics compute")
+    arithmetic: str = Field("", description="device, and the float32 products on it, of the process that scored")
 
     @model_validator(mode="after")
     def _named(self) -> Protocol:
@@ -67,26 +73,36 @@ class Protocol(Settings):
     @property
     def fingerprint(self) -> str:
         """16 hex digits; equal for equal protocols."""
-        return fingerprint(self.model_copy(update=dict.fromkeys(OUTCOMES, 0)))
+        return fingerprint(self, OUTCOMES)
+
+    @property
+    def untold(self) -> bool:
+        """Whether the images came from elsewhere, without a word on how they were made."""
+        return not self.sampler
 
     def sentence(self) -> str:
         """One line for people: what stands under a table. Of sampler and guidance only what is not default is told."""
         real = f"{self.reference_n:,} real images" if self.reference_n else "real images of an untold number"
+        resized = f", {self.reference_resize}" if self.reference_resize else ""
         rules = "".join(f", {told}" for told in _not_default(self.rules.model_dump(mode="json"), Rules()))
-        against = f"features {self.extractor}, against {real} ({self.reference}){rules}"
+        on = f", scored on {self.arithmetic}" if self.arithmetic else ""
+        against = f"features {self.extractor}, against {real} ({self.reference}{resized}){rules}{on}"
+        sized = f" of {self.size[0]}x{self.size[1]}" if self.size else ""
         if posterior := self.sampler.get("posterior"):
-            made = f"reconstructions by codec {self.codec} from the posterior's {posterior}, uint8 {self.quantiser}"
-            return f"{self.name}: {self.n:,} {made}, resize {self.resize}, {against}"
-        if not self.sampler:
-            return f"{self.name}: {self.n:,} given images, uint8 {self.quantiser}, resize {self.resize}, {against}"
+            made = f"reconstructions{sized} by codec {self.codec} from the posterior's {posterior}"
+            return f"{self.name}: {self.n:,} {made}, uint8 {self.quantiser}, resize {self.resize}, {against}"
+        if self.untold:
+            made = f"given images{sized}"
+            return f"{self.name}: {self.n:,} {made}, uint8 {self.quantiser}, resize {self.resize}, {against}"
         return (
-            f"{self.name}: {self.n:,} images, {self._asked()}, {self._sampler()}, "
+            f"{self.name}: {self.n:,} images{sized}, {self._asked()}, {self._sampler()}, "
             f"{self._guidance()}, {self.evaluations:g} network evaluations an image, codec {self.codec}, "
             f"uint8 {self.quantiser}, resize {self.resize}, {against}, seed {self.seed}"
         )
 
     def _asked(self) -> str:
-        return f"prompts {self.prompts}" if self.prompts else f"{self.labels.replace('_', ', ')} labels"
+        read = f" read by {self.text}" if self.text else ""
+        return f"prompts {self.prompts}{read}" if self.prompts else f"{self.labels.replace('_', ', ')} labels"
 
     def _sampler(self) -> str:
         values = {k: v for k, v in self.sampler.items() if k not in ("solver", "steps", "options", "sharing")}
@@ -101,7 +117,8 @@ class Protocol(Settings):
         usual = {"autoguidance": Autoguidance(), "skip_layer": SkipLayer()}.get(self.guidance.get("kind", ""), CFG())
         values = {k: v for k, v in self.guidance.items() if k not in ("scale", "kind")}
         kind = "" if isinstance(usual, CFG) else f"{self.guidance['kind']} "
-        return " ".join([f"{kind}guidance", f"{self.guidance.get('scale')}", *_not_default(values, usual)])
+        by = [f"by weights {self.autoguide}"] if self.autoguide else []
+        return " ".join([f"{kind}guidance", f"{self.guidance.get('scale')}", *_not_default(values, usual), *by])
 
 
 def _not_default(values: dict[str, Any], settings: Settings) -> list[str]:

@@ -5,8 +5,6 @@ from __future__ import annotations
 import hashlib
 import warnings
 from dataclasses import dataclass
-from pathlib import Path
-from typing import IO
 
 import numpy as np
 import torch
@@ -17,7 +15,7 @@ from ditkit.evaluation.metrics.frechet import frechet_distance
 from ditkit.evaluation.metrics.kernel import kernel_distance
 from ditkit.evaluation.metrics.mind import mind
 from ditkit.evaluation.metrics.precision_recall import precision_recall
-from ditkit.files import write_atomic
+from ditkit.evaluation.protocols import Rules
 from ditkit.protocols import Extractor
 
 
@@ -42,7 +40,8 @@ class Reference:
 
     extractor: its id. features (N, D): no rows where only statistics are known. moments: of all real images, which may
     be more than those of the features; spatial: likewise, of what sFID looks at. images: a fingerprint of the images,
-    or of the file that brought them. notes: what to doubt, a line each.
+    or of the file that brought them. resize: how they came to their size, where that is known. notes: what to doubt, a
+    line each.
     """
 
     extractor: str
@@ -51,6 +50,7 @@ class Reference:
     images: str = ""
     spatial: Moments | Statistics | None = None
     notes: tuple[str, ...] = ()
+    resize: str = ""
 
     @property
     def fingerprint(self) -> str:
@@ -85,40 +85,25 @@ class Reference:
         order = torch.from_numpy(np.random.Generator(np.random.Philox(seed)).permutation(len(self.features)))
         return self.features[order[: len(order) // 2]], self.features[order[len(order) // 2 :]]
 
-    def floor(self, seed: int = 0) -> dict[str, float]:
+    def floor(self, seed: int = 0, rules: Rules | None = None) -> dict[str, float]:
         """What one half of the real images scores against the other: about the best that a sampler can reach.
 
-        Empty where the reference has no features.
+        By the same rules as the samples. No Frechet distance where the moments are of more images than the features: a
+        distance between halves of the latter has another N and another reference. Empty without features.
         """
         if not len(self.features):
             return {}
+        rules = rules or Rules()
         a, b = self.halves(seed)
-        covered = precision_recall(a, b)
+        covered = precision_recall(a, b, rules.neighbours, rule=rules.distances)
+        whole = self.moments.count == len(self.features)
         return {
-            "frechet": frechet(Moments.of(a), Moments.of(b)),
-            "kernel": kernel_distance(a, b),
+            **({"frechet": frechet(Moments.of(a), Moments.of(b))} if whole else {}),
+            "kernel": kernel_distance(a, b, rules.subsets, rules.subset_size),
             "mind": mind(a, b),
             "precision": covered.precision,
             "recall": covered.recall,
         }
-
-    def save(self, path: str | Path) -> Path:
-        """Write an .npz with mu and sigma (the names that FID tools read), the features and the extractor's id."""
-        arrays = statistics_arrays(self)
-
-        def write(file: IO[bytes]) -> None:
-            np.savez(file, **arrays)  # type: ignore[arg-type]
-
-        return write_atomic(path, write)
-
-    @classmethod
-    def load(cls, path: str | Path) -> Reference:
-        """Read what `save` wrote. ValueError for a file without these arrays."""
-        with np.load(path, allow_pickle=False) as data:
-            missing = {"mu", "sigma", "count", "features", "extractor"} - set(data.files)
-            if missing:
-                raise ValueError(f"{path}: not a reference file of ditkit, it lacks {', '.join(sorted(missing))}")
-            return own_reference(data)
 
 
 def statistics_arrays(reference: Reference) -> dict[str, np.ndarray]:
@@ -134,23 +119,6 @@ def statistics_arrays(reference: Reference) -> dict[str, np.ndarray]:
         "extractor": np.array(reference.extractor),
         "images": np.array(reference.images),
     }
-
-
-def own_reference(data: np.lib.npyio.NpzFile) -> Reference:
-    """The reference in an opened .npz that holds what `statistics_arrays` names."""
-    count = int(data["count"])
-
-    def moments(mean: str, covariance: str) -> Moments:
-        scatter = torch.from_numpy(data[covariance]) * (count - 1)
-        return Moments(count, torch.from_numpy(data[mean]), scatter)
-
-    return Reference(
-        str(data["extractor"]),
-        torch.from_numpy(data["features"]),
-        moments("mu", "sigma"),
-        str(data["images"]) if "images" in data.files else "",
-        moments("mu_s", "sigma_s") if "mu_s" in data.files else None,
-    )
 
 
 def make_reference(extractor: Extractor, images: Images, progress: Progress | None = None) -> Reference:

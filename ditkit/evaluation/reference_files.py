@@ -1,5 +1,6 @@
-"""Files of real images and their statistics: ADM's, those of FID tools, and ours, which ADM's evaluator reads too.
+"""Files of real images and their statistics: ADM's, those of FID tools, and ours.
 
+ADM's evaluator reads ours too where they were made with Inception (it asks for spatial moments) from colour images.
 arr_0 uint8 (N, H, W, C): images; mu, sigma: moments of pooled features; mu_s, sigma_s: of what sFID looks at. Ours also
 tell extractor, count, a fingerprint of all images, and the features of arr_0.
 """
@@ -73,6 +74,22 @@ class ReferenceFile:
         shape = (self.images[0:1] if self.images else torch.zeros(0)).shape[2:]
         if named.size not in (None, tuple(shape)):
             raise BadReference(f"{self.path}: its images are {'x'.join(map(str, shape))}: {ways(named)}")
+        if self.path.name != named.reference:
+            raise BadReference(
+                f"{self.path}: not the file of protocol {named.name} by its name; if it is, give it its name "
+                f"back, else leave the protocol's name out: {ways(named)}"
+            )
+        for part, length in named.lengths.items():
+            found = len(self.images or ()) if part == "arr_0" else len(self.arrays[part])
+            if found != length:
+                raise BadReference(f"{self.path}: {part} has {found:,} rows, not {length:,}: {ways(named)}")
+
+    def unverified(self, named: NamedProtocol) -> str:
+        """What `check` does not see: no checksum of the published file is known to compare with."""
+        return (
+            f"{self.path.name} is taken for the reference of {named.name} by its name, layout and size; its SHA-256 "
+            f"begins with {self.fingerprint}, which is not verified: compare it with that of the file at {named.origin}"
+        )
 
     def seen_by(self, extractor: Extractor, progress: Progress | None = None) -> Reference:
         """The reference in this extractor's space: moments from the file where they are its own, features of arr_0.

@@ -30,6 +30,7 @@ class ImageFiles:
 
     def __init__(self, paths: Sequence[Path]):
         self.paths = list(paths)
+        self._shape: torch.Size | None = None  # of the first one that was read; slices come one by one
 
     def __len__(self) -> int:
         return len(self.paths)
@@ -41,8 +42,9 @@ class ImageFiles:
                 images.append(read_png(path)[0])
             except OSError as error:
                 raise FolderError(f"{path}: not a readable image ({error})") from None
-            if images[-1].shape != images[0].shape:
-                raise FolderError(f"{path}: {tuple(images[-1].shape)}, the others are {tuple(images[0].shape)}")
+            self._shape = self._shape or images[-1].shape
+            if images[-1].shape != self._shape:
+                raise FolderError(f"{path}: {tuple(images[-1].shape)}, the others are {tuple(self._shape)}")
         return torch.stack(images)
 
 
@@ -103,7 +105,8 @@ def open_generated(folder: str | Path) -> Generated:
         raise FolderError(f"{folder}: {len(missing)} of {request.n} images are missing; run the same `sample` again")
     labels = torch.tensor(request.labels) if request.labels else None
     sampler = SamplerSettings.model_validate(told["sampler"])
-    return Generated(place, labels, request, sampler, place.evaluations(request), 0.0, 0, told["codec"], folder)
+    spent, by = place.evaluations(request), {key: told.get(key) or "" for key in ("text", "autoguide")}
+    return Generated(place, labels, request, sampler, spent, 0.0, 0, told["codec"], folder, **by)
 
 
 def open_images(path: str | Path) -> tuple[Images, Tensor | None]:
@@ -133,11 +136,14 @@ def open_images(path: str | Path) -> tuple[Images, Tensor | None]:
     return images, labels
 
 
-def given_protocol(n: int, reference: Reference, name: str = "custom", resize: str = "none") -> Protocol:
-    """The protocol of images whose making is not known: only N, the features and the reference are stated."""
+def given_protocol(
+    n: int, reference: Reference, name: str = "custom", resize: str = "none", size: tuple[int, int] | None = None
+) -> Protocol:
+    """The protocol of images whose making is not known: N, their size (H, W), features and reference are stated."""
     return Protocol(
         name=name,
         n=n,
+        size=size,
         labels="given",
         evaluations=0,
         quantiser="given",
@@ -145,4 +151,5 @@ def given_protocol(n: int, reference: Reference, name: str = "custom", resize: s
         extractor=reference.extractor,
         reference=reference.fingerprint,
         reference_n=reference.moments.count,
+        reference_resize=reference.resize,
     )

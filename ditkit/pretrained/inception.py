@@ -20,7 +20,7 @@ from ditkit.protocols import Features, Views
 
 SIDE, WIDTH, CLASSES = 299, 2048, 1008
 SPATIAL = 7  # channels of mixed_6/conv that sFID looks at
-BATCH = 32  # images in the network at once: about 15 MB each
+ON_CPU, ELSEWHERE = 32, 256  # images in the network at once, at most: about 15 MB each
 
 Kernel = int | tuple[int, int]
 Step = tuple[int, Kernel] | tuple[int, Kernel, int]  # output channels, kernel (rows, columns), stride
@@ -187,6 +187,11 @@ def _whole_floats(device: torch.device) -> Iterator[None]:
         torch.backends.cudnn.allow_tf32 = convolutions
 
 
+def most_at_once(device: torch.device) -> int:
+    """Images in the network at once where a caller names no number: an accelerator takes what callers usually give."""
+    return ON_CPU if device.type == "cpu" else ELSEWHERE
+
+
 class Inception:
     """Extractor of ADM's evaluator: pool_3 (2,048), sFID's numbers and class probabilities, float32.
 
@@ -215,8 +220,9 @@ class Inception:
         """Where the network computes."""
         return self.network.softmax.weight.device
 
-    def _maps(self, images: Tensor, batch: int) -> Iterator[tuple[Tensor, Tensor]]:
+    def _maps(self, images: Tensor, batch: int | None) -> Iterator[tuple[Tensor, Tensor]]:
         """The two maps of `batch` images at a time, so that memory does not grow with their number."""
+        batch = batch or most_at_once(self.device)
         with _whole_floats(self.device):
             for i in range(0, len(images), batch):
                 yield self.network(prepare(images[i : i + batch].to(self.device)))
@@ -224,13 +230,13 @@ class Inception:
     @torch.no_grad()
     def __call__(self, images: Tensor) -> Features:
         """(B, 1 or 3, H, W) uint8 -> Features: tokens (B, 64, 2048) of the last 8x8 map, pooled their mean (pool_3)."""
-        tokens = [last.flatten(2).mT for _, last in self._maps(images, BATCH)]
+        tokens = [last.flatten(2).mT for _, last in self._maps(images, None)]
         every = torch.cat(tokens) if tokens else torch.empty(0, 64, WIDTH, device=self.device)
         return Features(every, every.mean(1), (8, 8))
 
     @torch.no_grad()
-    def views(self, images: Tensor, batch: int = BATCH) -> Views:
-        """(B, 1 or 3, H, W) uint8 -> Views on the CPU.
+    def views(self, images: Tensor, batch: int | None = None) -> Views:
+        """(B, 1 or 3, H, W) uint8 -> Views on the CPU; batch: in the network at once, None: `most_at_once`.
 
         pooled (B, 2048): pool_3. spatial (B, 2023): the first 7 channels of mixed_6/conv after its ReLU, 17x17, in the
         order row, column, channel. probabilities (B, 1008): softmax of pool_3 times the weights, WITHOUT the bias, as
@@ -244,7 +250,7 @@ class Inception:
             spatial.append(middle[:, :SPATIAL].permute(0, 2, 3, 1).flatten(1).cpu())
         return Views(torch.cat(pooled), torch.cat(spatial), torch.cat([torch.empty(0, CLASSES), *probabilities]))
 
-    def probabilities(self, images: Tensor, batch: int = BATCH) -> Tensor:
+    def probabilities(self, images: Tensor, batch: int | None = None) -> Tensor:
         """Class probabilities (N, 1008) of uint8 images (N, 1 or 3, H, W), on the CPU: those of `views`."""
         views = self.views(images, batch)
         assert views.probabilities is not None

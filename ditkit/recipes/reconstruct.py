@@ -20,15 +20,15 @@ from ditkit.evaluation import FewSamples, Moments, Protocol, Score, frechet, gri
 from ditkit.evaluation.images import enlarge, rule_name, viewing_factor
 from ditkit.evaluation.metrics import frechet_distance, psnr, ssim
 from ditkit.evaluation.metrics.reconstruction import WINDOW
-from ditkit.evaluation.named import find_protocol
+from ditkit.evaluation.named import IMAGES, find_protocol
 from ditkit.evaluation.uncertainty import Interval, jackknife_interval, mean_interval
 from ditkit.pretrained import CodecSettings, load_codec
 from ditkit.protocols import BadImage, Codec, Extractor
 from ditkit.recipes.score_files import SCORES, Scores, SpaceScores, save_scores
+from ditkit.recipes.scoring import arithmetic
 
 BEST = 100.0  # dB; what an image counts as that comes back exactly, whose PSNR is infinite, and the most that counts
 STRONGER = 4  # times the difference in the picture
-IMAGES = "images"  # the space of PSNR and SSIM
 PICTURE = "reconstructions.png"
 
 Say = Callable[[str], None]
@@ -51,12 +51,12 @@ class Reconstruction(Settings):
     def _known(cls, rule: str) -> str:
         return rule_name(rule)
 
-    def protocol_of(self, codec: Codec, extractor: str, reference: str, n: int) -> Protocol:
+    def protocol_of(
+        self, codec: Codec, extractor: str, reference: str, n: int, size: tuple[int, int], on: torch.device
+    ) -> Protocol:
         """The protocol of scores of n images. SettingsError or ValidationError where its name does not allow them."""
-        named = find_protocol(self.protocol)
-        tied = named is not None and named.extractor and extractor == IMAGES
         return Protocol(
-            name="custom" if tied else self.protocol,  # PSNR and SSIM look through no network
+            name=self.protocol, size=size, arithmetic=arithmetic(on),
             n=n, labels="none", sampler={"posterior": self.posterior}, evaluations=0,
             codec=codec.id, quantiser=self.uint8, extractor=extractor, reference=reference, reference_n=n,
             seed=self.seed if self.posterior == "draw" else 0,
@@ -100,6 +100,8 @@ class Gathered:
     features: dict[str, tuple[list[Tensor], list[Tensor]]] = field(default_factory=dict)
     digest: Any = field(default_factory=hashlib.sha256)
     count: int = 0
+    size: tuple[int, int] = (0, 0)
+    device: torch.device = field(default_factory=lambda: torch.device("cpu"))  # of codec and extractors
 
     def add(self, real: Tensor, fake: Tensor, extractors: Mapping[str, Extractor]) -> None:
         """A batch of images and their reconstructions, uint8 (B, C, H, W)."""
@@ -112,6 +114,7 @@ class Gathered:
                     kept.append(extractor(images).pooled.float().cpu())
         if not self.count:
             self.digest.update(f"{tuple(real.shape[1:])}".encode())
+            self.size = (real.shape[2], real.shape[3])
         self.digest.update(real.contiguous().numpy().tobytes())
         self.count += len(real)
 
@@ -138,8 +141,8 @@ def reconstruct(
     if wrong := named.unmet_by_images(total, source.size) if named is not None else []:
         raise ValueError(f"protocol {asked.protocol}: {'; '.join(wrong)}")
     for extractor in extractors.values():
-        asked.protocol_of(codec, extractor.id, "", total)  # refused before hours are spent
-    got, bad = Gathered(), list[str]()
+        asked.protocol_of(codec, extractor.id, "", total, source.size, device)  # refused before hours are spent
+    got, bad = Gathered(device=device), list[str]()
     for indices, images in batches(source, total, asked.batch, bad):
         if bad and named is not None and named.n is not None:
             raise ValueError(f"protocol {asked.protocol} is of {named.n:,} images, and one cannot be used: {bad[0]}")
@@ -176,7 +179,7 @@ def batches(source: ImageSource, total: int, batch: int, bad: list[str]) -> Iter
 
 def in_images(codec: Codec, got: Gathered, asked: Reconstruction, say: Say) -> SpaceScores:
     """PSNR and SSIM, means over images with their limits."""
-    protocol = asked.protocol_of(codec, IMAGES, got.fingerprint, got.count)
+    protocol = asked.protocol_of(codec, IMAGES, got.fingerprint, got.count, got.size, got.device)
     decibels = torch.cat(got.psnr)
     if exact := int(decibels.isinf().sum()):
         say(f"{exact:,} of {got.count:,} images come back exactly; each counts as {BEST:g} dB")
@@ -209,7 +212,7 @@ def in_features(
     if caught:
         say(f"{name}: {extractor.width} features of {len(real)} images: the Frechet distance is biased; take more")
     interval = paired_interval(value, real, fake, lambda done, total: bar(f"limits of {name}", done, total))
-    protocol = asked.protocol_of(codec, extractor.id, got.fingerprint, got.count)
+    protocol = asked.protocol_of(codec, extractor.id, got.fingerprint, got.count, got.size, got.device)
     score = Score(metric="frechet", value=value, interval=interval, better="lower", protocol=protocol)
     return SpaceScores(extractor=extractor.id, floor={}, scores=(score,))
 

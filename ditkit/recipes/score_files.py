@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterable
+from collections.abc import Collection, Iterable
 from pathlib import Path
 
 from pydantic import Field
 
 from ditkit.config import Difference, Settings, diff, dump, read_settings
-from ditkit.evaluation import ProtocolMismatch, Score, compare
+from ditkit.evaluation import Protocol, ProtocolMismatch, Score, compare
 from ditkit.evaluation.protocols import OUTCOMES
 from ditkit.files import write_text
 
@@ -57,10 +57,15 @@ def read_scores(path: Path) -> Scores:
     return read_settings(Scores, tree, str(file))
 
 
-def check_comparable(other: Scores, planned: dict) -> None:
-    """ValueError, one line, where samples that will be made as `planned` (keys of a Protocol) cannot be compared."""
-    theirs = next(iter(other.spaces.values())).scores[0].protocol
-    if found := diff(theirs, theirs.model_copy(update=planned), OUTCOMES):
+def check_comparable(other: Scores, planned: dict, ignore: Iterable[str] = ()) -> None:
+    """ValueError, one line, where samples that will be made as `planned` (keys of a Protocol) cannot be compared.
+
+    A space that carries the planned name is asked where there is one: beside it others are 'custom'. ignore: keys of
+    the protocol that may differ.
+    """
+    every = [space.scores[0].protocol for space in other.spaces.values()]
+    theirs = next((p for p in every if p.name == planned.get("name")), every[0])
+    if found := diff(theirs, theirs.model_copy(update=planned), {*OUTCOMES, *ignore}):
         raise _apart(other, map(_told, found))
 
 
@@ -84,11 +89,23 @@ def describe_protocols(scores: Scores) -> list[str]:
     return lines
 
 
-def compare_scores(mine: Scores, other: Scores, force: bool) -> list[tuple[str, str, float, float, str]]:
+def check_ignored(ignore: Iterable[str]) -> None:
+    """ValueError, one line, for a word that is no key of a protocol."""
+    for key in ignore:
+        if key not in Protocol.model_fields:
+            raise ValueError(f"--ignore {key}: choose from {', '.join(k for k in Protocol.model_fields)}")
+
+
+def compare_scores(
+    mine: Scores, other: Scores, force: bool, ignore: Collection[str] = ()
+) -> list[tuple[str, str, float, float, str]]:
     """(space, metric, other, mine, verdict) for every score that both have.
 
-    ValueError, one line, naming every difference between the protocols, unless forced; and where nothing is shared.
+    ignore: keys of the protocol that may differ, such as "seed". ValueError, one line, naming every difference between
+    the protocols, unless forced; and where nothing is shared. Where neither protocol tells how the images were made,
+    the verdict says so: that the protocols agree means nothing then.
     """
+    check_ignored(ignore)
     lines: list[tuple[str, str, float, float, str]] = []
     wrong: dict[str, dict[str, None]] = {}  # difference -> the spaces that have it; ordered, each once
     for name, theirs in other.spaces.items():
@@ -97,12 +114,14 @@ def compare_scores(mine: Scores, other: Scores, force: bool) -> list[tuple[str, 
             if score.metric not in scores:
                 continue
             try:
-                found = compare(score, scores[score.metric], force)
+                found = compare(score, scores[score.metric], force, ignore)
             except ProtocolMismatch as error:
                 for d in error.differences:
                     wrong.setdefault(_told(d), {})[name] = None
                 continue
             verdict = found.verdict + (" (protocols differ)" if found.forced else "")
+            if score.protocol.untold and scores[score.metric].protocol.untold:
+                verdict += " (how either was made is not known)"
             lines.append((name, score.metric, score.value, scores[score.metric].value, verdict))
     if wrong:
         shared = len({name for names in wrong.values() for name in names})

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import warnings
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
@@ -36,7 +37,7 @@ from ditkit.evaluation.reference_files import ReferenceFile, open_reference
 from ditkit.evaluation.score import PAIRED, Scorer, metrics_of, score_with, sorted_by_class
 from ditkit.pretrained import PretrainedMissing
 from ditkit.pretrained.extractors import load_extractor
-from ditkit.protocols import Extractor
+from ditkit.protocols import BadImage, Extractor
 from ditkit.recipes.load import Loaded
 from ditkit.recipes.recipe import Recipe
 from ditkit.recipes.score_classifier import classify
@@ -72,9 +73,18 @@ class Samples:
 
         ValueError, naming each, for facts that the name does not allow.
         """
-        plain = given_protocol(len(self.images), reference) if self.made is None else self.made.protocol(reference)
-        rules = Rules(**NAMED[name].rules) if name in NAMED else Rules()
-        return plain.with_({"name": name, "rules": rules})
+        _, _, height, width = self.images[0:1].shape
+        plain = (
+            given_protocol(len(self.images), reference, size=(height, width))
+            if self.made is None
+            else self.made.protocol(reference)
+        )
+        return plain.with_({"name": name, "rules": rules_of(name)})
+
+
+def rules_of(name: str) -> Rules:
+    """How the metrics compute under a protocol of this name."""
+    return Rules(**NAMED[name].rules) if name in NAMED else Rules()
 
 
 def is_images(what: Path) -> bool:
@@ -115,7 +125,7 @@ def choose_judging(overrides: Sequence[str], data: str | None, recipe: Recipe | 
     if judging.reference:
         raise ValueError(f"--data {settings.source} and --reference {judging.reference}: give one of them")
     if (named := find_protocol(judging.protocol)) and named.reference_n and "real" not in judging.model_fields_set:
-        judging = judging.with_({"real": named.reference_n})
+        judging = judging.with_({"real": named.reference_n[0]})
     open_source(judging.data)  # what cannot be read is refused before anything is sampled
     return judging
 
@@ -182,6 +192,8 @@ def check_protocol(judging: Judging, n: int, size: tuple[int, ...], real: ImageS
     if (named := find_protocol(judging.protocol)) is None:
         return
     wrong = named.unmet_by_images(n, size)
+    if named.made == "reconstructions":
+        wrong.append("it is of what a codec makes of real images: give --reconstruct CODEC and --data")
     if isinstance(real, ReferenceFile):
         if named.against == "file":
             real.check(named)
@@ -189,8 +201,8 @@ def check_protocol(judging: Judging, n: int, size: tuple[int, ...], real: ImageS
             wrong.append(f"its reference is {named.reference}: give the folder by --data")
     elif named.against == "file":
         wrong.append(f"its reference is a file: give --reference {named.reference} ({named.origin})")
-    elif named.reference_n and min(len(real), judging.real) != named.reference_n:
-        wrong.append(f"it has {named.reference_n:,} real images, here are {min(len(real), judging.real):,}")
+    else:
+        wrong += named.unmet_by_reals(min(len(real), judging.real))
     if wrong:
         raise ValueError(f"protocol {named.name}: {'; '.join(wrong)}")
 
@@ -217,8 +229,11 @@ def judge(
     """
     side = source if isinstance(source, RealSide) else RealSide(source)
     check_protocol(judging, len(samples.images), tuple(samples.images[0:1].shape[2:]), side.source)
+    named = find_protocol(judging.protocol)
+    if isinstance(side.source, ReferenceFile) and named is not None and named.against == "file":
+        say(side.source.unverified(named))
     real, spaces = side.looked_at(judging, extractors, device, bar)
-    found = score_spaces(samples, real, judging, spaces, bar, say)
+    found = score_spaces(samples, real, judging, spaces, device, bar, say)
     if not found:
         raise ValueError("nothing to score by: name a network with --extractor, such as inception or dinov2-vit-b")
     return Scores(
@@ -239,11 +254,13 @@ class Real:
     unusable: Sequence[str] = ()
     seen: dict[str, tuple[Reference, dict[str, float]]] = field(default_factory=dict)
 
-    def seen_by(self, extractor: Extractor, progress: Progress | None) -> tuple[Reference, dict[str, float]]:
-        """(the reference in this extractor's space, its floor); an extractor looks once."""
+    def seen_by(
+        self, extractor: Extractor, rules: Rules, progress: Progress | None
+    ) -> tuple[Reference, dict[str, float]]:
+        """(the reference in this extractor's space, its floor by these rules); an extractor looks once."""
         if extractor.id not in self.seen:
             reference = self.look(extractor, progress)
-            self.seen[extractor.id] = reference, reference.floor()
+            self.seen[extractor.id] = reference, reference.floor(rules=rules)
         return self.seen[extractor.id]
 
 
@@ -274,7 +291,9 @@ def _look_at_images(
     images, labels = read_images(source, judging.real, lambda image: bad.append(image.path))
 
     def look(extractor: Extractor, progress: Progress | None) -> Reference:
-        return make_reference(extractor, images, progress)
+        made = make_reference(extractor, images, progress)
+        made.resize = how_sized(source)
+        return made
 
     real = Real(judging.data.source, look, unusable=bad)
     named = find_protocol(judging.protocol)
@@ -287,9 +306,32 @@ def _look_at_images(
     return real, spaces
 
 
+def how_sized(source: ImageSource) -> str:
+    """How real images came to the size at which they are compared, by those that are looked at for their size."""
+    stored = set()
+    for index in source.probes():
+        with contextlib.suppress(BadImage):
+            stored.add(tuple(source.shape(index)))
+    if stored <= {tuple(source.size)}:
+        return "of their stored size"
+    return f"cut to {source.size[0]}x{source.size[1]} from other sizes by ADM's crop"
+
+
+def arithmetic(device: torch.device) -> str:
+    """The kind of device, and which float32 products are TF32 there: told with a score, and not compared."""
+    if device.type != "cuda":
+        return device.type
+    quick = {
+        "products": torch.get_float32_matmul_precision() != "highest",
+        "convolutions": torch.backends.cudnn.allow_tf32,
+    }
+    return f"cuda, TF32 in {' and '.join(k for k, on in quick.items() if on) or 'nothing'}"
+
+
 def score_spaces(
-    samples: Samples, real: Real, judging: Judging, spaces: dict[str, Extractor], bar: Bar, say: Say
-) -> dict[str, SpaceScores]:
+    samples: Samples, real: Real, judging: Judging, spaces: dict[str, Extractor], device: torch.device, bar: Bar,
+    say: Say,
+) -> dict[str, SpaceScores]:  # fmt: skip
     """The scores of every space. say gets what to doubt of them, a line each."""
     labels = samples.labels
     if labels is not None and real.classes and int(labels.max()) >= len(real.classes):
@@ -302,7 +344,7 @@ def score_spaces(
         bar("scores", done, len(spaces))
         with warnings.catch_warnings(record=True) as caught:
             warnings.simplefilter("always", FewSamples)
-            found[name] = score_space(samples, labels, real, judging, extractor, bar, say)
+            found[name] = score_space(samples, labels, real, judging, extractor, device, bar, say)
         if any(issubclass(w.category, FewSamples) for w in caught):
             n = found[name].scores[0].protocol.reference_n
             few = f"{extractor.width} features, {len(samples.images)} samples, {n} real images (halved for floor)"
@@ -312,13 +354,15 @@ def score_spaces(
 
 
 def score_space(
-    samples: Samples, labels: Tensor | None, real: Real, judging: Judging, extractor: Extractor, bar: Bar, say: Say
-) -> SpaceScores:
+    samples: Samples, labels: Tensor | None, real: Real, judging: Judging, extractor: Extractor, device: torch.device,
+    bar: Bar, say: Say,
+) -> SpaceScores:  # fmt: skip
     """The scores of one space, with floor, and by class where both sides have labels."""
-    reference, floor = real.seen_by(extractor, lambda done, total: bar("real images", done, total))
     named = find_protocol(judging.protocol)
     mine = named is None or not named.extractor or of_family(extractor.id, named.extractor)
-    protocol = samples.protocol(reference, judging.protocol if mine else "custom")
+    name = judging.protocol if mine else "custom"
+    reference, floor = real.seen_by(extractor, rules_of(name), lambda done, total: bar("real images", done, total))
+    protocol = samples.protocol(reference, name).with_({"arithmetic": arithmetic(device)})
     scorer = Scorer(samples.images, labels, extractor, reference, protocol.rules, bar)
     wanted = named.metrics if mine and named is not None else ()
     metrics = [m for m in wanted or metrics_of(extractor, labels is not None) if m not in PAIRED]

@@ -54,7 +54,7 @@ def test_a_run_is_sampled_and_scored_in_every_space(evaluated, run):
         assert protocol.sampler["solver"] == "euler" and protocol.evaluations == 4 and protocol.guidance is None
         assert protocol.extractor == space.extractor
     assert 0 < scores.classifier_accuracy <= 1 and "of held-out real images named correctly" in out
-    assert "real half/half" in out and "protocol   pixels: custom: 30 images, balanced labels" in out
+    assert "real half/half" in out and "protocol   pixels: custom: 30 images of 8x8, balanced labels" in out
     assert "protocol   toy: the same, but extractor toy" in out
 
 

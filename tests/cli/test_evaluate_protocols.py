@@ -27,7 +27,7 @@ def ok(result) -> str:
 @pytest.fixture(autouse=True)
 def small(monkeypatch):
     """ADM's protocol with 30 images of 8 x 8, and a small network for Inception."""
-    monkeypatch.setitem(NAMED, ADM, dataclasses.replace(NAMED[ADM], n=30, size=(8, 8)))
+    monkeypatch.setitem(NAMED, ADM, dataclasses.replace(NAMED[ADM], n=30, size=(8, 8), lengths={}))
     monkeypatch.setattr(
         "ditkit.recipes.scoring.load_extractor",
         lambda text, device: Eye() if text == "inception" else load_extractor(text, device),
@@ -43,10 +43,10 @@ def foreign(tmp_path):
 
 
 def test_a_foreign_archive_by_adms_protocol(ditkit, foreign, tmp_path):
-    reference = write_adm(tmp_path / "VIRTUAL.npz")
+    reference = write_adm(tmp_path / NAMED[ADM].reference)
     out = ok(ditkit("evaluate", foreign, "--protocol", ADM, "--reference", reference, "--out", tmp_path / "s.json"))
     scores = read_scores(tmp_path / "s.json")
-    assert list(scores.spaces) == ["inception"] and scores.data == "VIRTUAL.npz"
+    assert list(scores.spaces) == ["inception"] and scores.data == NAMED[ADM].reference
     found = scores.spaces["inception"].scores
     assert [s.metric for s in found] == ["frechet", "spatial_frechet", "inception_score", "precision", "recall"]
     protocol = found[0].protocol
@@ -56,13 +56,17 @@ def test_a_foreign_archive_by_adms_protocol(ditkit, foreign, tmp_path):
         "adm",
         5000,
     )
-    assert f"{ADM}: 30 given images" in out and "distances adm" in out and f"beware     {ADM}: balanced labels" in out
+    assert (
+        f"{ADM}: 30 given images of 8x8" in out
+        and "distances adm" in out
+        and f"beware     {ADM}: balanced labels" in out
+    )
     assert not (tmp_path / "dit.scores.json").exists(), "--out names the only file"
 
 
 def test_a_run_by_adms_protocol_is_checked_before_it_is_sampled(ditkit, refused, tiny_run, tmp_path):
     run = shutil.copytree(tiny_run, tmp_path / "tiny")
-    reference = write_adm(tmp_path / "VIRTUAL.npz")
+    reference = write_adm(tmp_path / NAMED[ADM].reference)
     asked, before = ["evaluate", run, "--protocol", ADM], sorted((run / "samples").iterdir())
     for says, words in {
         "n must be 30, not 20": ["--n", 20, "--reference", reference],
@@ -76,12 +80,12 @@ def test_a_run_by_adms_protocol_is_checked_before_it_is_sampled(ditkit, refused,
         assert says in refused(*asked, *words)
     assert sorted((run / "samples").iterdir()) == before
     out = ok(ditkit(*asked, "--n", 30, "--classes", "balanced", "--reference", reference))
-    assert f"{ADM}: 30 images, balanced labels" in out
+    assert f"{ADM}: 30 images of 8x8, balanced labels" in out
 
 
 def test_without_inceptions_weights_nothing_is_pretended(refused, foreign, tmp_path, monkeypatch):
     monkeypatch.setattr("ditkit.recipes.scoring.load_extractor", load_extractor)
-    reference = write_adm(tmp_path / "VIRTUAL.npz")
+    reference = write_adm(tmp_path / NAMED[ADM].reference)
     line = refused(
         "evaluate",
         foreign,
@@ -165,13 +169,15 @@ def test_make_reference_in_bad_hands(refused, pictures, tmp_path):
 
 
 def test_a_codec_is_scored_by_its_reconstructions(ditkit, refused, pictures, tmp_path, monkeypatch):
-    rfid = dataclasses.replace(NAMED["rfid-imagenet-val"], n=20, reference_n=20)
+    rfid = dataclasses.replace(NAMED["rfid-imagenet-val"], n=20, reference_n=(20,))
     monkeypatch.setitem(NAMED, "rfid-imagenet-val", rfid)
     folder, out = pictures(tmp_path / "val", size=(16, 16)), tmp_path / "out"
     asked = ["evaluate", "--reconstruct", "toy", "--data", folder, "--protocol", "rfid-imagenet-val", "--out", out]
     said = ok(ditkit(*asked))
     found = {s.metric: s for space in read_scores(out).spaces.values() for s in space.scores}
-    assert set(found) == {"frechet", "psnr", "ssim"} and found["frechet"].protocol.name == "rfid-imagenet-val"
+    assert set(found) == {"frechet", "psnr", "ssim"} and {s.protocol.name for s in found.values()} == {
+        "rfid-imagenet-val"
+    }
     assert "never comparable with a gFID" in said and (out / "reconstructions.png").is_file()
     assert "n must be 20, not 10" in refused(*asked, "--n", 10)
     assert "takes images by --data FOLDER" in refused("evaluate", "--reconstruct", "toy")

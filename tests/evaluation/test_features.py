@@ -19,7 +19,7 @@ from ditkit.evaluation.features import (
     views,
 )
 from ditkit.evaluation.pixels import Pixels
-from ditkit.evaluation.reference import Reference, make_reference
+from ditkit.evaluation.reference import make_reference
 from ditkit.pretrained.toy import ToyExtractor
 from ditkit.protocols import BadImage, Features, Item, Views
 
@@ -138,19 +138,6 @@ def test_reading_a_source():
     assert torch.equal(images, Source(10).images[::2]), "spread over the source, not its first class"
     with pytest.raises(ValueError, match="none of the 2"):
         read_images(Source(2, bad=(0, 1)))
-
-
-def test_reference_round_trip(tmp_path):
-    reference = make_reference(ToyExtractor(), pictures(40))
-    path = reference.save(tmp_path / "real.npz")
-    back = Reference.load(path)
-    assert back.extractor == reference.extractor and back.fingerprint == reference.fingerprint
-    assert torch.equal(back.features, reference.features)
-    with np.load(path) as data:  # the names that other tools read
-        assert data["mu"].shape == (16,) and data["sigma"].shape == (16, 16)
-    np.savez(tmp_path / "other.npz", mu=np.zeros(3))
-    with pytest.raises(ValueError, match="lacks count, extractor, features, sigma"):
-        Reference.load(tmp_path / "other.npz")
 
 
 def test_a_reference_is_known_by_its_images_not_by_rounding():

@@ -14,10 +14,10 @@ import pytest
 import torch
 from torch import nn
 
-from ditkit.diffusion import CFG, Linear, SampleNoise, SamplerSettings, sample
+from ditkit.diffusion import CFG, Autoguidance, Linear, SampleNoise, SamplerSettings, sample
 from ditkit.evaluation.folder import FolderError, SampleFolder
-from ditkit.evaluation.generate import ToSample, describe, fill, generate, sample_chunk, weights_fingerprint
-from ditkit.evaluation.images import quantise, read_png
+from ditkit.evaluation.generate import ToSample, describe, fill, generate, planned, sample_chunk, weights_fingerprint
+from ditkit.evaluation.images import quantise, read_png, save_png
 from ditkit.evaluation.reference import make_reference
 from ditkit.evaluation.request import Request, balanced_labels, make_request, random_labels
 from ditkit.evaluation.samples import given_protocol, open_generated, open_images
@@ -318,6 +318,34 @@ def test_opening_what_was_generated(tmp_path):
     images, labels = open_images(tmp_path)
     assert torch.equal(images[3:5], made.images[3:5]) and labels is None
     assert given_protocol(10, reference) != made.protocol(reference)
+
+
+def test_images_of_two_sizes_are_refused_wherever_they_lie(tmp_path):
+    for i in range(4):
+        save_png(torch.zeros(1, 4 + 2 * (i > 1), 4, dtype=torch.uint8), tmp_path / f"{i}.png")
+    images, _ = open_images(tmp_path)
+    assert images[0:2].shape == (2, 1, 4, 4)
+    with pytest.raises(FolderError, match=r"2\.png: \(1, 6, 4\), the others are \(1, 4, 4\)"):
+        images[2:4]
+
+
+def test_who_helped_is_part_of_the_protocol_and_of_the_folder(tmp_path):
+    """The weaker model of an autoguidance, and the encoder of the prompts, decide the images as the weights do."""
+    reference = make_reference(ToyExtractor(), torch.zeros(4, 3, 8, 8, dtype=torch.uint8))
+    sampler = EULER.model_copy(update={"guidance": Autoguidance(scale=2.0)})
+    one, other = plain(), plain()
+    one.autoguide, other.autoguide = Plain(), Plain()
+    other.autoguide.scale.data += 0.1
+    made = generate(one, sampler, request(), folder=tmp_path)
+    told = made.protocol(reference)
+    assert told.autoguide == weights_fingerprint(one.autoguide) and told.size == (4, 6)
+    assert open_generated(tmp_path).protocol(reference) == told
+    assert generate(other, sampler, request()).protocol(reference).autoguide != told.autoguide
+    with pytest.raises(FolderError, match="autoguide"):
+        generate(other, sampler, request(), folder=tmp_path)
+    assert "autoguide" not in describe(one, EULER, request()), "it has no say without an autoguidance"
+    known = planned(one, sampler, request())
+    assert known == {key: getattr(told, key) for key in known} and known["size"] == (4, 6)
 
 
 def test_opening_nonsense_is_one_line(tmp_path):

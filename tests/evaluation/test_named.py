@@ -9,14 +9,15 @@ from ditkit.evaluation.named import ADM_SUITE, NAMED, find_protocol, of_family
 from ditkit.evaluation.protocols import Protocol, Rules
 
 ADM = {
-    "name": "adm-imagenet256-50k", "n": 50_000, "labels": "random", "evaluations": 250,
+    "name": "adm-imagenet256-50k", "n": 50_000, "size": (256, 256), "labels": "random", "evaluations": 250,
     "sampler": {"solver": "ddpm", "steps": 250}, "extractor": "adm-inception-0123abcd", "reference": "f00d",
     "rules": Rules(distances="adm"),
 }  # fmt: skip
 RFID = {
     "name": "rfid-imagenet-val", "n": 50_000, "labels": "none", "evaluations": 0, "reference_n": 50_000,
-    "extractor": "adm-inception-0123abcd", "reference": "f00d",
+    "extractor": "adm-inception-0123abcd", "reference": "f00d", "sampler": {"posterior": "mean"},
 }  # fmt: skip
+COCO = {**ADM, "name": "coco-30k", "n": 30_000, "labels": "prompts", "reference_n": 30_000}
 
 
 def test_the_names_that_papers_need_are_there():
@@ -29,7 +30,14 @@ def test_the_names_that_papers_need_are_there():
 
 
 def test_who_meets_all_facts_may_take_the_name():
-    for facts in (ADM, {**ADM, "labels": "balanced"}, {**ADM, "labels": "given", "sampler": {}}, RFID):
+    for facts in (
+        ADM,
+        {**ADM, "labels": "balanced"},
+        {**ADM, "labels": "given", "sampler": {}},
+        RFID,
+        COCO,
+        {**COCO, "reference_n": 40_504},
+    ):
         assert Protocol(**facts).name == facts["name"]
 
 
@@ -44,12 +52,26 @@ def test_who_meets_all_facts_may_take_the_name():
         (ADM, {"labels": "given"}, "labels must be .*, not 'given'"),  # classes that the user picked
         (ADM, {"rules": Rules()}, "rules.distances must be 'adm', not 'float64'"),
         (ADM, {"rules": Rules(distances="adm", split=500)}, "rules.split must be 5000, not 500"),
-        (RFID, {"reference_n": 1_281_167}, "reference_n must be 50000, not 1281167"),
+        (ADM, {"size": (512, 512)}, "images must be 256x256, not 512x512"),
+        (ADM, {"size": None}, "images must be 256x256, not of an untold size"),
+        (ADM, {"sampler": {"posterior": "mean"}}, "it is of samples, not of reconstructions"),
+        (RFID, {"sampler": {"solver": "euler", "steps": 250}}, "it is of reconstructions, not of samples"),
+        (RFID, {"sampler": {}}, "it is of reconstructions, not of samples"),
+        (COCO, {"reference_n": 10_000}, "it has 30,000 or 40,504 real images, here are 10,000"),
+        (RFID, {"reference_n": 1_281_167}, "it has 50,000 real images, here are 1,281,167"),
     ],
 )
 def test_every_fact_is_held(facts, changes, says):
     with pytest.raises(ValidationError, match=says):
         Protocol(**{**facts, **changes})
+
+
+def test_psnr_and_ssim_of_reconstructions_carry_the_name():
+    """They look through no network; a Frechet distance in pixels is no rFID, and ADM's names have no such score."""
+    assert Protocol(**{**RFID, "extractor": "images"}).name == "rfid-imagenet-val"
+    for facts, extractor in ((ADM, "images"), (RFID, "pixels-3x256x256")):
+        with pytest.raises(ValidationError, match="extractor must be"):
+            Protocol(**{**facts, "extractor": extractor})
 
 
 def test_everything_that_is_wrong_is_named():

@@ -123,6 +123,7 @@ def test_scores_of_other_prompts_have_other_protocols():
     cats = generate(source(), EULER, prompts("a cat")).protocol(reference)
     dogs = generate(source(), EULER, prompts("a dog")).protocol(reference)
     again = generate(source(), EULER, prompts("a cat")).protocol(reference)
+    assert cats.text == ToyTextEncoder().id
     assert cats.fingerprint == again.fingerprint != dogs.fingerprint
     assert f"prompts {cats.prompts}" in cats.sentence()
     skipped = EULER.model_copy(update={"guidance": SkipLayer(scale=3.0, blocks=(1,))})

@@ -6,7 +6,16 @@ import pytest
 from pydantic import ValidationError
 
 from ditkit.diffusion import CFG, SamplerSettings
-from ditkit.evaluation.protocols import Protocol, ProtocolMismatch, Rules, Score, compare, differences, in_words
+from ditkit.evaluation.protocols import (
+    OUTCOMES,
+    Protocol,
+    ProtocolMismatch,
+    Rules,
+    Score,
+    compare,
+    differences,
+    in_words,
+)
 
 
 def protocol(**changes) -> Protocol:
@@ -30,10 +39,13 @@ def score(value: float, interval=None, metric="frechet", better="lower", **chang
 CHANGES = {
     "name": "mine",
     "n": 2000,
+    "size": (512, 512),
     "labels": "balanced",
     "prompts": "0123456789abcdef",
+    "text": "clip-l+g",
     "sampler": {"solver": "heun", "steps": 25},
     "guidance": {"kind": "cfg", "scale": 1.5},
+    "autoguide": "0123456789abcdef",
     "codec": "kl-1",
     "quantiser": "floor_255",
     "resize": "bicubic 299",
@@ -46,13 +58,36 @@ CHANGES = {
 
 
 def test_every_field_of_the_protocol_matters():
-    assert set(CHANGES) == set(Protocol.model_fields) - {"evaluations"}
+    assert set(CHANGES) == set(Protocol.model_fields) - set(OUTCOMES)
 
 
 def test_evaluations_are_an_outcome():
     """An adaptive solver spends what the weights ask for: two models sampled alike may be compared."""
     a, b = score(10.0, evaluations=50.0), score(9.0, evaluations=52.0)
     assert compare(a, b).forced is False and a.protocol.fingerprint == b.protocol.fingerprint
+
+
+def test_device_and_resize_of_the_real_images_are_told_and_not_compared():
+    """Real images are known by their pixels; another device is meant to change nothing."""
+    a = score(10.0, arithmetic="cuda, TF32 in convolutions", reference_resize="cut to 8x8 from other sizes")
+    b = score(9.0, arithmetic="cpu", size=(8, 8), text="t5", prompts="01", autoguide="a0", guidance={"scale": 2.0})
+    same = score(9.0, arithmetic="cpu")
+    assert compare(a, same).forced is False and a.protocol.fingerprint == same.protocol.fingerprint
+    told = a.protocol.sentence()
+    assert "scored on cuda, TF32 in convolutions" in told and "(abc, cut to 8x8 from other sizes)" in told
+    told = b.protocol.sentence()
+    assert "images of 8x8" in told and "read by t5" in told and "by weights a0" in told
+
+
+def test_scores_of_earlier_versions_are_read():
+    """Their protocols have neither size nor encoder: untold, and so not compared with new ones unless forced."""
+    told = score(3.0).model_dump(mode="json")
+    for key in ("size", "text", "autoguide", "arithmetic", "reference_resize"):
+        del told["protocol"][key]
+    old = Score.model_validate(told)
+    assert old.protocol.size is None
+    with pytest.raises(ProtocolMismatch, match=r"size: None against \[8, 8\]"):
+        compare(old, score(3.0, size=(8, 8)))
 
 
 @pytest.mark.parametrize("key", CHANGES)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import hashlib
 
 import numpy as np
@@ -11,6 +12,7 @@ import torch
 from ditkit.data import open_source
 from ditkit.evaluation import Moments, extract, make_reference, read_images
 from ditkit.evaluation.named import NAMED
+from ditkit.evaluation.protocols import Rules
 from ditkit.evaluation.reference import images_fingerprint
 from ditkit.evaluation.reference_files import BadReference, open_reference, write_reference
 from ditkit.evaluation.samples import NpzImages, given_protocol
@@ -96,6 +98,19 @@ def test_moments_are_of_all_images_though_only_some_are_kept(tmp_path):
     assert torch.allclose(found.moments.mean, Moments.of(extract(Eye(), images)).mean, atol=1e-12)
 
 
+def test_a_floor_is_by_the_rules_and_never_of_other_moments(tmp_path, digits):
+    """Half of 10,000 images against the other half is no floor of a distance to the moments of 1,281,167."""
+    whole = make_reference(Eye(), digits[0])
+    assert set(whole.floor()) == {"frechet", "kernel", "mind", "precision", "recall"}
+    for file in (
+        open_reference(write_adm(tmp_path / "ref.npz", n=40)),
+        write_reference(open_source("digits"), Eye(), tmp_path / "some.npz", most=100)[0],
+    ):
+        assert set(file.seen_by(Eye()).floor()) == {"kernel", "mind", "precision", "recall"}
+    far = whole.floor(rules=Rules(neighbours=1, subsets=3, subset_size=50))
+    assert far["recall"] < whole.floor()["recall"] and far["kernel"] != whole.floor()["kernel"]
+
+
 def test_adms_evaluator_can_read_ours(tmp_path):
     """Names, types and shapes that it asks for: arr_0 uint8 NHWC, moments in float64."""
     write_reference(open_source("digits"), Eye(), tmp_path / "mine.npz", most=50)
@@ -110,6 +125,17 @@ def test_a_name_demands_the_published_file(tmp_path):
     adm = NAMED["adm-imagenet256-50k"]
     with pytest.raises(BadReference, match=r"its images are 8x8: its reference is VIRTUAL_imagenet256_labeled\.npz"):
         open_reference(write_adm(tmp_path / "ref.npz", n=40)).check(adm)
+    small, file = dataclasses.replace(adm, size=(8, 8)), write_adm(tmp_path / adm.reference, n=40)
+    (tmp_path / "VIRTUAL_lsun_bedroom.npz").write_bytes(file.read_bytes())
+    with pytest.raises(BadReference, match="not the file of protocol adm-imagenet256-50k by its name; if it is"):
+        open_reference(tmp_path / "VIRTUAL_lsun_bedroom.npz").check(small)
+    for lengths, says in {(): "arr_0 has 40 rows, not 10,000", ("arr_0",): "mu has 5 rows, not 2,048"}.items():
+        left = {part: n for part, n in adm.lengths.items() if part not in lengths}
+        with pytest.raises(BadReference, match=says):
+            open_reference(file).check(dataclasses.replace(small, lengths=left))
+    open_reference(file).check(dataclasses.replace(small, lengths={"arr_0": 40, "mu": 5, "mu_s": 6}))
+    told = open_reference(file).unverified(adm)
+    assert open_reference(file).fingerprint in told and "which is not verified" in told and adm.origin in told
     np.savez(tmp_path / "stats.npz", mu=np.zeros(4), sigma=np.eye(4))
     with pytest.raises(
         BadReference, match=r"needs mu_s, sigma_s, arr_0 too: its reference is VIRTUAL.*, from https://"

@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from ditkit.pretrained.inception import Inception, prepare, resize_tf1
+from ditkit.pretrained.inception import Inception, most_at_once, prepare, resize_tf1
 from ditkit.pretrained.inception_file import convert_inception
 from ditkit.protocols import Extractor, ViewingExtractor
 
@@ -90,6 +90,10 @@ def test_results_do_not_depend_on_the_batch(network, seen, recorded):
         for ours, all_at_once in zip(network.views(images, batch), seen["small"], strict=True):
             assert (ours - all_at_once).abs().max() < 1e-5
     assert [part.shape for part in network.views(images[:0])] == [(0, 2048), (0, 2023), (0, 1008)]
+
+
+def test_an_accelerator_takes_the_batches_that_callers_give():
+    assert most_at_once(torch.device("cpu")) == 32 and most_at_once(torch.device("cuda")) >= 128
 
 
 def test_spatial_numbers_run_by_row_then_column_then_channel(network, recorded):

@@ -135,7 +135,8 @@ def test_an_autoencoder_by_its_mean_or_a_draw(photos, vae):
     protocol = mean.spaces["toy"].scores[0].protocol
     assert (protocol.codec, protocol.sampler, protocol.labels) == (codec.id, {"posterior": "mean"}, "none")
     assert (
-        "24 reconstructions by codec kl-" in protocol.sentence() and "posterior's mean" in describe_protocols(mean)[0]
+        "24 reconstructions of 16x16 by codec kl-" in protocol.sentence()
+        and "posterior's mean" in describe_protocols(mean)[0]
     )
     with pytest.raises(ValueError, match=r"sampler\.posterior 'draw' there, 'mean' here"):
         compare_scores(mean, drawn, False)
