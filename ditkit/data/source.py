@@ -119,7 +119,7 @@ class ImageSource:
         indices = list(self.probes())
         for index in indices:
             try:
-                if any(self._all_captions(index)):
+                if any(self.all_captions(index)):
                     return
             except (ValueError, OSError):  # listed when training meets it
                 continue
@@ -160,7 +160,7 @@ class ImageSource:
             return self.size
         return self.buckets.sizes[self.buckets.of[index]]
 
-    def _all_captions(self, index: int) -> Captions:
+    def all_captions(self, index: int) -> Captions:
         """Those stored, the original ones made from the class where there are none and a template is set."""
         found = self.captions(index)
         if found.original or self.template is None:
@@ -198,7 +198,7 @@ class ImageSource:
         name = self.name(index)
         try:
             image = self.image(index, self.size_of(index))
-            captions = self._all_captions(index)
+            captions = self.all_captions(index)
             if self.captioned and not any(captions):
                 raise ValueError("it has no caption, and the model is trained with them")
         except (ValueError, OSError, MemoryError) as error:

@@ -1,7 +1,7 @@
 """Generating images, scoring them, and reporting what was found."""
 
 from ditkit.evaluation.classifier import Classifier, ClassifierSettings, train_classifier
-from ditkit.evaluation.features import FewSamples, Moments, extract, frechet, moments, read_images, read_items
+from ditkit.evaluation.features import FewSamples, Moments, extract, frechet, read_images, read_items, spread
 from ditkit.evaluation.folder import FolderError, SampleFolder
 from ditkit.evaluation.generate import Generated, Sampleable, ToSample, generate
 from ditkit.evaluation.images import grid, quantise, save_png
@@ -45,7 +45,6 @@ __all__ = [
     "in_words",
     "make_reference",
     "make_request",
-    "moments",
     "open_generated",
     "open_images",
     "quantise",
@@ -58,6 +57,7 @@ __all__ = [
     "score_images",
     "score_table",
     "series_of",
+    "spread",
     "train_classifier",
     "write_report",
 ]

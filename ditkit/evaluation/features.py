@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import hashlib
 import warnings
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from typing import Protocol
 
@@ -179,26 +179,25 @@ def views(extractor: Extractor, images: Images, batch: int = 128, progress: Prog
     return _joined(_looks(_everything(extractor), extractor, images, batch, progress), len(images))
 
 
-def moments(extractor: Extractor, images: Images, batch: int = 128, progress: Progress | None = None) -> Moments:
-    """Streaming `Moments` of the pooled features: no more than one batch of features is in memory."""
-    total = Moments()
-    for _, seen in _looks(_pooled(extractor), extractor, images, batch, progress):
-        total = total.add(seen.pooled)
-    return total
+def spread(n: int, limit: int | None) -> Sequence[int]:
+    """`limit` of the indices 0, ..., n - 1, spread evenly; all of them where there are no more, or limit is None."""
+    return range(n) if limit is None or limit >= n else [i * n // limit for i in range(limit)]
 
 
-def view_moments(
-    extractor: Extractor, images: Images, batch: int = 128, progress: Progress | None = None
-) -> tuple[Moments, Moments | None]:
-    """Streaming `Moments` of the pooled and of the spatial features (None where there are none), in one pass.
-
-    For references of any size: parts that were made elsewhere are joined by `Moments.merge`.
-    """
-    pooled, spatial = Moments(), Moments()
-    for _, seen in _looks(_everything(extractor), extractor, images, batch, progress):
-        pooled = pooled.add(seen.pooled)
-        spatial = spatial if seen.spatial is None else spatial.add(seen.spatial)
-    return pooled, spatial if spatial.count else None
+def _usable(source: Source, chosen: Sequence[int], on_bad: Callable[[BadImage], object] | None) -> Iterator[Item]:
+    """The usable examples among the chosen ones, read as they are asked for. ValueError where there are none."""
+    found = False
+    for i in chosen:
+        try:
+            item = source[i]
+        except BadImage as bad:
+            if on_bad is not None:
+                on_bad(bad)
+            continue
+        found = True
+        yield item
+    if not found:
+        raise ValueError(f"read_images: none of the {len(source)} images can be used")
 
 
 def read_items(
@@ -209,23 +208,25 @@ def read_items(
     limit: at most that many, spread evenly over the source. on_bad: is told of each that is left out. ValueError where
     nothing is usable.
     """
-    n = len(source)
-    chosen = range(n) if limit is None or limit >= n else [i * n // limit for i in range(limit)]
-    items = []
-    for i in chosen:
-        try:
-            items.append(source[i])
-        except BadImage as bad:
-            if on_bad is not None:
-                on_bad(bad)
-    if not items:
-        raise ValueError(f"read_images: none of the {n} images can be used")
-    return items
+    return list(_usable(source, spread(len(source), limit), on_bad))
 
 
 def read_images(
     source: Source, limit: int | None = None, on_bad: Callable[[BadImage], object] | None = None
 ) -> tuple[Tensor, Tensor]:
-    """What `read_items` finds, as uint8 images (N, C, H, W) and their labels (N,)."""
-    items = read_items(source, limit, on_bad)
-    return torch.stack([item.image for item in items]), torch.tensor([item.label for item in items])
+    """What `read_items` finds, as uint8 images (N, C, H, W) and their labels (N,), each image in memory once.
+
+    ValueError also where images differ in size.
+    """
+    chosen = spread(len(source), limit)
+    labels: list[int] = []
+    images = torch.zeros(0, dtype=torch.uint8)
+    for item in _usable(source, chosen, on_bad):
+        if not labels:
+            images = item.image.new_empty(len(chosen), *item.image.shape)
+        if item.image.shape != images.shape[1:]:
+            sizes = " and ".join("x".join(map(str, shape)) for shape in (images.shape[1:], item.image.shape))
+            raise ValueError(f"read_images: {item.path} has another size than the first image ({sizes})")
+        images[len(labels)] = item.image
+        labels.append(item.label)
+    return images[: len(labels)], torch.tensor(labels)

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from ditkit.data import ImageSource
-from ditkit.evaluation import Request, read_items
+from ditkit.evaluation import Request, spread
 from ditkit.recipes.load import Loaded
 
 SHOWN = 64  # captions of the data that a run remembers, and that its preview draws
@@ -50,13 +50,23 @@ def _prompt(where: str, line: str) -> str:
 
 
 def data_prompts(source: ImageSource, n: int) -> tuple[tuple[str, ...], tuple[int, ...]]:
-    """Captions of n usable images (all, where there are fewer) spread evenly over the data, and the images' labels.
+    """Captions of n images (all, where there are fewer) spread evenly over the data, and the images' labels.
 
-    No labels where the images have none.
+    No labels where the images have none. No image is decoded; those whose captions cannot be used are left out.
+    ValueError where no caption can be.
     """
-    items = read_items(source, n)
-    labels = tuple(item.label for item in items)
-    return tuple(item.caption for item in items), labels if source.classes and min(labels) >= 0 else ()
+    kept = []
+    for i in spread(len(source), n):
+        try:
+            captions = source.all_captions(i)
+        except (ValueError, OSError):
+            continue
+        if any(captions) or not source.captioned:
+            kept.append((captions.first, int(source.labels[i])))
+    if not kept:
+        raise ValueError(f"none of the {len(source)} images has a caption that can be used")
+    texts, labels = zip(*kept, strict=True)
+    return texts, labels if source.classes and min(labels) >= 0 else ()
 
 
 def remembered(source: ImageSource, n: int = SHOWN) -> list[str]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import warnings
+import weakref
 
 import numpy as np
 import pytest
@@ -13,9 +14,7 @@ from ditkit.evaluation.features import (
     Moments,
     extract,
     frechet,
-    moments,
     read_images,
-    view_moments,
     views,
 )
 from ditkit.evaluation.pixels import Pixels
@@ -96,8 +95,7 @@ def test_extraction_does_not_depend_on_the_batch(batch):
     assert whole.shape == (23, extractor.width) and whole.dtype == torch.float32
     torch.testing.assert_close(extract(extractor, images, batch=batch), whole, rtol=0, atol=1e-6)
     seen = []
-    streamed = moments(extractor, images, batch=batch, progress=lambda done, total: seen.append((done, total)))
-    torch.testing.assert_close(streamed.covariance, Moments.of(whole).covariance, rtol=0, atol=1e-6)
+    extract(extractor, images, batch=batch, progress=lambda done, total: seen.append((done, total)))
     assert seen[-1] == (23, 23) and len(seen) == -(-23 // batch)
 
 
@@ -138,6 +136,32 @@ def test_reading_a_source():
     assert torch.equal(images, Source(10).images[::2]), "spread over the source, not its first class"
     with pytest.raises(ValueError, match="none of the 2"):
         read_images(Source(2, bad=(0, 1)))
+
+
+def test_each_image_is_in_memory_once():
+    alive: set[int] = set()
+    most = []
+
+    class Watched(Source):
+        def __getitem__(self, index):
+            image = self.images[index].clone()
+            alive.add(index)
+            weakref.finalize(image, alive.discard, index)
+            most.append(len(alive))
+            return Item(image, index % 2, "", f"{index}.png")
+
+    images, labels = read_images(Watched(20))
+    assert torch.equal(images, Source(20).images) and len(labels) == 20
+    assert max(most) <= 2, "the one that is read and the one before"
+
+
+def test_images_of_several_sizes_are_refused():
+    class Uneven(Source):
+        def __getitem__(self, index):
+            return Item(self.images[index][:, : 8 - index // 3], 0, "", f"{index}.png")
+
+    with pytest.raises(ValueError, match=r"3\.png has another size than the first image \(3x8x8 and 3x7x8\)"):
+        read_images(Uneven(5))
 
 
 def test_a_reference_is_known_by_its_images_not_by_rounding():
@@ -216,18 +240,12 @@ def test_all_views_in_one_pass(batch):
     for mine, theirs in zip(got, want, strict=True):
         torch.testing.assert_close(mine, theirs)
     torch.testing.assert_close(extract(seeing, images, batch), got.pooled)
-    pooled, spatial = view_moments(seeing, images, batch)
-    assert_same(pooled, Moments.of(got.pooled))
-    assert_same(spatial, Moments.of(got.spatial))
-    halves = [view_moments(seeing, part, batch) for part in (images[:9], images[9:])]
-    assert_same(halves[0][1].merge(halves[1][1]), spatial)
 
 
 def test_views_of_a_plain_extractor_and_of_a_classifier():
     got = views(ToyExtractor(), pictures(4))
     assert got.spatial is None and got.probabilities is None
     assert torch.equal(got.pooled, extract(ToyExtractor(), pictures(4)))
-    assert view_moments(ToyExtractor(), pictures(4))[1] is None
 
     class Naming(ToyExtractor):
         def probabilities(self, images, batch=128):

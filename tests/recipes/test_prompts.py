@@ -10,6 +10,7 @@ import torch
 from ditkit.data import Digits
 from ditkit.diffusion import CFG, SkipLayer
 from ditkit.pretrained import TextSettings
+from ditkit.protocols import Captions
 from ditkit.recipes.load import load
 from ditkit.recipes.prompts import EACH, data_prompts, prompt_request, read_prompts, remembered
 from ditkit.recipes.sampling import (
@@ -90,6 +91,39 @@ def test_captions_of_the_data_carry_their_labels(tiny_text):
     assert request.labels == tuple(int(p[-1]) for p in request.prompts) and request.n == 50
     assert choose_request(load(tiny_text), Choices(), 1000, source).n == 1000, "360 captions take turns"
     assert sorted(remembered(captioned_digits())) == [f"a photo of a {i}" for i in range(10)]
+
+
+def test_captions_are_read_without_their_images(monkeypatch):
+    source = captioned_digits("test")
+    want = data_prompts(source, 5)
+    assert want == data_prompts(source, 5) and want[1] == tuple(source[i * 360 // 5].label for i in range(5))
+
+    def decoded(*_):
+        raise AssertionError("an image was decoded")
+
+    for name in ("picture", "image", "read"):
+        monkeypatch.setattr(Digits, name, decoded)
+    assert data_prompts(captioned_digits("test"), 5) == want
+
+
+def test_images_without_a_usable_caption_are_left_out(monkeypatch):
+    source = captioned_digits("test")
+    source.captioned = True
+    every = source.all_captions
+
+    def captions(index):
+        if index == 0:
+            raise ValueError("not UTF-8")
+        return Captions() if index == 1 else every(index)
+
+    monkeypatch.setattr(source, "all_captions", captions)
+    assert len(data_prompts(source, 360)[0]) == 358
+    source.captioned = False
+    texts, labels = data_prompts(source, 360)
+    assert len(texts) == len(labels) == 359 and texts[0] == ""
+    monkeypatch.setattr(source, "all_captions", lambda index: captions(0))
+    with pytest.raises(ValueError, match="none of the 360 images has a caption that can be used"):
+        data_prompts(source, 3)
 
 
 def test_what_does_not_belong_is_one_line(tiny_text, tiny_run):
