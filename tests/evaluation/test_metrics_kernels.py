@@ -17,7 +17,6 @@ from ditkit.evaluation.metrics import (
     mind_without_groups,
     mmd2,
     precision_recall,
-    precision_recall_by_class,
 )
 from ditkit.evaluation.metrics.kernel import kernel
 
@@ -148,7 +147,7 @@ def test_scores_by_class_find_the_bad_class():
     scores = kernel_by_class(real, labels, fake, labels)
     assert max(scores, key=scores.get) == 2 and abs(scores[0]) < 0.2 * scores[2]
     assert scores[1] == mmd2(real[labels == 1], fake[labels == 1])
-    shares = precision_recall_by_class(real, labels, fake, labels)
+    shares = by_class(precision_recall, real, labels, fake, labels, least=4)
     assert shares[3] == precision_recall(real[labels == 3], fake[labels == 3])
     assert min(shares, key=lambda k: shares[k].precision) == 2
 

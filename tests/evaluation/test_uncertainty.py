@@ -123,6 +123,11 @@ def mean(world: World):
     return x.mean().item(), mean_interval(x)
 
 
+def skewed_mean(world: World):
+    x = world.fake(120)[:, 0].exp()
+    return x.mean().item(), mean_interval(x)
+
+
 def variance(world: World):
     x = world.real(200)[:, 0]
     return x.var().item(), bootstrap_interval(lambda rows: x[rows].var().item(), 200, draws=100)
@@ -131,7 +136,7 @@ def variance(world: World):
 @pytest.mark.parametrize(
     "score",
     [
-        *(frechet, recall, precision, cmmd, monge, classes, mean, variance),
+        *(frechet, recall, precision, cmmd, monge, classes, mean, skewed_mean, variance),
         *(kernel, kernel_of_wide_fakes, kernel_of_narrow_fakes, kernel_of_whole_sets),
     ],
     ids=lambda f: f.__name__,
@@ -198,6 +203,16 @@ def test_the_bootstrap_is_drawn_by_its_seed_and_refuses_what_it_cannot_know():
     assert first[1] - x.mean() > x.mean() - first[0], "a skewed mean has skewed limits"
     assert bootstrap_interval(lambda rows: 1.0, 40, draws=20) is None
     assert bootstrap_interval(lambda rows: x[rows].mean().item(), 19) is None
+
+
+def test_a_mean_of_many_images_has_the_limits_of_a_bootstrap():
+    x = torch.from_numpy(np.random.default_rng(4).exponential(size=150)).square()
+    low, high = mean_interval(x, low=0.0)
+    assert (low, high) == bootstrap_interval(lambda rows: x[rows].mean().item(), 150)
+    assert high - x.mean() > 1.05 * (x.mean() - low) > 0
+    few = mean_interval(x[:99])
+    assert few[1] - x[:99].mean() == pytest.approx(x[:99].mean() - few[0]), "Student's limits"
+    assert mean_interval(torch.full((150,), 0.3)) is None and mean_interval(x[:1]) is None
 
 
 def test_more_subsets_do_not_make_certain():

@@ -1,7 +1,7 @@
 """Scores of samples, one per file: arrays or tensors in, floats out."""
 
 from ditkit.evaluation.metrics.agreement import agreement, agreement_by_class
-from ditkit.evaluation.metrics.by_class import by_class, kernel_by_class, precision_recall_by_class
+from ditkit.evaluation.metrics.by_class import by_class, kernel_by_class
 from ditkit.evaluation.metrics.cmmd import cmmd, cmmd_terms
 from ditkit.evaluation.metrics.frechet import FrechetTo, frechet_distance
 from ditkit.evaluation.metrics.inception_score import inception_score, inception_scores, inception_terms
@@ -38,7 +38,6 @@ __all__ = [
     "mind_without_groups",
     "mmd2",
     "precision_recall",
-    "precision_recall_by_class",
     "psnr",
     "recall_without_groups",
     "ssim",

@@ -10,7 +10,6 @@ from torch import Tensor
 
 from ditkit.evaluation.metrics.arrays import Array, Progress, Steps, two_sets
 from ditkit.evaluation.metrics.kernel import mmd2
-from ditkit.evaluation.metrics.precision_recall import PrecisionRecall, Rule, precision_recall
 
 Result = TypeVar("Result")
 
@@ -28,6 +27,7 @@ def by_class(
 
     real (N, D), fake (M, D) are features, labels (N,) and (M,). A Frechet distance is no score for this: its covariance
     needs more samples than features, and a class has a few hundred; take `kernel_by_class`, which has no such bias.
+    Precision and recall: `by_class(precision_recall, ..., least=4)`.
     """
     a, b = two_sets(real, fake)
     y, z = (torch.as_tensor(labels).cpu().long() for labels in (real_labels, fake_labels))
@@ -47,14 +47,3 @@ def kernel_by_class(
 ) -> dict[int, float]:
     """The unbiased squared kernel distance (KID's) of each class: right at any number of samples, if noisy at few."""
     return by_class(mmd2, real, real_labels, fake, fake_labels, progress=progress)
-
-
-def precision_recall_by_class(
-    real: Array, real_labels: Array, fake: Array, fake_labels: Array, k: int = 3, rule: Rule = "float64"
-) -> dict[int, PrecisionRecall]:
-    """`precision_recall` of each class that has more than k samples on both sides."""
-
-    def score(a: Tensor, b: Tensor) -> PrecisionRecall:
-        return precision_recall(a, b, k, rule=rule)
-
-    return by_class(score, real, real_labels, fake, fake_labels, least=k + 1)
