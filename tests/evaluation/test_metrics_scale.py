@@ -29,7 +29,7 @@ def test_frechet_is_four_times_as_fast_as_sqrtm(tmp_path):
     """By processor time, so that a busy machine does not count."""
     found = measure(tmp_path, "frechet", "--width", "2048")
     full, deficient = found["well_conditioned"], found["rank_deficient"]
-    assert full["ratio_of_processor_time"] >= 4
+    assert full["ratio_of_processor_time"] >= 4 and deficient["ratio_of_processor_time"] >= 4
     assert full["ours"]["value"] == pytest.approx(full["sqrtm"]["value"], rel=1e-6)
     assert math.isfinite(deficient["ours"]["value"]) and deficient["ours"]["value"] > 0
 
