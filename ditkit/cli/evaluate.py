@@ -2,27 +2,35 @@
 
 from __future__ import annotations
 
+import time
+from collections.abc import Sequence
+from contextlib import nullcontext
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, ClassVar
 
 import typer
 
+from ditkit.cli.evaluate_cost import print_cost
+from ditkit.cli.evaluate_reference import make, name_of_network
 from ditkit.cli.evaluate_words import print_classes, print_comparison, print_published, print_scores
-from ditkit.cli.keys import KEYS, Keyed
+from ditkit.cli.keys import KEYS
+from ditkit.cli.sample import Command as SampleCommand
 from ditkit.cli.sample import Device, Source
 
 if TYPE_CHECKING:
+    from ditkit.cli.progress import Bars
+    from ditkit.evaluation.ranks import Ranks
     from ditkit.recipes.score_files import Scores
 
 DEFAULT_N = 1000
 JUDGING = ("data", "classifier", "real", "protocol", "reference")  # keys of the real side; others: `ditkit sample`
 EXAM = ("geneval", "detector", "clip")  # keys of --geneval
-OWN = ("per-class", "out", "make-reference", "reconstruct")  # keys of this verb alone
+OWN = ("per-class", "out", "make-reference", "reconstruct", "ignore")  # keys of this verb alone
 
 
-class Command(Keyed):
-    """`--protocol NAME` and the like are keys too."""
+class Command(SampleCommand):
+    """`--protocol NAME` and the like are keys too; `--processes N` starts the verb N times."""
 
     keys: ClassVar = {**KEYS, **{key: key for key in (*OWN, "protocol", "reference", "posterior")}}
 
@@ -70,14 +78,21 @@ class Asked:
 
     @property
     def spaces(self) -> list[str]:
-        """The extractors to load: those named, and Inception where a named protocol or a reference file asks for it."""
+        """The extractors to load: those named, else that of the reference file; Inception where a protocol asks."""
         from ditkit.evaluation.named import INCEPTION, find_protocol
 
         named = find_protocol(self.named)
         wants = named.extractor == INCEPTION if named else False
         given = any(name.partition(":")[0] == "inception" for name in self.extractors)
-        alone = any(k.startswith("reference=") for k in self.real_keys) and not self.extractors
-        return [*(["inception"] if (wants and not given) or (alone and not wants) else []), *self.extractors]
+        files = [k.partition("=")[2] for k in self.real_keys if k.startswith("reference=")]
+        if wants and not given:
+            return ["inception", *self.extractors]
+        return [name_of_network(files[-1])] if files and not self.extractors else self.extractors
+
+    @property
+    def ignored(self) -> list[str]:
+        """Keys of the protocol that may differ from --against's."""
+        return [key.strip() for key in self.own.get("ignore", "").split(",") if key.strip()]
 
 
 def evaluate(
@@ -102,6 +117,9 @@ def evaluate(
     --data. What was published stands beside what was measured, with every difference. --per-class prints scores by
     class. --make-reference FOLDER --out FILE.npz [--size 256] makes a reference of one's own images.
 
+    --against scores.json --ignore seed: the seeds may differ; other differences are refused (--force compares anyway).
+    --processes N or torchrun share the sampling; the first process scores.
+
     --reconstruct CODEC --data FOLDER [--size 256] scores a codec: PSNR, SSIM, and with --extractor inception (or
     --protocol rfid-imagenet-val) rFID.
 
@@ -123,23 +141,29 @@ def evaluate(
     own = dict(w.split("=", 1) for w in words if w.partition("=")[0] in OWN)
     rest = [w for w in words if w.partition("=")[0] not in OWN]
     real_keys = [k for k in rest if k.partition("=")[0].partition(".")[0] in JUDGING]
-    if "make-reference" in own:
-        from ditkit.cli.evaluate_reference import make
-
-        if what is not None:
-            raise ValueError(f"--make-reference takes the folder alone: leave {what} out")
-        make(own["make-reference"], own.get("out"), extractor or (), rest, device)
-        return
-    if "reconstruct" in own:
-        from ditkit.cli.evaluate_reconstruct import reconstruct_by
-
-        if what is not None or data is None:
-            raise ValueError("--reconstruct CODEC takes images by --data FOLDER, and nothing that is sampled")
-        reconstruct_by(own["reconstruct"], data, own.get("out"), extractor or (), rest, device)
+    if "make-reference" in own or "reconstruct" in own:
+        if _speaks():
+            _without_samples(own, what, data, extractor or (), rest, device)
         return
     model_keys = [k for k in rest if k not in real_keys]
     asked = Asked(_given(what), source, model_keys, real_keys, own, data, list(extractor or ()))
     _score(asked, (against, force), device)
+
+
+def _without_samples(
+    own: dict[str, str], what: Path | None, data: str | None, extractors: Sequence[str], keys: list[str], device: str
+) -> None:
+    """--make-reference and --reconstruct."""
+    from ditkit.cli.evaluate_reconstruct import reconstruct_by
+
+    if "make-reference" in own:
+        if what is not None:
+            raise ValueError(f"--make-reference takes the folder alone: leave {what} out")
+        make(own["make-reference"], own.get("out"), extractors, keys, device)
+        return
+    if what is not None or data is None:
+        raise ValueError("--reconstruct CODEC takes images by --data FOLDER, and nothing that is sampled")
+    reconstruct_by(own["reconstruct"], data, own.get("out"), extractors, keys, device)
 
 
 def _given(what: Path | None) -> Path:
@@ -148,58 +172,78 @@ def _given(what: Path | None) -> Path:
     return what
 
 
+def _speaks() -> bool:
+    """Whether this is the first of torchrun's processes (or the only one): what is not sampled it does alone."""
+    from ditkit.evaluation.ranks import find_ranks
+
+    return find_ranks().first
+
+
 def _score(asked: Asked, other: tuple[Path | None, bool], device: str) -> None:
     """Sample where needed, score, store, print; other: (scores.json, force)."""
     from ditkit.cli.progress import bars
+    from ditkit.evaluation.ranks import ALONE, find_ranks, together
     from ditkit.recipes.build import pick_device
     from ditkit.recipes.place import check_writable
     from ditkit.recipes.sampling import describe_weights
-    from ditkit.recipes.score_files import read_scores, save_scores
-    from ditkit.recipes.scoring import (
-        check_protocol,
-        choose_judging,
-        is_images,
-        judge,
-        load_extractors,
-        open_real_side,
-        open_samples,
-    )
+    from ditkit.recipes.score_files import check_ignored, read_scores, save_scores
+    from ditkit.recipes.scoring import is_images, judge, load_extractors, open_real_side
 
-    against, force = other
+    started, (against, force) = time.monotonic(), other
     what, out = _given(asked.what), Path(asked.own["out"]) if "out" in asked.own else None
-    if out is not None:
-        check_writable(out.parent)
-    there, where, loaded = read_scores(against) if against else None, pick_device(device), None
-    if is_images(what):
-        if asked.model_keys or asked.source:
-            first = (asked.model_keys or ["--source"])[0]
-            raise ValueError(f"{what} holds images, nothing is sampled: leave {first} out")
-        judging, samples = choose_judging(asked.real_keys, asked.data), open_samples(what)
-        real = open_real_side(judging, samples.images)
-        check_protocol(judging, len(samples.images), tuple(samples.images[0:1].shape[2:]), real)
-    spaces = load_extractors(asked.spaces, where)
-    with bars() as bar:
-        if not is_images(what):
-            samples, loaded, judging = _sample(asked, where, bar, None if force else there)
-            real = open_real_side(judging, samples.images)
-        weights = loaded and describe_weights(loaded)
-        scores = judge(
-            samples, real, judging, spaces, where, what=str(what), weights=weights, bar=bar, say=bar.say
-        )  # fmt: skip
-        save_scores(scores, out or samples.scores)
+    there_already, loaded = is_images(what), None
+    if there_already and not _speaks():
+        return
+    with together(ALONE if there_already else find_ranks()) as ranks:
+        with ranks.agreed():
+            check_ignored(asked.ignored)
+            if out is not None:
+                check_writable(out.parent)
+            there, where = read_scores(against) if against else None, ranks.device(pick_device(device))
+            if there_already:
+                samples, judging = _open(asked)
+            spaces = load_extractors(asked.spaces, where) if ranks.first else {}
+        with bars() if ranks.first else nullcontext() as bar:
+            if not there_already:
+                samples, loaded, judging = _sample(asked, where, bar, None if force else there, ranks)
+            if bar is None:
+                return
+            weights = loaded and describe_weights(loaded)
+            scores = judge(
+                samples, open_real_side(judging, samples.images), judging, spaces, where, what=str(what),
+                weights=weights, bar=bar, say=bar.say,
+            )  # fmt: skip
+            save_scores(scores, out or samples.scores)
     print_scores(scores)
     if asked.own.get("per-class", "false") != "false":
         print_classes(scores)
     if loaded:
         print_published(scores, loaded)
+    print_cost(started, where)
     typer.echo(f"scores     {out or samples.scores}")
     if there:
-        print_comparison(scores, there, force)
+        print_comparison(scores, there, force, asked.ignored)
 
 
-def _sample(asked: Asked, device, bar, other: Scores | None):
+def _open(asked: Asked):
+    """Images that are there already: (samples, judging). All is checked."""
+    from ditkit.recipes.scoring import check_protocol, choose_judging, open_real_side, open_samples
+
+    what = _given(asked.what)
+    if asked.model_keys or asked.source:
+        first = (asked.model_keys or ["--source"])[0]
+        raise ValueError(f"{what} holds images, nothing is sampled: leave {first} out")
+    judging, samples = choose_judging(asked.real_keys, asked.data), open_samples(what)
+    real = open_real_side(judging, samples.images)
+    check_protocol(judging, len(samples.images), tuple(samples.images[0:1].shape[2:]), real)
+    return samples, judging
+
+
+def _sample(asked: Asked, device, bar: Bars | None, other: Scores | None, ranks: Ranks):
     """Sample the model (what is there already is kept): (samples, loaded, judging). All is checked before it begins."""
-    from ditkit.evaluation.generate import making
+    from functools import partial
+
+    from ditkit.evaluation.generate import planned
     from ditkit.recipes.sampling import (
         check_codec,
         choose_request,
@@ -220,27 +264,35 @@ def _sample(asked: Asked, device, bar, other: Scores | None):
     )
 
     what = _given(asked.what)
-    own, sampler_keys = split(asked.model_keys)
-    choices = read_choices(own)
-    loaded = open_model(what, asked.source, choices, device)
-    sampling, notes = choose_sampler(loaded, choices, sampler_keys, what)
-    judging = choose_judging(asked.real_keys, asked.data, loaded.recipe)
-    request = choose_request(loaded, choices, DEFAULT_N, open_captions(loaded, judging))
-    check_codec(loaded)
-    check_request(judging, loaded, request)
-    if other:
-        check_comparable(other, {"name": judging.protocol, **making(request, sampling, loaded.codec.id)})
-    for note in (*notes, *check_belongs(loaded, judging)):
-        bar.say(note)
-    folder = folder_for(what, loaded, sampling, request)
-    made, _ = draw(loaded, sampling, request, folder, lambda done, total: bar("samples", done, total))
+    with ranks.agreed():
+        own, sampler_keys = split(asked.model_keys)
+        choices = read_choices(own)
+        loaded = open_model(what, asked.source, choices, device)
+        sampling, notes = choose_sampler(loaded, choices, sampler_keys, what)
+        judging = choose_judging(asked.real_keys, asked.data, loaded.recipe)
+        request = choose_request(loaded, choices, DEFAULT_N, open_captions(loaded, judging))
+        check_codec(loaded)
+        check_request(judging, loaded, request)
+        if other:
+            plan = {"name": judging.protocol, **planned(loaded, sampling, request)}
+            check_comparable(other, plan, asked.ignored)
+        notes += check_belongs(loaded, judging)
+    folder, progress = folder_for(what, loaded, sampling, request), None
+    if bar is not None:
+        progress = partial(bar, "samples")
+        for note in notes:
+            bar.say(note)
+    made, _ = draw(loaded, sampling, request, folder, progress, ranks)
     return of_generated(made), loaded, judging
 
 
 def _geneval(what: Path, source: str | None, keys: list[str], device: str) -> None:
     """Sample GenEval's prompts, examine the images, print and store what was found."""
+    from functools import partial
+
     from ditkit.cli.progress import bars
     from ditkit.evaluation.geneval import geneval_lines
+    from ditkit.evaluation.ranks import find_ranks, together
     from ditkit.recipes.build import pick_device
     from ditkit.recipes.geneval import choose_exam, describe_exam, examine, write_exam
     from ditkit.recipes.sampling import check_codec, choose_sampler, draw, folder_for, open_model, read_choices, split
@@ -248,16 +300,24 @@ def _geneval(what: Path, source: str | None, keys: list[str], device: str) -> No
     asked = dict(k.split("=", 1) for k in keys if k.partition("=")[0] in EXAM)
     own, sampler_keys = split([k for k in keys if k.partition("=")[0] not in EXAM])
     choices = read_choices(own)
-    loaded = open_model(what, source, choices, pick_device(device))
-    sampling, notes = choose_sampler(loaded, choices, sampler_keys, what)
-    exam = choose_exam(loaded, choices, asked["geneval"], asked.get("detector", "auto"), asked.get("clip", ""))
-    check_codec(loaded)
-    folder = folder_for(what, loaded, sampling, exam.request)
-    with bars() as bar:
-        for note in (*notes, *describe_exam(exam)):
-            bar.say(note)
-        made, sheet = draw(loaded, sampling, exam.request, folder, lambda done, total: bar("images", done, total))
-        result = examine(made, exam, lambda done, total: bar("examined", done, total))
+    with together(find_ranks()) as ranks:
+        with ranks.agreed():
+            loaded = open_model(what, source, choices, ranks.device(pick_device(device)))
+            sampling, notes = choose_sampler(loaded, choices, sampler_keys, what)
+            exam = choose_exam(
+                loaded, choices, asked["geneval"], asked.get("detector", "auto"), asked.get("clip", "")
+            )  # fmt: skip
+            check_codec(loaded)
+        folder = folder_for(what, loaded, sampling, exam.request)
+        with bars() if ranks.first else nullcontext() as bar:
+            for note in (*notes, *describe_exam(exam)):
+                if bar is not None:
+                    bar.say(note)
+            progress = None if bar is None else partial(bar, "images")
+            made, sheet = draw(loaded, sampling, exam.request, folder, progress, ranks)
+            if bar is None:
+                return
+            result = examine(made, exam, partial(bar, "examined"))
     for line in geneval_lines(result):
         typer.echo(line)
     for path in write_exam(result, loaded, sampling, made, sheet):

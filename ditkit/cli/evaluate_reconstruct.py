@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import time
 from collections.abc import Sequence
 from pathlib import Path
 
 import typer
 
+from ditkit.cli.evaluate_cost import print_cost
 from ditkit.cli.evaluate_words import print_scores
 
 
@@ -23,6 +25,7 @@ def reconstruct_by(
     from ditkit.recipes.reconstruct import Reconstruction, open_originals, reconstruct, write
     from ditkit.recipes.scoring import load_extractors
 
+    started = time.monotonic()
     given = dict(key.split("=", 1) for key in keys)
     n, size = given.pop("n", None), given.pop("size", None)
     if n is not None and not (n.isdecimal() and int(n)):
@@ -43,5 +46,6 @@ def reconstruct_by(
         )  # fmt: skip
     paths = write(scores, network, source, folder, asked, device=where)
     print_scores(scores)
+    print_cost(started, where)
     for path in paths:
         typer.echo(f"written    {path}")

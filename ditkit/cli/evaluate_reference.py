@@ -2,12 +2,36 @@
 
 from __future__ import annotations
 
+import time
 from collections.abc import Sequence
 from pathlib import Path
 
 import typer
 
+from ditkit.cli.evaluate_cost import print_cost
+
 SHORT = {"size": "data.size", "split": "data.split"}
+NAMES = {
+    "adm-inception": "inception",
+    "clip-embedding": "clip",
+    "toy-extractor": "toy",
+}  # beginnings of ids -> --extractor
+
+
+def name_of_network(reference: str) -> str:
+    """The --extractor of a reference file's own statistics; Inception where the file does not tell.
+
+    BadReference, one line, for one that has no name of its own (a `ditkit teacher` folder): the user has to say.
+    """
+    from ditkit.evaluation.reference_files import BadReference, open_reference
+
+    told = open_reference(reference).extractor
+    if not told:
+        return "inception"
+    for beginning, name in NAMES.items():
+        if told.startswith(beginning):
+            return name
+    raise BadReference(f"{reference}: its statistics are of {told}: say by --extractor where that network is")
 
 
 def make(data: str, out: str | None, extractors: Sequence[str], keys: Sequence[str], device: str) -> None:
@@ -20,6 +44,7 @@ def make(data: str, out: str | None, extractors: Sequence[str], keys: Sequence[s
     from ditkit.recipes.place import check_writable
     from ditkit.recipes.scoring import Judging, load_extractors
 
+    started, where = time.monotonic(), pick_device(device)
     if not out or not out.endswith(".npz"):
         raise ValueError("--make-reference writes one file: name it with --out FILE.npz")
     if len(extractors) > 1:
@@ -31,7 +56,7 @@ def make(data: str, out: str | None, extractors: Sequence[str], keys: Sequence[s
     source = open_source(judging.data)
     check_writable(Path(out).parent)
     name = extractors[0] if extractors else "inception"
-    extractor = load_extractors([name], pick_device(device))[name]
+    extractor = load_extractors([name], where)[name]
     with bars() as bar:
         file, bad = write_reference(source, extractor, out, progress=lambda done, total: bar("images", done, total))
     count = int(file.arrays["count"])
@@ -43,4 +68,5 @@ def make(data: str, out: str | None, extractors: Sequence[str], keys: Sequence[s
         typer.echo(f"beware     {count:,} images for {extractor.width:,} features: Frechet distances will be biased")
     typer.echo(f"network    {extractor.id}")
     typer.echo(f"known as   {file.fingerprint}")
+    print_cost(started, where)
     typer.echo(f"reference  {out}")

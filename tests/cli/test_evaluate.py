@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 import shutil
 from pathlib import Path
 
@@ -190,3 +191,59 @@ def test_scores_read_back(evaluated):
     _, file, scores = evaluated
     assert Scores.model_validate(json.loads(Path(file).read_text())) == scores
     assert torch.isfinite(torch.tensor([s.value for space in scores.spaces.values() for s in space.scores])).all()
+
+
+def test_time_and_peak_memory_are_told(evaluated):
+    found = re.search(r"^took       \d+ s, at most (\d+\.\d\d) GiB of memory$", evaluated[0], re.MULTILINE)
+    assert found and 0.1 < float(found[1]) < 64
+
+
+def test_seeds_may_differ_where_the_user_says_so(ditkit, refused, evaluated, run):
+    _, file, _ = evaluated
+    words = ["evaluate", run, "--n", 30, "--classes", "balanced", "--seed", 1, *QUICK, "--against", file]
+    assert "seed 0 there, 1 here" in refused(*words)
+    assert "--ignore sed: choose from" in refused(*words, "--ignore", "sed")
+    assert "sampler.steps 4 there, 3 here" in refused(*words, "--steps", 3, "--ignore", "seed")
+    out = ok(ditkit(*words, "--ignore", "seed"))
+    assert "here is" in out and "protocols differ" not in out
+
+
+def test_a_reference_of_ones_own_is_looked_at_by_its_own_network(ditkit, refused, evaluated, run, tmp_path):
+    file = tmp_path / "mine.npz"
+    ok(ditkit("evaluate", "--make-reference", "digits", "--extractor", "toy", "--out", file))
+    out = ok(ditkit("evaluate", run, "--n", 30, "--classes", "balanced", "--reference", file, "--out", tmp_path / "x"))
+    assert list(read_scores(tmp_path / "x").spaces) == ["toy"] and "Inception" not in out
+    with np.load(file) as found:
+        np.savez(tmp_path / "taught.npz", **{**found, "extractor": "selftaught-0123abcd"})
+    line = refused("evaluate", run, "--n", 30, "--reference", tmp_path / "taught.npz")
+    assert "taught.npz: its statistics are of selftaught-0123abcd: say by --extractor where that network is" in line
+
+
+def test_several_processes_share_the_sampling_and_one_scores(own_process, ditkit, evaluated, run, tmp_path):
+    """Each samples its part of one folder, the first prints; the scores are those of one process."""
+    _, _, scores = evaluated
+    copy = shutil.copytree(run, tmp_path / "copy", ignore=shutil.ignore_patterns("samples"))
+    process = own_process(
+        "evaluate", copy, "n=30", "--classes", "balanced", "--extractor", "toy", *QUICK, "--chunk", 8, "--processes", 2
+    )
+    out, said = process.communicate(timeout=120)
+    assert process.returncode == 0, said
+    assert out.count("\nscores ") == 1 and out.count("took  ") == 1
+    found = read_scores(Path(out.split("scores     ")[1].splitlines()[0]))
+    assert found.spaces.keys() == scores.spaces.keys()
+    ok(ditkit("evaluate", run, "--n", 30, "--classes", "balanced", "--extractor", "toy", *QUICK, "--chunk", 8))
+    alone = max(run.glob("samples/*/scores.json"), key=lambda p: p.stat().st_mtime_ns)
+    assert read_scores(alone).spaces == found.spaces
+
+
+def test_what_is_not_sampled_is_the_first_processes_alone(ditkit, monkeypatch, tmp_path):
+    np.savez(tmp_path / "x.npz", arr_0=np.zeros((6, 8, 8, 1), np.uint8))
+    monkeypatch.setenv("WORLD_SIZE", "2")
+    monkeypatch.setenv("RANK", "1")
+    for words in (
+        [tmp_path / "x.npz", "--data", "digits"],
+        ["--make-reference", "digits", "--extractor", "toy", "--out", tmp_path / "mine.npz"],
+        ["--reconstruct", "pixels", "--data", "digits", "--out", tmp_path / "codec"],
+    ):
+        assert ok(ditkit("evaluate", *words)) == ""
+    assert [p.name for p in tmp_path.iterdir()] == ["x.npz"]
