@@ -11,7 +11,6 @@ from torch import Tensor
 from ditkit.align.targets import compute_targets
 from ditkit.diffusion import Estimate, network_input
 from ditkit.evaluation.sections import spread
-from ditkit.pretrained import PretrainedMissing
 from ditkit.protocols import Condition, Extractor, Features, Output
 from ditkit.recipes.analyses.subject import Subject
 
@@ -60,7 +59,7 @@ def noised(subject: Subject, t: float, n: int, null: bool = True) -> Iterator[No
     settings = subject.loaded.settings
     null = null and getattr(settings, "null_label", True) | (settings.num_classes == 0)
     test, device, path = subject.test, subject.loaded.device, subject.loaded.path
-    eps = subject.noise(len(test))
+    eps = subject.noise_of(test)
     time = torch.tensor(t, dtype=torch.float64)
     for rows in picked(subject, n).split(subject.asked.batch):
         cond = test.cond.index(rows).to(device)
@@ -71,11 +70,9 @@ def noised(subject: Subject, t: float, n: int, null: bool = True) -> Iterator[No
 
 
 def teachers_of(subject: Subject) -> tuple[dict[str, Extractor], str]:
-    """(The teachers by name, ""), or (none, why) where one cannot be had: the model can be looked at without."""
-    try:
-        return subject.teachers, ""
-    except PretrainedMissing as error:
-        return {}, f"Without teachers: {error}"
+    """(The teachers by name, what is missing of them in one sentence): the model can be looked at without."""
+    found = subject.teachers
+    return found, f"Without a teacher of the recipe: {subject.missing}" if subject.missing else ""
 
 
 def teacher_features(subject: Subject, teacher: Extractor, rows: Tensor) -> Features:

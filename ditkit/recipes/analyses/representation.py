@@ -28,7 +28,6 @@ from ditkit.analysis.similarity import (
 )
 from ditkit.config import Settings
 from ditkit.evaluation.uncertainty import Interval, jackknife_interval, share_interval
-from ditkit.pretrained import PretrainedMissing
 from ditkit.protocols import Extractor
 from ditkit.recipes.analyses.analysis import Bar
 from ditkit.recipes.analyses.subject import Pictures, Subject
@@ -127,20 +126,15 @@ class Bench:
     @cached_property
     def noise(self) -> tuple[Tensor, Tensor]:
         """Of the test and of the training images, all drawn apart."""
-        n = len(self.test)
-        eps = self.subject.noise(n + (0 if self.unprobed else len(self.train)))
-        return eps[:n], eps[n:]
+        test = self.subject.noise_of(self.test)
+        return test, test[:0] if self.unprobed else self.subject.noise_of(self.train)
 
     @cached_property
     def teachers(self) -> dict[str, Extractor]:
         """By name. The recipe's own may be missing, which is told; any other may not."""
-        try:
-            return self.subject.teachers
-        except PretrainedMissing as error:
-            if not set(self.subject.asked.teachers) <= set(self.subject.loaded.recipe.teachers):
-                raise
-            self.missing = str(error)
-            return {}
+        found = self.subject.teachers
+        self.missing = self.subject.missing
+        return found
 
     @cached_property
     def taught(self) -> dict[str, Seen]:

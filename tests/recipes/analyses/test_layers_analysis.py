@@ -144,21 +144,22 @@ def test_without_teachers_labels_or_training_images(planted):
         measured(planted(), t=1.5)
 
 
-def test_a_missing_teacher_stops_nothing_but_one_that_was_asked_for(planted, tiny_run):
-    class Missing(Subject):
-        @property
-        def teachers(self):
-            raise PretrainedMissing("teacher 'far'", "no network")
+def test_a_missing_teacher_stops_nothing_but_one_that_was_asked_for(planted, monkeypatch):
+    def missing(*_):
+        raise PretrainedMissing("teacher 'far'", "no network")
 
+    monkeypatch.setattr("ditkit.recipes.analyses.subject.load_teacher", missing)
     there = planted()
-    own = Missing("m", there.loaded, there.asked.model_copy(update={"teachers": there.loaded.recipe.teachers}))
+    far = {"teachers": (TeacherSettings(kind="dinov2"),)}
+    own = Subject("m", there.loaded, there.asked.model_copy(update=far))
     own.__dict__ |= {"test": there.test, "train": there.train}
     r = measured(own, t=0.1)
     assert r.best.block == PLANTED and "cannot load teacher 'far'" in r.missing
     assert any("'far'" in line for line in layers.ANALYSIS.show({"": Found(r)}).said)
-    own.asked = there.asked.model_copy(update={"teachers": (TeacherSettings(kind="dinov2"),)})
+    named = Subject("m", there.loaded, there.asked.model_copy(update={**far, "named": True}))
+    named.__dict__ |= {"test": there.test, "train": there.train}
     with pytest.raises(PretrainedMissing, match="far"):
-        measured(own, t=0.1)
+        measured(named, t=0.1)
 
 
 def test_what_is_said_follows_from_the_numbers(planted):

@@ -15,7 +15,7 @@ def test_cells_are_tokens_and_images(watched, analysed, tiny_run):
     side, gap = 96, 2
     assert sheet.dtype == torch.uint8 and sheet.shape == (3, 3 * (side + gap) - gap, 4 * (side + gap) - gap)
     rows = [0, 6, 11]  # of 12, evenly
-    x = subject.noised(subject.test.latents, 0.5)[rows]
+    x = subject.noised(subject.test.latents, 0.5, subject.noise_of(subject.test))[rows]
     with torch.no_grad():
         cond = subject.null(subject.test.cond.index(rows))
         tokens = subject.loaded.model(x, torch.full((3,), 0.5), cond, capture=(2,)).hidden[2]

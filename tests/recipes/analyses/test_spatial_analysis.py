@@ -12,7 +12,7 @@ def test_scores_are_those_of_the_tokens(watched, analysed, tiny_run):
     subject = watched(tiny_run)
     r = analysed(ANALYSIS, subject, t="0.2,0.8").result
     assert (r.images, r.grid, r.t, r.blocks) == (12, (4, 4), [0.2, 0.8], [1, 2])
-    x = subject.noised(subject.test.latents, 0.8)
+    x = subject.noised(subject.test.latents, 0.8, subject.noise_of(subject.test))
     with torch.no_grad():
         cond = subject.null(subject.test.cond)
         tokens = subject.loaded.model(x, torch.full((12,), 0.8), cond, capture=(2,)).hidden[2]
@@ -53,6 +53,6 @@ def test_blocks_times_and_missing_teachers(watched, analysed, tiny_run, monkeypa
     monkeypatch.setattr("ditkit.recipes.analyses.subject.load_teacher", missing)
     found = analysed(ANALYSIS, watched(tiny_run), t=0.5)
     assert not found.result.teachers and found.result.missing.startswith(
-        "Without teachers: cannot load teacher 'dinov2'"
+        "Without a teacher of the recipe: cannot load teacher 'dinov2'"
     )
     assert found.result.missing in ANALYSIS.show({"": found}).said

@@ -13,7 +13,7 @@ def test_shares_are_those_of_what_the_network_says(watched, analysed, tiny_ddt):
     r = analysed(ANALYSIS, subject, t="0.3", images=12, samples=False).result
     assert set(r.over_t) == {"velocity", "its target", "data estimate", "block 2", "block 3", "s"} and r.sampler == ""
     test, t, model = subject.test, torch.full((12,), 0.3), subject.loaded.model
-    eps = subject.noise(12)
+    eps = subject.noise_of(subject.test)[:12]
     x = 0.7 * test.latents + 0.3 * eps
     with torch.no_grad():
         null = subject.null(test.cond)
