@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Annotated, Any
+from typing import Annotated, Any, Literal
 
 from pydantic import BeforeValidator
 from torch import Tensor
@@ -15,6 +15,7 @@ from ditkit.evaluation.sections import Cell, curves, join, paragraphs, sheets, t
 from ditkit.recipes.analyses.subject import Subject
 
 Bar = Callable[..., None]  # bar(stage, done, total)
+Uses = Literal["images", "teachers", "sampling", "checkpoints"]
 
 
 def _parts(value: Any) -> Any:
@@ -68,7 +69,8 @@ class Analysis:
 
     name: its sub-command and the stem of its files. title: of its section. settings: what can be set, as data;
     result: what its JSON holds. measure(subject, settings, bar) -> Found; show({model's name: Found}) -> Shown, for one
-    model or several. fits(subject) says in one line why it cannot be measured on a model, "" where it can.
+    model or several. fits(subject) says in one line why it cannot be measured on a model, "" where it can. uses: what
+    its numbers depend on beside the model and its settings. version: goes up when the same words give other numbers.
     """
 
     name: str
@@ -78,6 +80,8 @@ class Analysis:
     measure: Callable[[Subject, Any, Bar], Found]
     show: Callable[[Mapping[str, Found]], Shown]
     fits: Callable[[Subject], str] = lambda subject: ""
+    uses: tuple[Uses, ...] = ("images",)
+    version: int = 1
 
 
 def section_of(title: str, shown: Shown) -> Section:

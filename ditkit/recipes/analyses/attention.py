@@ -12,6 +12,7 @@ from ditkit.analysis.attention import Trace, recordable, recording
 from ditkit.config import Settings
 from ditkit.evaluation import Panel, Series
 from ditkit.evaluation.sections import Cell, number
+from ditkit.nn.norm import RMSNorm
 from ditkit.recipes.analyses.analysis import Analysis, Bar, Floats, Found, Shown, Table
 from ditkit.recipes.analyses.noised import Noised, noised, picked, token_grid
 from ditkit.recipes.analyses.subject import Subject
@@ -20,10 +21,10 @@ from ditkit.recipes.load import load
 from ditkit.training import list_steps
 
 NOTE = (
-    "Rows of attention of image tokens; entropy over the logarithm of the attended tokens: 1 all alike, 0 a single "
-    "one. Logit: q k / sqrt(h), the largest of all images, heads and tokens. Residual stream: root mean square before "
-    "each block. With the labels or captions of the images. Without a norm of queries and keys, logits grow and "
-    "entropy collapses in long training (SD3, arXiv 2403.03206, section 5.3.2)."
+    "Entropy: of the rows of image tokens, over the logarithm of the attended tokens: 1 all alike, 0 a single one. "
+    "Logit: q k / sqrt(h), the largest of all images, heads and tokens, those of text among them; padding neither asks "
+    "nor is asked. Residual stream: root mean square before each block. Without a norm of queries and keys, logits "
+    "grow and entropy collapses in long training (SD3, arXiv 2403.03206, section 5.3.2)."
 )
 
 
@@ -58,15 +59,19 @@ class AttentionResult(Settings):
     """blocks[i][j]: at time i in block j + 1."""
 
     images: int
+    watched: str = "images"
+    conditioned: str = ""
     t: list[float]
     blocks: list[list[BlockAttention]]
     qk_norm: str
     history: list[Moment]
 
 
-def qk_norm(subject: Subject) -> str:
-    """Which norm queries and keys have: DDT's is built in."""
-    return getattr(subject.loaded.settings, "qk_norm", "rms")
+def qk_norm(model: nn.Module) -> str:
+    """Which norms queries and keys have, read off the network: "rms", "layer", "none", or another's class."""
+    known: dict[type, str] = {RMSNorm: "rms", nn.LayerNorm: "layer", nn.Identity: "none"}
+    norms = [part.q_norm for part in model.modules() if hasattr(part, "q_norm")]
+    return " and ".join(sorted({known.get(type(norm), type(norm).__name__) for norm in norms})) or "none"
 
 
 def numbers(trace: Trace) -> BlockAttention:
@@ -104,7 +109,9 @@ def measure(subject: Subject, settings: AttentionSettings, bar: Bar) -> Found:
         bar("attention", done, len(settings.t))
     history = remembered(subject, settings, n, bar)
     return Found(
-        AttentionResult(images=n, t=list(settings.t), blocks=blocks, qk_norm=qk_norm(subject), history=history)
+        AttentionResult(
+            images=n, t=list(settings.t), blocks=blocks, qk_norm=qk_norm(subject.loaded.model), history=history
+        )
     )
 
 
@@ -172,7 +179,7 @@ def history_panels(results: Mapping[str, AttentionResult]) -> list[Panel]:
         for name, h in kept.items()
     ]
     logits = [
-        Series(name or "lowest block", [m.step for m in h], [max(b.largest_logit for b in m.blocks) for m in h])
+        Series(name or "any block", [m.step for m in h], [max(b.largest_logit for b in m.blocks) for m in h])
         for name, h in kept.items()
     ]
     return [
@@ -200,7 +207,8 @@ def said_of(name: str, r: AttentionResult) -> list[str]:
         entropies = [f"{min(b.entropy for b in m.blocks):.3f}" for m in (first, last)]
         said.append(
             f"{of(name)}from step {first.step:,} to {last.step:,} the largest logit went from {logits[0]} to "
-            f"{logits[1]}, and the lowest entropy of a block from {entropies[0]} to {entropies[1]}."
+            f"{logits[1]}, and the lowest entropy of a block from {entropies[0]} to {entropies[1]}; limits of these "
+            f"changes are not known."
         )
     return said
 
@@ -210,4 +218,6 @@ def unknown(subject: Subject) -> str:
     return "" if recordable(subject.loaded.model) else "its blocks have no attention that is known here"
 
 
-ANALYSIS = Analysis("attention", "Attention", AttentionSettings, AttentionResult, measure, show, unknown)
+ANALYSIS = Analysis(
+    "attention", "Attention", AttentionSettings, AttentionResult, measure, show, unknown, uses=("images", "checkpoints")
+)

@@ -54,4 +54,4 @@ def show(found: Mapping[str, Found]) -> Shown:
     return Shown(said, tables={"Cost": Table(columns, rows)}, note=note)
 
 
-ANALYSIS = Analysis("cost", "Cost", CostSettings, CostResult, measure, show)
+ANALYSIS = Analysis("cost", "Cost", CostSettings, CostResult, measure, show, uses=())

@@ -87,4 +87,6 @@ def teacher_found(bench: Bench, best: Peak | None, teacher: str, own: TeacherLoo
     return TeacherFound(own=own, best=best_cknna(bench, teacher), gap=gap, limits=limits)
 
 
-ANALYSIS = Analysis("layers", "What each layer knows", LayersSettings, LayersResult, measure, show, no_null)
+ANALYSIS = Analysis(
+    "layers", "What each layer knows", LayersSettings, LayersResult, measure, show, no_null, uses=("images", "teachers")
+)

@@ -127,4 +127,6 @@ def sentence(name: str, r: MapsResult) -> str:
     return line + ", ".join(parts) + "."
 
 
-ANALYSIS = Analysis("maps", "Feature maps", MapsSettings, MapsResult, measure, show, no_grid)
+ANALYSIS = Analysis(
+    "maps", "Feature maps", MapsSettings, MapsResult, measure, show, no_grid, uses=("images", "teachers")
+)

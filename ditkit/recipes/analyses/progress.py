@@ -197,4 +197,13 @@ def fits(subject: Subject) -> str:
     return no_null(subject)
 
 
-ANALYSIS = Analysis("progress", "What is learned when", ProgressSettings, ProgressResult, measure, show, fits)
+ANALYSIS = Analysis(
+    "progress",
+    "What is learned when",
+    ProgressSettings,
+    ProgressResult,
+    measure,
+    show,
+    fits,
+    uses=("images", "teachers", "checkpoints"),
+)

@@ -188,4 +188,6 @@ def said_of(name: str, r: SpatialResult) -> list[str]:
     return said
 
 
-ANALYSIS = Analysis("spatial", "Spatial structure", SpatialSettings, SpatialResult, measure, show, no_grid)
+ANALYSIS = Analysis(
+    "spatial", "Spatial structure", SpatialSettings, SpatialResult, measure, show, no_grid, uses=("images", "teachers")
+)

@@ -242,4 +242,13 @@ def said_of(name: str, r: SpectrumResult) -> list[str]:
     return said
 
 
-ANALYSIS = Analysis("spectrum", "Frequency content", SpectrumSettings, SpectrumResult, measure, show, no_grid)
+ANALYSIS = Analysis(
+    "spectrum",
+    "Frequency content",
+    SpectrumSettings,
+    SpectrumResult,
+    measure,
+    show,
+    no_grid,
+    uses=("images", "sampling"),
+)
