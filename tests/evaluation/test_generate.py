@@ -261,7 +261,7 @@ def test_two_processes_fill_one_folder_like_one(tmp_path):
     source, r = dit(), make_request(10, 3, seed=1, chunk=3)
     generate(source, EULER, r, folder=tmp_path / "one")
     place = SampleFolder(tmp_path / "two", r.n)
-    place.claim(describe(source, EULER, r))
+    place.claim(describe(source, EULER, r), torch.get_num_threads())
     made = [fill(place, source, EULER, r, chunks=range(rank, r.chunks, 2)) for rank in (1, 0)]
     assert made == [4, 6]
     place.collect(torch.tensor(r.labels))
