@@ -8,7 +8,7 @@ from typing import Annotated, ClassVar
 
 import typer
 
-from ditkit.cli.keys import KEYS, Keyed
+from ditkit.cli.keys import FAMILIES, KEYS, Keyed
 from ditkit.cli.sample import Device, Source, What
 
 # name -> help; a test holds this to recipes.analyses.ANALYSES, which needs torch to be read
@@ -22,13 +22,23 @@ NAMES = {
     "attention": "Entropy of attention, largest logits and activation norms, over training where it was kept.",
     "cost": "Parameters, the papers' multiply-accumulates and true floating point operations.",
 }
+OWN = {  # name -> its own keys, which a test holds to its settings
+    "layers": ("t", "blocks", "probe", "epochs", "probe_batch", "lr", "k", "prepare"),
+    "progress": ("t", "blocks", "checkpoints", "probe", "k", "prepare"),
+    "spatial": ("t", "blocks"),
+    "maps": ("t", "blocks", "shown"),
+    "spectrum": ("t", "blocks", "images", "samples"),
+    "path": ("paths", "fine", "counts", "solvers", "guidance"),
+    "attention": ("t", "images", "history"),
+    "cost": (),
+}
 COMMON = """
 Numbers, drawings and what is seen go to RUN/analysis and into RUN/report.html (published files: ./analysis/NAME). What
 was measured before on the same weights with the same settings is not measured again.
 
-Keys, as KEY=VALUE or --KEY VALUE: n (held-out images, 500), train (images that probes learn from, 2000), seed, batch,
-teachers=A,B (folders, names, hub ids; default: the recipe's), data.* (default: the recipe's data), weights=ema|raw,
-step (of a run), codec, heads, patch, encoder-blocks (published files); and this analysis's own: {own}
+Keys, as KEY=VALUE or --KEY VALUE: {own}n (images looked at, 500), train (images that probes learn from, 2000), seed,
+batch, teachers=A,B (folders, names, hub ids; default: the recipe's), data.* (default: the recipe's data),
+weights=ema|raw, step (of a run), codec, heads, patch, encoder-blocks (published files). docs/analysis.md explains them.
 
 Example: ditkit analyze {name} runs/repa --n 1000
 """
@@ -37,26 +47,27 @@ Keys = Annotated[list[str] | None, typer.Argument(help="n=1000 seed=1 ...; see b
 Data = Annotated[str | None, typer.Option("--data", help="Images: a folder, .parquet, digits. Default: the run's.")]
 Out = Annotated[Path | None, typer.Option("--out", help="Folder. Default: RUN/analysis.")]
 Only = Annotated[str | None, typer.Option("--only", help="Analyses, with commas. Default: all.")]
-OWN = (
-    *("t", "blocks", "probe", "k", "teachers", "n", "train", "batch", "seed"),
-    *("steps", "prepare", "checkpoints", "images", "history", "paths", "fine", "counts", "solvers", "samples", "shown"),
-)
+IMAGES = ("n", "train", "seed", "batch", "teachers")
 
 
 class AnalysisKeys(Keyed):
     """`--t 0.1,0.5` is another spelling of t=0.1,0.5, and so on for what analyses add."""
 
-    keys: ClassVar = {**KEYS, **{name: name for name in OWN}}
+    keys: ClassVar = {
+        **{key: value for key, value in KEYS.items() if key != "steps"},
+        **{key.replace("_", "-"): key for key in (*IMAGES, *(key for keys in OWN.values() for key in keys))},
+    }
 
 
 def register(app: typer.Typer) -> None:
     """Add a sub-command for each analysis, one for all of them, and compare."""
     for name, help_line in NAMES.items():
-        app.command(
-            name, cls=AnalysisKeys, help=f"{help_line}\n{COMMON.format(name=name, own='see docs/analysis.md')}"
-        )(_command(name))
+        own = f"its own {', '.join(OWN[name]).replace('_', '-')}; " if OWN[name] else ""
+        told = f"{help_line}\n{COMMON.format(name=name, own=own)}"
+        app.command(name, cls=AnalysisKeys, help=told)(_command(name))
     everything = f"All of them that fit the model: {', '.join(NAMES)}.\n"
-    app.command("all", cls=AnalysisKeys, help=everything + COMMON.format(name="all", own="those of each"))(_command(""))
+    own = "those of each (`ditkit analyze layers --help`); "
+    app.command("all", cls=AnalysisKeys, help=everything + COMMON.format(name="all", own=own))(_command(""))
     app.command("compare", cls=AnalysisKeys)(compare)
 
 
@@ -87,7 +98,10 @@ def _command(name: str):
 
 
 def compare(
-    what: Annotated[list[str], typer.Argument(help="Runs or model folders, then KEY=VALUE.", metavar="MODEL MODEL...")],
+    what: Annotated[
+        list[str],
+        typer.Argument(help="Runs, model folders, SOURCE:FILE (published); then KEY=VALUE.", metavar="MODEL MODEL..."),
+    ],
     only: Only = None,
     data: Data = None,
     out: Annotated[Path, typer.Option("--out", help="The page.")] = Path("compare.html"),
@@ -104,20 +118,31 @@ def compare(
     from ditkit.recipes.analyses.perform import choose, make_plan, perform, together
     from ditkit.recipes.analyses.perform import compare as side_by_side
     from ditkit.recipes.build import pick_device
+    from ditkit.recipes.place import check_writable
 
-    models, keys = [Path(w) for w in what if "=" not in w], [w for w in what if "=" in w]
+    models, keys = [w for w in what if "=" not in w], [w for w in what if "=" in w]
     if len(models) < 2:
         raise ValueError("compare needs two models at least: ditkit analyze compare runs/sit runs/repa")
     analyses, where = choose(_names(only)), pick_device(device)
-    named = zip(models, _apart(models), strict=True)
-    plans = together([make_plan(model, keys, analyses, where, data=data, name=name) for model, name in named])
+    check_writable(out.parent)
+    plans = []
+    for name, (family, path) in zip(_apart([_source(m)[1] for m in models]), map(_source, models), strict=True):
+        plans.append(make_plan(path, keys, analyses, where, source=family, data=data, name=name))
+    plans = together(plans)
     with bars() as bar:
-        found = {plan.subject.name: perform(plan, analyses, bar, bar.say) for plan in plans}
+        found = [perform(plan, analyses, bar, bar.say) for plan in plans]
     for analysis in analyses:
-        of_all = {name: results[analysis.name] for name, results in found.items() if analysis.name in results}
+        of_all = {p.subject.name: f[analysis.name] for p, f in zip(plans, found, strict=True) if analysis.name in f}
         if len(of_all) > 1:
             _say(analysis.title, analysis.show(of_all).said)
-    typer.echo(f"report     {side_by_side(found, analyses, out)}")
+    typer.echo(f"report     {side_by_side(plans, found, out)}")
+
+
+def _source(model: str) -> tuple[str | None, Path]:
+    """ "sit:SiT-XL.pt" -> (family of a published file, path); a run or model folder has no family."""
+    family, colon, path = model.partition(":")
+    known = colon and not Path(model).exists() and family in FAMILIES.split(", ")
+    return (family, Path(path)) if known else (None, Path(model))
 
 
 def _names(only: str | None) -> list[str]:
@@ -125,9 +150,13 @@ def _names(only: str | None) -> list[str]:
 
 
 def _apart(models: Sequence[Path]) -> list[str]:
-    """A name for each model: the folder's, with its parent's where two are alike."""
-    names = [m.resolve().name for m in models]
-    return [n if names.count(n) == 1 else f"{m.resolve().parent.name}/{n}" for n, m in zip(names, models, strict=True)]
+    """A name for each model: as much of the end of its path as tells them all apart."""
+    whole = [model.resolve().parts for model in models]
+    for depth in range(1, max(map(len, whole)) + 1):
+        names = ["/".join(parts[-depth:]) for parts in whole]
+        if len(set(names)) == len(names):
+            return names
+    return [str(model) for model in models]  # one of them twice, which is refused
 
 
 def _say(title: str, lines: Sequence[str]) -> None:

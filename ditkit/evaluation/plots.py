@@ -110,7 +110,8 @@ def thin(x: Sequence[float], y: Sequence[float], most: int = MOST_POINTS) -> tup
 
 def style(position: int) -> tuple[str, str]:
     """(colour, SVG dash pattern) of the series at this place of the legend."""
-    return COLOURS[position % len(COLOURS)], DASHES[position % len(DASHES)]
+    turn = position // len(COLOURS)  # beyond the colours, each comes again with other dashes
+    return COLOURS[position % len(COLOURS)], DASHES[(position + turn) % len(DASHES)]
 
 
 def draw(panel: Panel, order: Sequence[str], identity: str, legend: bool = False) -> str:

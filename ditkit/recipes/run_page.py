@@ -41,7 +41,7 @@ def write_run_report(recipe: Recipe, folder: Path, sheet: Path) -> Path:
         training_curves({title: rows}),
         *score_curves(folder, rows),
         costs(recipe, last),
-        *sections_of(folder / FOLDER),
+        *sections_of(folder / FOLDER, last.get("step")),
         json_block("Recipe", recipe.model_dump(mode="json"), "Show the resolved recipe"),
         json_block("Environment", environment, "Show versions and machine"),
     ]

@@ -7,11 +7,12 @@ import shutil
 
 import pytest
 
-from ditkit.cli.analyses import NAMES
+from ditkit.cli.analyses import NAMES, OWN
+from ditkit.evaluation.images import png_bytes, read_png
 from ditkit.recipes.analyses import store
 from ditkit.recipes.analyses.analysis import Analysis
 from ditkit.recipes.analyses.registry import ANALYSES
-from ditkit.recipes.analyses.store import read, read_all
+from ditkit.recipes.analyses.store import COMPARED, read, sections_of
 from ditkit.recipes.load import load, save_exported
 
 
@@ -30,6 +31,9 @@ def ok(result) -> str:
 def test_the_command_line_names_every_analysis():
     assert list(NAMES) == list(ANALYSES)
     assert all(name == analysis.name for name, analysis in ANALYSES.items())
+    assert {name: set(keys) for name, keys in OWN.items()} == {
+        name: set(analysis.settings.model_fields) for name, analysis in ANALYSES.items()
+    }
 
 
 def test_an_analysis_is_kept_drawn_and_told_in_the_report(ditkit, runs):
@@ -53,7 +57,7 @@ def test_what_was_measured_is_not_measured_again_unless_asked_otherwise(ditkit, 
 
     fields = {name: getattr(known, name) for name in Analysis.__dataclass_fields__}
     monkeypatch.setitem(store.ANALYSES, "cost", Analysis(**{**fields, "measure": counted}))
-    for words, expected in (((), 1), ((), 1), (("--n", 20), 2), (("--n", 20), 2), (("weights=raw",), 3)):
+    for words, expected in (((), 1), ((), 1), (("weights=raw",), 2), (("weights=raw",), 2), ((), 3)):
         ok(ditkit("analyze", "cost", runs[1], *words))
         assert len(calls) == expected
 
@@ -70,15 +74,50 @@ def test_models_stand_side_by_side(ditkit, runs, tmp_path):
     page = (tmp_path / "both.html").read_text()
     for name in ("ddt", "sit"):
         assert f"{name}: " in out and f"{name}: " in page
-    assert all(set(read_all(run / "analysis")) >= {"cost"} for run in runs)
+    kept = [[place / "cost.json" for place in (run / "analysis", run / "analysis" / COMPARED)] for run in runs]
+    assert all(any(file.is_file() for file in files) for files in kept)
+    assert "another seed" in page
 
 
-def test_a_damaged_file_is_one_line(ditkit, refused, runs, tmp_path):
-    ok(ditkit("analyze", "cost", runs[0], "--out", tmp_path / "kept"))
-    (tmp_path / "kept" / "cost.json").write_text('{"analysis": "cost"')
-    assert "remove it and analyze again" in refused("analyze", "cost", runs[0], "--out", tmp_path / "kept")
-    with pytest.raises(ValueError, match="remove it"):
-        read(ANALYSES["cost"], tmp_path / "kept")
+def test_models_of_one_name_are_told_apart(ditkit, runs, tmp_path):
+    for name in ("a", "b"):
+        shutil.copytree(runs[1], tmp_path / name / "x" / "run")
+    words = [tmp_path / name / "x" / "run" for name in ("a", "b")]
+    out = ok(ditkit("analyze", "compare", *words, "--only", "cost", "--out", tmp_path / "both.html"))
+    assert "a/x/run: " in out and "b/x/run: " in out
+
+
+def test_what_another_version_wrote_stops_nothing(ditkit, runs, tmp_path):
+    kept = tmp_path / "kept"
+    ok(ditkit("analyze", "cost", runs[0], "--out", kept))
+    whole = (kept / "cost.json").read_text()
+    for damaged in ('{"analysis": "cost"', whole.replace("gmacs", "macs"), whole.replace('"asked"', '"wanted"'), "[]"):
+        (kept / "cost.json").write_text(damaged)
+        with pytest.raises(ValueError, match="analyze again"):
+            read(ANALYSES["cost"], kept)
+        (section,) = sections_of(kept)
+        assert "analyze again" in section.body
+        ok(ditkit("analyze", "cost", runs[0], "--out", kept))
+        assert json.loads((kept / "cost.json").read_text())["result"] == json.loads(whole)["result"]
+
+
+def test_the_report_says_of_which_step_an_analysis_is(ditkit, runs):
+    ok(ditkit("analyze", "cost", runs[1]))
+    (section,) = [s for s in sections_of(runs[1] / "analysis", 10_000) if s.title == "Cost"]
+    assert "the run is at step 10,000 now" in section.note and "averaged" in section.note
+
+
+def test_other_images_and_other_settings_are_measured_anew(ditkit, runs, tmp_path, pictures):
+    folder = pictures(tmp_path / "images", size=(8, 8), n=8)
+    words = ("analyze", "maps", runs[1], "--data", folder, "data.channels=1", "--n", 6, "shown=2", "--t", 0.5)
+    ok(ditkit(*words))
+    first = (runs[1] / "analysis" / "maps.json").read_text()
+    ok(ditkit(*words))
+    assert (runs[1] / "analysis" / "maps.json").read_text() == first
+    for file in folder.rglob("*.png"):
+        file.write_bytes(png_bytes(255 - read_png(file)[0]))
+    ok(ditkit(*words))
+    assert (runs[1] / "analysis" / "maps.json").read_text() != first
 
 
 def test_bad_input_is_one_line(refused, runs, tmp_path):

@@ -84,8 +84,11 @@ class Analysis:
     version: int = 1
 
 
-def section_of(title: str, shown: Shown) -> Section:
-    """What was found as a section of a report: sentences, then drawings, tables, pictures, and how it was measured."""
+def section_of(title: str, shown: Shown, of: str = "") -> Section:
+    """What was found as a section of a report: sentences, then drawings, tables, pictures, and how it was measured.
+
+    of: on which weights.
+    """
     parts = []
     if shown.panels:
         parts.append(curves("Curves", shown.panels))
@@ -94,4 +97,4 @@ def section_of(title: str, shown: Shown) -> Section:
         parts.append(sheets("Pictures", {name: picture[None] for name, picture in shown.pictures.items()}, columns=1))
     said = Section("", paragraphs(shown.said))
     body = join(title, parts).body if len(parts) > 1 else "".join(part.body for part in parts)
-    return Section(title, said.body + body, shown.note)
+    return Section(title, said.body + body, " ".join(filter(None, (f"Measured on {of}." if of else "", shown.note))))

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import zlib
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -15,12 +17,13 @@ from ditkit.evaluation.generate import weights_fingerprint
 from ditkit.evaluation.sections import json_block
 from ditkit.recipes.analyses.analysis import Analysis, Bar, Found, section_of
 from ditkit.recipes.analyses.registry import ANALYSES
-from ditkit.recipes.analyses.store import FOLDER, read, save, sections_of
+from ditkit.recipes.analyses.store import COMPARED, FOLDER, find, save, sections_of
 from ditkit.recipes.analyses.subject import Asked, Subject
 from ditkit.recipes.environment import environment
 from ditkit.recipes.place import check_writable
 from ditkit.recipes.run_page import rewrite_run_report
 from ditkit.recipes.sampling import SHORT, Choices, describe_weights, open_model
+from ditkit.training import list_steps
 
 SHAPES = {short: full for short, full in SHORT.items() if full.startswith("shape.")}  # of published files
 MODEL_KEYS = ("weights", "step", "codec", "text", "without", "shape", *SHAPES)
@@ -36,16 +39,36 @@ class Plan:
     folder: Path
     run: Path | None
 
-    def asked(self, name: str) -> dict[str, Any]:
+    @cached_property
+    def weights(self) -> str:
+        """Fingerprint of the network's tensors."""
+        return weights_fingerprint(self.subject.loaded.model)
+
+    def asked(self, analysis: Analysis) -> dict[str, Any]:
         """Everything that decides the numbers of one analysis, as JSON."""
-        subject = self.subject
-        return {
-            "weights": weights_fingerprint(subject.loaded.model),
-            "of": describe_weights(subject.loaded),
-            "step": subject.loaded.step,
-            "images": subject.asked.model_dump(mode="json"),
-            "settings": self.settings[name].model_dump(mode="json"),
+        subject, loaded, recipe = self.subject, self.subject.loaded, self.subject.loaded.recipe
+        told: dict[str, Any] = {
+            "weights": self.weights,
+            "of": describe_weights(loaded),
+            "step": loaded.step,
+            "model": loaded.settings.model_dump(mode="json"),
+            "path": loaded.path.model_dump(mode="json"),
+            "prediction": loaded.prediction,
+            "settings": self.settings[analysis.name].model_dump(mode="json"),
+            "version": analysis.version,
         }
+        if "images" in analysis.uses:
+            told["images"] = subject.asked.model_dump(mode="json", exclude={"teachers", "named"})
+            told["content"] = zlib.crc32(repr(subject.test.keys).encode())
+            told["codec"] = recipe.codec.model_dump(mode="json")
+            told["text"] = None if recipe.text is None else recipe.text.model_dump(mode="json")
+        if "teachers" in analysis.uses:
+            told["teachers"] = list(subject.teachers)
+        if "sampling" in analysis.uses:
+            told["sampling"] = recipe.sampling.model_dump(mode="json")
+        if "checkpoints" in analysis.uses:
+            told["checkpoints"] = list_steps(subject.folder) if subject.folder is not None else []
+        return told
 
 
 def choose(names: Sequence[str]) -> list[Analysis]:
@@ -63,11 +86,16 @@ def make_plan(
     asked_keys, model_keys, own = sort_keys(keys, analyses)
     loaded = open_model(what, source, override(Choices(), model_keys), device)
     images = [f"data.source={data}", *asked_keys] if data is not None else asked_keys
-    asked = Asked(data=loaded.recipe.data.single(), teachers=loaded.recipe.teachers)
+    named = any(key.partition("=")[0].strip() == "teachers" for key in images)
+    asked = Asked(data=loaded.recipe.data.single(), teachers=loaded.recipe.teachers, named=named)
     run = what if (what / "recipe.json").is_file() and (what / "checkpoints").is_dir() else None
     subject = Subject(name or what.resolve().name, loaded, override(asked, images), run)
     settings = {a.name: override(a.settings(), own[a.name]) for a in analyses}
-    folder = out or (run or (what if what.is_dir() else Path(FOLDER) / what.stem)) / (FOLDER if what.is_dir() else "")
+    if what.is_dir():
+        home = what / FOLDER
+    else:  # a published file: its name, and a word that tells two of one name apart
+        home = Path(FOLDER) / f"{what.stem}-{zlib.crc32(str(what.resolve()).encode()):08x}"
+    folder = out or home
     check_writable(folder)
     return Plan(subject, settings, folder, run if out is None else None)
 
@@ -80,7 +108,10 @@ def together(plans: Sequence[Plan]) -> list[Plan]:
     teachers = dict.fromkeys(teacher for plan in plans for teacher in plan.subject.asked.teachers)
     shared = {"data": plans[0].subject.asked.data, "teachers": tuple(teachers)}
     asked = [plan.subject.asked.model_copy(update=shared) for plan in plans]
-    return [replace(p, subject=replace(p.subject, asked=a)) for p, a in zip(plans, asked, strict=True)]
+    return [
+        replace(p, subject=replace(p.subject, asked=a), folder=p.folder / COMPARED)
+        for p, a in zip(plans, asked, strict=True)
+    ]
 
 
 def sort_keys(keys: Sequence[str], analyses: Sequence[Analysis]) -> tuple[list[str], list[str], dict[str, list[str]]]:
@@ -112,8 +143,9 @@ def perform(plan: Plan, analyses: Sequence[Analysis], bar: Bar, say: Say) -> dic
                 raise ValueError(f"{plan.subject.name}: no {analysis.name}: {reason}")
             say(f"{plan.subject.name}: no {analysis.name}: {reason}")
             continue
-        asked = plan.asked(analysis.name)
-        kept = read(analysis, plan.folder, asked)
+        asked = plan.asked(analysis)
+        places = dict.fromkeys((plan.folder, plan.folder.parent if plan.folder.name == COMPARED else plan.folder))
+        kept = next(filter(None, (find(analysis, place, asked) for place in places)), None)
         if kept is None:
             kept = analysis.measure(plan.subject, plan.settings[analysis.name], bar)
             save(analysis, kept, asked, plan.folder)
@@ -134,15 +166,30 @@ def report(plan: Plan) -> Path:
     return write_report(Report(title, summary, [*sections_of(plan.folder), facts]), plan.folder / "report.html")
 
 
-def compare(found: Mapping[str, Mapping[str, Found]], analyses: Sequence[Analysis], out: Path) -> Path:
-    """One page with the models side by side: found is model -> analysis -> what was found."""
+def compare(plans: Sequence[Plan], found: Sequence[Mapping[str, Found]], out: Path) -> Path:
+    """One page with the models side by side; found: of each plan, analysis -> what was found."""
+    names = [plan.subject.name for plan in plans]
     sections: list[Section] = []
-    for analysis in analyses:
-        of_all = {model: results[analysis.name] for model, results in found.items() if analysis.name in results}
+    for name, analysis in ANALYSES.items():
+        of_all = {model: results[name] for model, results in zip(names, found, strict=True) if name in results}
         if len(of_all) > 1:
             sections.append(section_of(analysis.title, analysis.show(of_all)))
     if not sections:
         raise ValueError("no analysis could be measured on two of these models")
-    names = list(found)
+    subjects = [plan.subject for plan in plans]
+    first = subjects[0]
+    shapes = {(s.loaded.codec.channels, *getattr(s.loaded.settings, "size", ())) for s in subjects}
+    lines = [
+        f"{s.name}: {describe_weights(s.loaded)}; {s.loaded.recipe.title or s.loaded.recipe.name}." for s in subjects
+    ]
+    lines.append(
+        f"The same images ({first.data.source}) and teachers for every model"
+        + (", and the same noise." if len(shapes) == 1 else "; of other latent sizes, so noise and size differ.")
+    )
+    seen = {s.name: s.watched for s in subjects}
+    if len(set(seen.values())) > 1:
+        lines.append("To some the images are new and to others not: " + "; ".join(f"{n}: {w}" for n, w in seen.items()))
+    lines.append("One training of each: what another seed would change is not counted.")
+    facts = json_block("Environment", environment(first.loaded.device), "Show versions and machine")
     title = f"{', '.join(names[:-1])} and {names[-1]}, side by side"
-    return write_report(Report(title, "The same images, noise and teachers for every model.", sections), out)
+    return write_report(Report(title, lines, [*sections, facts]), out)
