@@ -25,19 +25,22 @@ AT_ONCE = 1 << 24  # attention weights that are held together
 @dataclass(frozen=True)
 class Rows:
     """Sums over samples of attention rows, float64 on the CPU. entropy (H, N): each over the log of its keys;
-    text (H, N): weight on the first `text` keys; logit: the largest q k / sqrt h; count: B samples.
+    text (H, N): weight on the first `text` keys; logit: the largest q k / sqrt h; count (N,): samples in each row.
     """
 
     entropy: Tensor
     text: Tensor
     logit: float
-    count: int
+    count: Tensor
 
 
-def attention_rows(q: Tensor, k: Tensor, mask: Tensor | None = None, text: int = 0) -> Rows:
+def attention_rows(
+    q: Tensor, k: Tensor, mask: Tensor | None = None, text: int = 0, queries: Tensor | None = None
+) -> Rows:
     """q (B, H, N, h), k (B, H, K, h), mask (B, K) bool: keys that are attended (None: all) -> Rows.
 
-    In float32 (float64 for float64). text: keys, the first ones, whose weight is summed apart.
+    queries (B, N) bool: rows that count (None: all); what padding asks for does not. In float32 (float64 for float64).
+    text: keys, the first ones, whose weight is summed apart.
     """
     wide = torch.promote_types(q.dtype, torch.float32)
     entropy = torch.zeros(q.shape[1:3], dtype=torch.float64)
@@ -49,11 +52,15 @@ def attention_rows(q: Tensor, k: Tensor, mask: Tensor | None = None, text: int =
             logits = logits.masked_fill(~mask[rows][:, None, None], -torch.inf)
             keys = mask[rows].sum(1, dtype=torch.float32)[:, None, None]
         weights = logits.softmax(-1)
+        if queries is not None:
+            asks = queries[rows][:, None, :, None]
+            weights, logits = weights * asks, logits.masked_fill(~asks, -torch.inf)  # without weights no entropy
         evenness = torch.special.entr(weights).sum(-1) / keys.clamp(min=2).log()  # a single key: 0 over log 2
         entropy += evenness.double().sum(0).cpu()
         on_text += weights[..., :text].sum(-1).double().sum(0).cpu()
         logit = max(logit, float(logits.max()))
-    return Rows(entropy, on_text, logit, len(q))
+    count = torch.full(q.shape[2:3], len(q)) if queries is None else queries.sum(0).cpu()
+    return Rows(entropy, on_text, logit, count)
 
 
 @dataclass
@@ -62,7 +69,7 @@ class Trace:
 
     entropy: Tensor = field(default_factory=lambda: torch.zeros(0, 0, dtype=torch.float64))  # (H, N) sums
     text: Tensor = field(default_factory=lambda: torch.zeros(0, 0, dtype=torch.float64))
-    count: int = 0
+    count: Tensor = field(default_factory=lambda: torch.zeros(0, dtype=torch.int64))  # (N,) samples
     largest_logit: float = -torch.inf
     squares: float = 0.0
     numbers: int = 0
@@ -71,10 +78,10 @@ class Trace:
 
     def add_rows(self, rows: Rows, images: slice) -> None:
         """Attention of one batch; every batch has the same number of tokens."""
-        first = self.count == 0
+        first = not len(self.count)
         self.entropy = rows.entropy if first else self.entropy + rows.entropy
         self.text = rows.text if first else self.text + rows.text
-        self.count += rows.count
+        self.count = rows.count if first else self.count + rows.count
         self.largest_logit = max(self.largest_logit, rows.logit)
         self.images = images
 
@@ -87,19 +94,20 @@ class Trace:
     @property
     def heads(self) -> Tensor:
         """(H,): mean entropy of the image tokens' rows over the log of the keys, 0 (one token) to 1 (all alike)."""
-        return self.entropy[:, self.images].mean(1) / self.count
+        return self.entropy[:, self.images].sum(1) / self.count[self.images].sum()
 
     @property
     def text_entropy(self) -> float | None:
-        """The same of the text tokens' rows, mean over heads; None without any."""
+        """The same of the text tokens' rows, padding left out, mean over heads; None without any."""
         rest = torch.ones(self.entropy.shape[1], dtype=torch.bool)
         rest[self.images] = False
-        return float(self.entropy[:, rest].mean() / self.count) if rest.any() else None
+        counted = int(self.count[rest].sum())
+        return float(self.entropy[:, rest].sum(1).mean() / counted) if counted else None
 
     @property
     def weight_on_text(self) -> float:
         """Mean weight that image tokens put on text tokens."""
-        return float(self.text[:, self.images].mean() / self.count)
+        return float(self.text[:, self.images].sum(1).mean() / self.count[self.images].sum())
 
     @property
     def rms(self) -> float:
@@ -159,7 +167,8 @@ def _single(
     x, rotation, mask = (*args, None, None)[:3]
     q, k, _ = module.project(x, kwargs.get("rotation", rotation))
     images = _images(x.shape[1], tokens, text_first)
-    trace.add_rows(attention_rows(q, k, kwargs.get("mask", mask), images.start), images)
+    mask = kwargs.get("mask", mask)  # of the tokens, which are keys and queries both
+    trace.add_rows(attention_rows(q, k, mask, images.start, mask), images)
 
 
 def _keep(seen: list[Any], module: nn.Module, args: tuple[Any, ...], out: Any) -> None:
@@ -172,4 +181,4 @@ def _joint(trace: Trace, seen: list[Any], block: nn.Module, args: tuple[Any, ...
     q, k = (torch.cat(parts, dim=2) for parts in list(zip(*seen, strict=True))[:2])
     seen.clear()
     images = _images(q.shape[2], h.shape[1], text_first=True)
-    trace.add_rows(attention_rows(q, k, mask, images.start), images)
+    trace.add_rows(attention_rows(q, k, mask, images.start, mask), images)

@@ -7,7 +7,7 @@ import torch
 from torch import nn
 from torch.nn.functional import scaled_dot_product_attention
 
-from ditkit.analysis.attention import attention_rows, recordable, recording
+from ditkit.analysis.attention import Trace, attention_rows, recordable, recording
 from ditkit.models import (
     Condition,
     CrossDiTSettings,
@@ -63,7 +63,7 @@ def test_the_model_says_the_same_bit_by_bit_and_hooks_are_gone(name):
         assert recordable(model)
         watched = model(x, t, cond)
     assert torch.equal(plain.sample, watched.sample) and len(traces) == settings.depth
-    assert torch.equal(model(x, t, cond).sample, plain.sample) and traces[0].count == 3
+    assert torch.equal(model(x, t, cond).sample, plain.sample) and int(traces[0].count.max()) == 3
     assert not any(m._forward_hooks or m._forward_pre_hooks for m in model.modules())
     for block, trace in enumerate(traces, start=1):
         assert trace.heads.shape == (4,) and (trace.heads > 0).all() and (trace.heads < 1).all()
@@ -102,7 +102,8 @@ def test_rows_are_those_that_the_attention_used(name, monkeypatch):
         assert torch.allclose(trace.heads, entropy[:, :, image].mean((0, 2)).double(), atol=1e-5)
         if reads_text(settings):
             assert trace.weight_on_text == pytest.approx(float(used[:, :, image, :-N].sum(-1).mean()), abs=1e-5)
-            assert trace.text_entropy == pytest.approx(float(entropy[:, :, :-N].mean()), abs=1e-5)
+            rows = entropy[:, :, :-N].mean(1)[cond.mask]  # what padding asks for is nobody's attention
+            assert trace.text_entropy == pytest.approx(float(rows.mean()), abs=1e-5)
 
 
 def test_known_rows():
@@ -118,6 +119,20 @@ def test_known_rows():
     assert float(peaked.entropy.max()) < 1e-10 and peaked.logit == pytest.approx(100 / math.sqrt(8))
 
 
+def test_padding_neither_asks_nor_is_asked():
+    """Three texts, of which two are padding that shouts, before three images."""
+    q, k = torch.zeros(2, 1, 6, 4), torch.zeros(2, 1, 6, 4)
+    mask = torch.tensor([[True, False, False, True, True, True]]).expand(2, -1)
+    q[:, :, 1:3], k[:, :, 3] = 50.0, 50.0
+    rows = attention_rows(q, k, mask, 3, mask)
+    trace = Trace()
+    for _ in range(2):
+        trace.add_rows(rows, slice(3, 6))
+    assert rows.logit == 0 and rows.count.tolist() == [2, 0, 0, 2, 2, 2]
+    assert trace.text_entropy == pytest.approx(1) and trace.heads.tolist() == pytest.approx([1])
+    assert trace.weight_on_text == pytest.approx(0.25)
+
+
 def test_pieces_add_up(monkeypatch):
     g = torch.Generator().manual_seed(1)
     q, k = torch.randn(5, 2, 6, 4, generator=g), torch.randn(5, 2, 7, 4, generator=g)
@@ -125,7 +140,7 @@ def test_pieces_add_up(monkeypatch):
     monkeypatch.setattr("ditkit.analysis.attention.AT_ONCE", 1)
     parts = attention_rows(q, k, text=3)
     assert torch.allclose(whole.entropy, parts.entropy) and torch.allclose(whole.text, parts.text)
-    assert whole.logit == parts.logit and parts.count == 5
+    assert whole.logit == parts.logit and parts.count.tolist() == [5] * 6
 
 
 def test_larger_queries_make_larger_logits_and_lower_entropy_but_for_a_norm():
@@ -155,5 +170,5 @@ def test_batches_add_up_and_what_is_no_transformer_is_told():
             model(x[rows], t[rows], cond.index(rows))
     for a, b in zip(whole, parts, strict=True):
         assert torch.allclose(a.heads, b.heads, atol=1e-6) and a.rms == pytest.approx(b.rms, rel=1e-6)
-        assert b.count == 3 and a.largest_logit == pytest.approx(b.largest_logit, rel=1e-5)
+        assert int(b.count[0]) == 3 and a.largest_logit == pytest.approx(b.largest_logit, rel=1e-5)
     assert not recordable(nn.Linear(2, 2))

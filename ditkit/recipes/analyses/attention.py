@@ -16,6 +16,7 @@ from ditkit.nn.norm import RMSNorm
 from ditkit.recipes.analyses.analysis import Analysis, Bar, Floats, Found, Shown, Table
 from ditkit.recipes.analyses.noised import Noised, noised, picked, token_grid
 from ditkit.recipes.analyses.subject import Subject
+from ditkit.recipes.analyses.verdicts import ONE_EACH
 from ditkit.recipes.analyses.words import check_times, middle, of
 from ditkit.recipes.load import load
 from ditkit.training import list_steps
@@ -59,8 +60,8 @@ class AttentionResult(Settings):
     """blocks[i][j]: at time i in block j + 1."""
 
     images: int
-    watched: str = "images"
-    conditioned: str = ""
+    watched: str
+    conditioned: str
     t: list[float]
     blocks: list[list[BlockAttention]]
     qk_norm: str
@@ -110,9 +111,10 @@ def measure(subject: Subject, settings: AttentionSettings, bar: Bar) -> Found:
     history = remembered(subject, settings, n, bar)
     return Found(
         AttentionResult(
-            images=n, t=list(settings.t), blocks=blocks, qk_norm=qk_norm(subject.loaded.model), history=history
+            images=n, watched=subject.watched, conditioned=subject.test.conditioned, t=list(settings.t), blocks=blocks,
+            qk_norm=qk_norm(subject.loaded.model), history=history,
         )
-    )
+    )  # fmt: skip
 
 
 def remembered(subject: Subject, settings: AttentionSettings, n: int, bar: Bar) -> list[Moment]:
@@ -157,6 +159,10 @@ def show(found: Mapping[str, Found]) -> Shown:
     ]
     panels += history_panels(results)
     said = [line for name, r in results.items() for line in said_of(name, r)]
+    if not alone:
+        said.append(f"What of this differs by more than noise is not known here. {ONE_EACH}")
+    first = next(iter(results.values()))
+    of_what = f"Of {first.images} {first.watched}, with {first.conditioned}. "
     columns = ("model", "t", "block", "entropy", "lowest head", "largest logit", "RMS before", "largest activation")
     texts = any(b.weight_on_text is not None for r in results.values() for b in r.blocks[0])
     rows: list[list[Cell]] = []
@@ -166,7 +172,7 @@ def show(found: Mapping[str, Found]) -> Shown:
                 row: list[Cell] = [name or "model", t, j, b.entropy, b.lowest_head, b.largest_logit, b.rms]
                 rows.append([*row, b.largest_activation, *([b.text_entropy, b.weight_on_text] if texts else [])])
     more = ("entropy of text tokens", "weight on text") if texts else ()
-    return Shown(said, panels, {"Attention": Table((*columns, *more), rows)}, note=NOTE)
+    return Shown(said, panels, {"Attention": Table((*columns, *more), rows)}, note=of_what + NOTE)
 
 
 def history_panels(results: Mapping[str, AttentionResult]) -> list[Panel]:

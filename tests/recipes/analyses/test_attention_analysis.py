@@ -4,7 +4,7 @@ import pytest
 import torch
 from torch import nn
 
-from ditkit.recipes.analyses.attention import ANALYSIS
+from ditkit.recipes.analyses.attention import ANALYSIS, qk_norm
 from ditkit.recipes.load import load
 
 
@@ -25,6 +25,21 @@ def test_blocks_and_history_of_a_run(watched, analysed, tiny_ddt):
     low = min(range(3), key=lambda j: r.blocks[1][j].entropy)
     assert f"at t = 0.6, with rms norm of queries and keys, attention is sharpest in block {low + 1} " in shown.said[0]
     assert analysed(ANALYSIS, subject, t=0.5, images=2, history=0).result.history == []
+
+
+def test_the_norm_is_read_off_the_network(watched, tiny_ddt):
+    model = watched(tiny_ddt).loaded.model
+    assert qk_norm(model) == "rms"
+    for block in model.blocks:
+        block.attention.q_norm = nn.Identity()
+    assert qk_norm(model) == "none" and qk_norm(nn.Linear(2, 2)) == "none"
+
+
+def test_what_is_drawn_and_said_of_training_is_named(watched, analysed, tiny_ddt):
+    shown = ANALYSIS.show({"": analysed(ANALYSIS, watched(tiny_ddt), t=0.5, images=3)})
+    assert [s.name for panel in shown.panels[-2:] for s in panel.series] == ["lowest block", "any block"]
+    assert "limits of these changes are not known" in shown.said[1]
+    assert "their labels" in shown.note and "those of text among them" in shown.note
 
 
 def test_history_ends_where_the_model_is_looked_at(watched, analysed, tiny_ddt):
