@@ -70,3 +70,11 @@ def test_the_standard_error_is_that_of_repetition():
 def test_tokens_are_laid_row_by_row():
     x = noise(2, 3, 4, 6)
     assert torch.equal(on_grid(x.flatten(2).mT, (4, 6)), x)
+
+
+def test_what_each_sample_has_in_a_ratio():
+    a, b = torch.tensor([1.0, 2.0, 6.0]).double(), torch.tensor([2.0, 2.0, 5.0]).double()
+    whole = Ratio.of(a, b)
+    assert whole.value == 1 and float(whole.each.mean()) == pytest.approx(1)
+    assert whole.error == pytest.approx(float(whole.each.std()) / 3**0.5)
+    assert Ratio.of(a, 0 * b).each.tolist() == [0, 0, 0]

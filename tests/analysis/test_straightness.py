@@ -8,7 +8,9 @@ import torch
 from ditkit.analysis.straightness import (
     Flow,
     Straightness,
+    Travel,
     at_once,
+    least_error,
     observed_order,
     step_errors,
     straightness,
@@ -111,11 +113,22 @@ def test_guidance_changes_the_flow_and_conditions_are_cut_with_it():
     assert torch.allclose(guided.of(slice(1, 2)).run(noise[1:], "euler", 2)[0], latents[1:])
 
 
+def test_no_path_is_shorter_than_the_straight_line():
+    turning = torch.tensor([[1.0, 0.0], [0.0, 1.0]], dtype=torch.float64)[None]  # two velocities of a quarter circle
+    far = Travel(
+        torch.tensor([1.0, 0.0]).double(), turning, torch.zeros(1, 2).double(), torch.full((1, 2), 5.0).double()
+    )
+    assert straightness(far).length.tolist() == [1]
+
+
 def test_parts_join_and_order_needs_two_errors():
     noise = draws(4)
     parts = [straightness(travel(flow_of(Linear()), noise[i : i + 2], 20)[0]) for i in (0, 2)]
     whole = straightness(travel(flow_of(Linear()), noise, 20)[0])
     assert Straightness.join(parts).s.value == pytest.approx(whole.s.value)
-    assert observed_order((1, 2), (0.0, 0.0)) is None and observed_order((2, 4), (1.0, 0.25)) == pytest.approx(2)
+    assert observed_order((1, 2), (0.0, 0.0)) is None
+    assert observed_order((2, 4, 8, 16), (1e-2, 2.5e-3, 1e-4, 1.1e-4), 2e-4) == pytest.approx(2)
+    assert least_error(0.0) == 1e-5 and least_error(0.01) == pytest.approx(0.04)
+    assert observed_order((2, 4), (1.0, 0.25)) == pytest.approx(2)
     assert at_once(10, 9, 64) == 64 and at_once(1 << 22, 127, 64) == 1
     assert math.isclose(at_once(1 << 20, 1, 10**6), 128)

@@ -9,9 +9,11 @@ import torch
 from pydantic import Field
 
 from ditkit.analysis.straightness import (
+    ROUNDING,
     Flow,
     Straightness,
     at_once,
+    least_error,
     observed_order,
     step_errors,
     straightness,
@@ -24,18 +26,20 @@ from ditkit.evaluation.sections import Cell, number
 from ditkit.recipes.analyses.analysis import Analysis, Bar, Found, Ints, Shown, Table, Words
 from ditkit.recipes.analyses.noised import picked
 from ditkit.recipes.analyses.subject import Subject
-from ditkit.recipes.analyses.words import compared, of, plus_minus, standard_error
+from ditkit.recipes.analyses.verdicts import Standing, ranked, side_by_side
+from ditkit.recipes.analyses.words import of, plus_minus, standard_error
 from ditkit.recipes.text import Captioned
 
 Solver = Literal["euler", "heun"]
 SOLVERS: tuple[Solver, ...] = ("euler", "heun")
+UNSURE = 1e-3  # relative L2 that the fine run may be off one of half its steps
 NEAR = 4  # step counts within this factor of the fine run's say nothing of the order
 NOTE = (
-    "Probability-flow ODE from noise to data, with the labels or captions of held-out images. Straightness as in "
-    "rectified flow (Liu et al., arXiv 2209.03003): the mean over t of |(x_1 - x_0) - v|^2, here over |x_1 - x_0|^2; 0 "
-    "is straight at even speed. It depends on how the path is timed, the length and the turning do not. Error: L2 "
-    "distance from the latents of the fine run, over their norm; order: slope of its logarithm over that of the steps, "
-    "where they are at most a quarter of the fine run's."
+    "Straightness as in rectified flow (Liu et al., arXiv 2209.03003): the mean over t of |(x_1 - x_0) - v|^2, here "
+    "over |x_1 - x_0|^2; 0 is straight at even speed. It depends on how the path is timed, the length and the turning "
+    "do not. Error: L2 distance from the latents of the fine run, over their norm; order: slope of its logarithm over "
+    "that of the steps, where they are at most a quarter of the fine run's and the error is more than rounding (1e-5) "
+    "and four times what the fine run differs by from one of half its steps."
 )
 
 
@@ -60,10 +64,17 @@ class SolverErrors(Settings):
 
 
 class PathResult(Settings):
-    """times: of the fine run, falling; deviation: |chord - v|^2 there over |chord|^2; turn_rate: degrees per t."""
+    """times: of the fine run, falling; deviation: |chord - v|^2 there over |chord|^2; turn_rate: degrees per t.
+
+    reference_error: relative L2 distance of the fine run from one of half its steps. straightness_each: of the paths.
+    """
 
     paths: int
     fine: int
+    watched: str
+    conditioned: str
+    reference_error: float
+    straightness_each: list[float]
     guidance: float | None
     straightness: float
     straightness_error: float | None
@@ -108,33 +119,42 @@ def measure(subject: Subject, settings: PathSettings, bar: Bar) -> Found:
     seen: list[Straightness] = []
     errors: dict[str, list[torch.Tensor]] = {name: [] for name in settings.solvers}
     spent: dict[str, tuple[int, ...]] = {}
+    half: list[torch.Tensor] = []
     for start in range(0, n, size):
         part = slice(start, min(start + size, n))
         noise = SampleNoise(subject.asked.seed, range(part.start, part.stop), shape, device=device).initial()
         found, latents = travel(flow.of(part), noise, settings.fine)
         seen.append(straightness(found))
+        half.append(step_errors(flow.of(part), noise, latents, "heun", (settings.fine // 2,)).errors)
         for name in settings.solvers:
             off = step_errors(flow.of(part), noise, latents, name, settings.counts)
             errors[name].append(off.errors)
             spent[name] = off.evaluations
         bar("sampling paths", part.stop, n)
     whole, turn = Straightness.join(seen), Straightness.join(seen).turn.sum(1)
+    reference, s = float(torch.cat(half).mean()), whole.s
     return Found(
         PathResult(
-            paths=n, fine=settings.fine, guidance=settings.guidance, straightness=whole.s.value,
-            straightness_error=whole.s.error, length=float(whole.length.mean()),
+            paths=n, fine=settings.fine, watched=subject.watched, conditioned=subject.test.conditioned,
+            reference_error=reference, guidance=settings.guidance, straightness=s.value,
+            straightness_error=s.error, straightness_each=s.each.tolist(), length=float(whole.length.mean()),
             length_error=standard_error(whole.length), turn=float(turn.mean()), turn_error=standard_error(turn),
             times=whole.times.tolist(), deviation=whole.deviation_at.tolist(), turn_rate=whole.turn_rate.tolist(),
-            solvers={name: solver_errors(settings, torch.cat(errors[name]), spent[name]) for name in settings.solvers},
+            solvers={
+                name: solver_errors(settings, torch.cat(errors[name]), spent[name], reference)
+                for name in settings.solvers
+            },
         )
     )  # fmt: skip
 
 
-def solver_errors(settings: PathSettings, errors: torch.Tensor, evaluations: tuple[int, ...]) -> SolverErrors:
-    """errors (B, K) of each path and count as numbers."""
+def solver_errors(
+    settings: PathSettings, errors: torch.Tensor, evaluations: tuple[int, ...], reference: float
+) -> SolverErrors:
+    """errors (B, K) of each path and count as numbers; reference: what the fine run itself is off."""
     means = errors.mean(0).tolist()
-    far = [i for i, count in enumerate(settings.counts) if count * NEAR <= settings.fine][-3:]
-    order = observed_order([settings.counts[i] for i in far], [means[i] for i in far])
+    far = [i for i, count in enumerate(settings.counts) if count * NEAR <= settings.fine]
+    order = observed_order([settings.counts[i] for i in far], [means[i] for i in far], least_error(reference))
     spread = [standard_error(column) for column in errors.T]
     return SolverErrors(
         steps=list(settings.counts), evaluations=list(evaluations), errors=means, spread=spread, order=order
@@ -167,9 +187,16 @@ def show(found: Mapping[str, Found]) -> Shown:
     ]
     table = Table(("solver", "steps", "evaluations", "relative L2 error", "standard error"), rows)
     said = [line for name, r in results.items() for line in said_of(name, r)]
-    levels = {name: (r.straightness, r.straightness_error) for name, r in results.items()}
-    said += compared("S (bent or uneven travel)", levels, lowest=True)
-    return Shown(said, panels, {"Error against step count": table}, note=NOTE)
+    levels = {name: Standing(r.straightness, each=r.straightness_each) for name, r in results.items()}
+    said += side_by_side(ranked("In S (bent or uneven travel)", levels, short, lowest=True))
+    first = next(iter(results.values()))
+    of_what = f"Probability-flow ODE from noise to data, of {first.watched}, with {first.conditioned}. "
+    return Shown(said, panels, {"Error against step count": table}, note=of_what + NOTE)
+
+
+def short(value: float) -> str:
+    """Three digits."""
+    return number(value, 3)
 
 
 def limits(e: SolverErrors) -> list[tuple[float, float]]:
@@ -183,17 +210,25 @@ def said_of(name: str, r: PathResult) -> list[str]:
     most = max(range(len(r.turn_rate)), key=r.turn_rate.__getitem__)
     said = [
         f"{of(name)}straightness S{guided} is {plus_minus(r.straightness, r.straightness_error)} of the squared "
-        f"distance (0: straight, evenly travelled) over {r.paths} paths; they are "
-        f"{number(100 * (r.length - 1), 3)} % longer than straight lines and turn by "
-        f"{plus_minus(r.turn, r.turn_error)} degrees in all, fastest at t = {r.times[most]:.2g}."
+        f"distance (0: straight, evenly travelled) over {r.paths} paths; they are {longer(r.length)} straight lines "
+        f"and turn by {plus_minus(r.turn, r.turn_error)} degrees in all, fastest at t = {r.times[most]:.2g}."
     ]
     for solver, e in r.solvers.items():
         if not e.steps:
             continue
         order = "" if e.order is None else f"; observed order {e.order:.2f}"
+        if e.order is None and sum(n * NEAR <= r.fine for n in e.steps) > 1:
+            order = "; no order: too few of the errors are above rounding and what the fine run is off"
         ends = [f"{number(100 * e.errors[i], 3)} % in {e.steps[i]} step{'s' * (e.steps[i] > 1)}" for i in (0, -1)]
         said.append(f"{of(name)}{solver} ends off the fine run by {' and '.join(dict.fromkeys(ends))}{order}.")
+    off = f"{of(name)}the fine run, {r.fine} steps of Heun, ends {short(100 * r.reference_error)} % off one of half"
+    said.append(f"{off} as many{': a larger fine=N is surer' if r.reference_error > UNSURE else ''}.")
     return said
+
+
+def longer(length: float) -> str:
+    """How much longer than straight lines, where that is more than rounding."""
+    return f"{short(100 * (length - 1))} % longer than" if length - 1 > ROUNDING else "as long as"
 
 
 ANALYSIS = Analysis("path", "Sampling paths", PathSettings, PathResult, measure, show)

@@ -6,8 +6,9 @@ import pytest
 import torch
 from torch import nn
 
+from ditkit.diffusion import SampleNoise
 from ditkit.protocols import Output
-from ditkit.recipes.analyses.path import ANALYSIS
+from ditkit.recipes.analyses.path import ANALYSIS, flow_of
 
 
 class Straight(nn.Module):
@@ -28,8 +29,27 @@ def test_a_straight_flow(watched, analysed, tiny_run):
     for solver, spent in (("euler", [1, 4]), ("heun", [2, 8])):
         assert max(r.solvers[solver].errors) < 1e-5 and r.solvers[solver].evaluations == spent
     assert len(r.times) == 17 and r.times[0] == 1 and r.times[-1] == 0 and len(r.turn_rate) == 16
+    assert r.solvers["heun"].order is None and r.reference_error < 1e-5, "rounding has no order"
+    said = " ".join(ANALYSIS.show({"": analysed(ANALYSIS, subject, paths=4, fine=16, counts="1,2,4")}).said)
+    assert (
+        "as long as straight lines" in said and "heun ends off the fine run by" in said and "no order: too few" in said
+    )
     said = " ".join(ANALYSIS.show({"": analysed(ANALYSIS, subject, paths=2, fine=8, counts=1, solvers="euler")}).said)
     assert "euler ends off the fine run by" in said and "in 1 step." in said and "heun" not in said
+
+
+def test_the_fine_run_is_measured_too(watched, analysed, tiny_ddt):
+    """A fine run that is far from converged gives no order, and says so."""
+    found = analysed(ANALYSIS, watched(tiny_ddt, n=4), paths=4, fine=8, counts="1,2")
+    r = found.result
+    subject = watched(tiny_ddt, n=4)
+    flow = flow_of(subject, torch.arange(4), None)
+    noise = SampleNoise(0, range(4), (1, 8, 8)).initial()
+    with torch.no_grad():
+        a, b = flow.run(noise, "heun", 8)[0].flatten(1), flow.run(noise, "heun", 4)[0].flatten(1)
+    assert r.reference_error == pytest.approx(float(((a - b).norm(dim=1) / a.norm(dim=1)).mean()), rel=1e-4)
+    said = ANALYSIS.show({"": found}).said[-1]
+    assert "the fine run, 8 steps of Heun, ends" in said and "a larger fine=N is surer" in said
 
 
 def test_errors_fall_and_batches_do_not_matter(watched, analysed, tiny_ddt, monkeypatch):
@@ -44,6 +64,7 @@ def test_errors_fall_and_batches_do_not_matter(watched, analysed, tiny_ddt, monk
     assert again.straightness == pytest.approx(r.straightness, rel=1e-4)
     assert again.solvers["euler"].errors == pytest.approx(r.solvers["euler"].errors, rel=1e-3)
     both = ANALYSIS.show({"a": found, "b": found})
+    assert "In S (bent or uneven travel) a and b are equal" in both.said[-1] and "another seed" in both.said[-1]
     assert [s.name for s in both.panels[2].series] == ["a: euler", "a: heun", "b: euler", "b: heun"]
     assert all(low > 0 for s in both.panels[2].series for low, _ in s.limits)
 
