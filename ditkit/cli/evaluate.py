@@ -32,6 +32,7 @@ OWN = ("per-class", "out", "make-reference", "reconstruct", "ignore")  # keys of
 class Command(SampleCommand):
     """`--protocol NAME` and the like are keys too; `--processes N` starts the verb N times."""
 
+    images: ClassVar = DEFAULT_N
     keys: ClassVar = {**KEYS, **{key: key for key in (*OWN, "protocol", "reference", "posterior")}}
 
 

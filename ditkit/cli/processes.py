@@ -7,13 +7,16 @@ import signal
 import subprocess
 import sys
 import tempfile
+import threading
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 import typer
 
 OPTION = "--processes"
+PARENT = "DITKIT_PARENT"  # number of the process that started this one
+BATCH = {"false": ("chunk", 64), "true": ("rows", 16)}  # by `exact`: images that are made together, its default
 GRACE = 20.0  # seconds that the others have to end after one has died
 LOOK = 0.1
 
@@ -25,14 +28,21 @@ def note(ctx, words: Sequence[str]) -> list[str]:
     return rest
 
 
-def launch(ctx) -> None:
+def launch(ctx, images: int) -> None:
     """Where `--processes N` was noted with N above 1, the verb is run N times instead and ends (Exit).
 
-    ValueError, one line, under torchrun.
+    No more are started than there are batches to share. images: how many the verb makes where it is not told. One
+    that was started so ends when the process that started it is gone. ValueError, one line, under torchrun.
     """
+    follow(int(os.environ.pop(PARENT, "0")))
     count, words = ctx.meta[OPTION]
     if count > 1 and "WORLD_SIZE" in os.environ:
         raise ValueError(f"{OPTION} {count} under torchrun: its --nproc_per_node says how many; leave one of them out")
+    if count > 1 and (known := batches(ctx.params, images)) and known[0] < count:
+        parts, told = known
+        idle = f"{told}, so {count - parts} would be idle and {parts} of them start{'s' if parts == 1 else ''}"
+        typer.echo(f"ditkit: {OPTION} {count}: {idle}; smaller batches are shared by more", err=True)
+        count = parts
     if count > 1:
         raise typer.Exit(start([ctx.info_name, *words], count))
 
@@ -52,6 +62,33 @@ def take_processes(words: Sequence[str]) -> tuple[int, list[str]]:
     return int(count), rest
 
 
+def batches(params: Mapping, images: int) -> tuple[int, str] | None:
+    """(number of batches, in words) of a verb's parameters; None where that is not known before the model is."""
+    keys = dict(word.partition("=")[::2] for word in params.get("keys") or ())
+    classes = str(params.get("classes") or keys.get("classes", "random"))
+    named = images if classes in ("random", "balanced") else classes.count(",") + 1
+    name, usual = BATCH.get(keys.get("exact", "false"), ("chunk", 64))
+    n, size = str(params.get("n") or keys.get("n", named)), str(keys.get(name, usual))
+    if keys.keys() & {"prompt", "prompts", "geneval"} or not (n.isdecimal() and size.isdecimal() and int(size)):
+        return None
+    parts = max(1, -(-int(n) // int(size)))
+    return parts, f"{int(n):,} images are {parts:,} batch{'es' if parts > 1 else ''} of {name}={size}"
+
+
+def follow(parent: int) -> None:
+    """End this process soon after `parent` (0: nobody) is gone: a launcher that was killed cannot say so itself."""
+    if parent:
+        threading.Thread(target=_outlive, args=(parent,), daemon=True).start()
+
+
+def _outlive(parent: int) -> None:
+    while os.getppid() == parent:
+        time.sleep(LOOK)
+    os.kill(os.getpid(), signal.SIGTERM)
+    time.sleep(GRACE)
+    os._exit(143)
+
+
 def start(words: Sequence[str], count: int) -> int:
     """Run `ditkit WORDS` in `count` processes that share the work; returns their exit code.
 
@@ -60,7 +97,7 @@ def start(words: Sequence[str], count: int) -> int:
     threads = os.environ.get("OMP_NUM_THREADS", str(max(1, (os.cpu_count() or 1) // count)))
     with tempfile.TemporaryDirectory() as folder:
         meeting = {"DITKIT_RENDEZVOUS": Path(folder, "meeting").as_uri(), "OMP_NUM_THREADS": threads}
-        shared = os.environ | meeting | {"WORLD_SIZE": str(count)}
+        shared = os.environ | meeting | {"WORLD_SIZE": str(count), PARENT: str(os.getpid())}
         running = [
             subprocess.Popen(
                 [sys.executable, "-m", "ditkit", *words], env=shared | {"RANK": str(i), "LOCAL_RANK": str(i)}

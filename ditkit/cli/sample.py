@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, ClassVar
 
 import typer
 
@@ -46,11 +46,13 @@ Device = Annotated[str, typer.Option("--device", help="auto, cpu, cuda, cuda:1, 
 class Command(Keyed):
     """`--processes N` starts the verb N times."""
 
+    images: ClassVar = DEFAULT_N  # where --n does not say
+
     def parse_args(self, ctx, args):
         return super().parse_args(ctx, note(ctx, args))
 
     def invoke(self, ctx):
-        launch(ctx)
+        launch(ctx, self.images)
         return super().invoke(ctx)
 
 

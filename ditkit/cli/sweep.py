@@ -13,6 +13,7 @@ from ditkit.cli.processes import launch, note
 from ditkit.cli.sample import Device, Source, What
 from ditkit.cli.show import print_table
 
+IMAGES = 1000  # of each point, where --n does not say
 Keys = Annotated[list[str] | None, typer.Argument(help="seeds=3 steps=10,25 ...; see below.", metavar="[KEY=VALUE]...")]
 
 
@@ -25,7 +26,7 @@ class Command(Keyed):
         return super().parse_args(ctx, note(ctx, args))
 
     def invoke(self, ctx):
-        launch(ctx)
+        launch(ctx, IMAGES)
         return super().invoke(ctx)
 
 

@@ -20,7 +20,9 @@ class EvaluationSettings(Settings):
     Of `sampling` and `data` a recipe fills in what is left out by its own.
     """
 
-    every: int | None = Field(None, ge=1, description="steps between scores; none: at the end only")
+    every: int | None = Field(
+        None, ge=1, description="steps between scores, each after a checkpoint; none: at the end only"
+    )
     n: int = Field(1000, ge=2, description="images; they are held in memory")
     labels: Literal["random", "balanced"] = Field("random", description="how classes are asked for")
     seed: int = Field(0, ge=0, description="of the samples' draws: the same at every step")

@@ -48,18 +48,18 @@ class Evaluations:
     def __call__(self) -> None:
         """Score the averaged weights if that is due, and write the row.
 
-        What cannot be scored (a sampler that diverges, no memory left for it) is told in one line, and training goes
-        on. Ctrl-C and SIGTERM break an evaluation off at once: the state is saved, Interrupted is raised, and the next
-        start scores anew.
+        A checkpoint is written first. What cannot be scored (a sampler that diverges, no memory left for it) is told in
+        one line, and training goes on. Ctrl-C and SIGTERM break an evaluation off at once: Interrupted is raised, and
+        the next start scores anew.
         """
         if not self.due():
             return
         state, step = self.state, self.state.step
+        save(state, self.clock, self.log)  # scoring may take long: a machine that dies meanwhile loses no training
         try:
             with rescue(state, self.clock, self.log):
                 values = self._undisturbed()
         except Interrupted as asked:
-            save(state, self.clock, self.log)
             raise Interrupted(farewell(state), asked.exit_code) from None
         finally:
             self.clock.lap("evaluation")

@@ -6,6 +6,8 @@ import json
 import os
 import shutil
 import signal
+import subprocess
+import sys
 import time
 
 import pytest
@@ -83,6 +85,37 @@ def test_processes_are_those_of_one_job_and_a_killed_one_ends_the_others(monkeyp
     assert processes.start(["sample", "fail2"], 3) == 3
     assert capfd.readouterr().err == "", "it has said why itself"
     assert time.monotonic() - start < 20
+
+
+def test_no_more_processes_start_than_there_are_batches(monkeypatch, ditkit, tiny_run, tmp_path):
+    started = []
+    monkeypatch.setattr(processes, "start", lambda words, count: started.append(count) or 0)
+    out = ("--out", tmp_path / "out", "steps=2")
+    result = ditkit("sample", tiny_run, "--n", 40, "--processes", 64, *out)
+    assert result.exit_code == 0 and started == [] and len(list((tmp_path / "out").glob("0*.png"))) == 40
+    assert (
+        "--processes 64: 40 images are 1 batch of chunk=64, so 63 would be idle and 1 of them starts" in result.stderr
+    )
+    assert "4 of them start;" in ditkit("sample", tiny_run, "--exact", "--processes", 9, *out).stderr
+    assert "idle" not in ditkit("sweep", tiny_run, "chunk=8", "--n", 17, "--processes", 3, *out).stderr
+    assert "2 batches of chunk=500" in ditkit("evaluate", tiny_run, "chunk=500", "--processes", 3).stderr
+    assert started == [4, 3, 2]
+    assert processes.batches({"keys": ["prompt=a"]}, 64) is None and processes.batches({"classes": "1,2"}, 64)[0] == 1
+
+
+def test_a_process_ends_with_the_one_that_started_it(tmp_path):
+    """The launcher may be killed outright: the others are then nobody's."""
+    child = "import os; from ditkit.cli.processes import follow; follow(os.getppid()); print(os.getpid(), flush=True); "
+    child += "import time; time.sleep(60)"
+    launcher = subprocess.Popen(
+        ["sh", "-c", '"$0" -c "$1" & wait', sys.executable, child], stdout=subprocess.PIPE, text=True
+    )
+    assert int(launcher.stdout.readline()) > 1
+    launcher.kill()
+    launcher.wait()
+    deadline = time.monotonic() + 10
+    assert launcher.stdout.read() == "", "its pipe ends when it does"
+    assert time.monotonic() < deadline
 
 
 @pytest.mark.long

@@ -53,6 +53,18 @@ def test_scores_are_of_the_averaged_weights_at_multiples_and_at_the_end(toy, tmp
     assert only_last.seen == [12]
 
 
+def test_a_checkpoint_is_there_before_a_score_is_computed(toy, tmp_path):
+    """A machine that dies while it scores loses nothing that was trained, however rarely the run saves."""
+    there = []
+
+    def judge(model, step):
+        there.append(list_steps(tmp_path)[-1])
+        return {"pixels_frechet": 0.0}
+
+    fit(make(toy, tmp_path, judge, save_every=100))
+    assert there == [4, 8, 12]
+
+
 def test_training_does_not_feel_them(toy, tmp_path):
     torch.manual_seed(5)
     fit(make(toy, tmp_path / "without"))
@@ -125,7 +137,7 @@ def test_a_signal_breaks_an_evaluation_off_and_the_next_start_makes_it_whole(toy
     judge = Judge({8: int(number)})
     with pytest.raises(Interrupted, match="interrupted at step 8 of 12; the state is saved") as caught:
         fit(make(toy, tmp_path, judge, save_every=100))
-    assert caught.value.exit_code == code and list_steps(tmp_path) == [8] and list(scores(tmp_path)) == [4]
+    assert caught.value.exit_code == code and list_steps(tmp_path) == [4, 8] and list(scores(tmp_path)) == [4]
     again = Judge()
     fit(make(toy, tmp_path, again, save_every=100))
     assert again.seen == [8, 12], "the one that was broken off, and the last"
