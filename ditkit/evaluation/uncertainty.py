@@ -38,9 +38,12 @@ RETRAINING = 3.2  # how much more than other samples another training moves FID 
 Interval = tuple[float, float]
 
 
-def student(degrees: int) -> float:
-    """97.5 % point of Student's t distribution."""
-    return float(special.stdtrit(degrees, 0.975))
+def student(degrees: float, comparisons: int = 1) -> float:
+    """Half width in standard errors of 95 % limits by Student's t distribution (inf degrees: the normal one).
+
+    comparisons: of limits that hold all together (Bonferroni).
+    """
+    return float(special.stdtrit(degrees, 1 - 0.025 / comparisons))
 
 
 def _around(value: float, half: float, low: float, high: float) -> Interval | None:

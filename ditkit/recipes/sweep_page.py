@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -9,25 +10,53 @@ from pathlib import Path
 from ditkit.evaluation import Panel, Report, Section, Series, write_report
 from ditkit.evaluation.score_table import TITLES
 from ditkit.evaluation.sections import curves, facts, json_block, number, table
-from ditkit.evaluation.uncertainty import seed_spread, within_noise
+from ditkit.evaluation.uncertainty import seed_spread, student, within_noise
 from ditkit.recipes.sweep import PAGE, Sweep, SweepPoint, Value
 
 HEADLINES = ("frechet", "agreement")  # metrics of the printed table; the page has all
 BEST = ("space", "score", "best at", "value", "95 %", "real half/half", "within noise of it")
+FEWEST = 3  # seeds that say how sure a difference is: with two, Student's limits are as good as none
 FRECHET = ("frechet", "spatial_frechet")
 
 
 @dataclass(frozen=True)
+class Behind:
+    """How far another point is behind the best. noise: half of the difference's limits; None where it is not known."""
+
+    point: SweepPoint
+    difference: float
+    noise: float | None
+
+    @property
+    def clear(self) -> bool | None:
+        """Whether it is behind by more than noise; None where that is not known."""
+        return None if self.noise is None else abs(self.difference) > self.noise
+
+
+@dataclass(frozen=True)
 class Best:
-    """The best point for one score, and the others that cannot be told from it."""
+    """The best point for one score, and the others behind it, the nearest first."""
 
     space: str
     metric: str
     point: SweepPoint
     value: Value
-    tied: tuple[SweepPoint, ...]
-    others: int
-    unknown: bool = False  # there are no limits to tell by
+    others: tuple[Behind, ...]
+
+    @property
+    def tied(self) -> tuple[SweepPoint, ...]:
+        """The others that cannot be told from it."""
+        return tuple(other.point for other in self.others if other.clear is False)
+
+    @property
+    def unknown(self) -> bool:
+        """Whether there are no limits to tell by."""
+        return any(other.clear is None for other in self.others)
+
+    @property
+    def equal(self) -> bool:
+        """Whether all points have the very same value: none is the best."""
+        return bool(self.others) and all(other.difference == 0 for other in self.others)
 
 
 def distinct(sweep: Sweep) -> list[SweepPoint]:
@@ -47,25 +76,28 @@ def find_best(sweep: Sweep) -> list[Best]:
             best = min(points, key=lambda p: sign * p.spaces[space].values[metric].value)
             value = best.spaces[space].values[metric]
             others = [p for p in points if p is not best]
-            told = [apart(value, p.spaces[space].values[metric], metric) for p in others]
-            tied = tuple(p for p, clear in zip(others, told, strict=True) if clear is False)
-            found.append(Best(space, metric, best, value, tied, len(others), None in told))
+            told = [Behind(p, *gap(value, p.spaces[space].values[metric], metric, len(others))) for p in others]
+            told.sort(key=lambda other: abs(other.difference))
+            found.append(Best(space, metric, best, value, tuple(told)))
     return found
 
 
-def apart(a: Value, b: Value, metric: str) -> bool | None:
-    """Whether two values differ by more than noise; None where that is not known.
+def gap(a: Value, b: Value, metric: str, comparisons: int = 1) -> tuple[float, float | None]:
+    """(b - a, half of its 95 % limits, None where they are not known: without limits, or of two seeds).
 
-    With several seeds by the limits of the differences seed by seed, which start from the same noise and labels; with
-    one by the limits over its samples (cautious: equal noise makes the two vary together).
+    With several seeds by the differences seed by seed, which start from the same noise and labels; with one by the
+    limits over its samples (cautious: equal noise makes the two vary together). comparisons: of which all are to hold
+    together (Bonferroni). Seeds that all differ alike show no spread, which is no certainty: the whole gap is noise.
     """
     if len(a.seeds) > 1:
         found = seed_spread([y - x for x, y in zip(a.seeds, b.seeds, strict=True)])
-        return found.error > 0 and found.interval is not None and not found.interval[0] <= 0 <= found.interval[1]
+        if len(a.seeds) < FEWEST:
+            return found.mean, None
+        return found.mean, student(len(a.seeds) - 1, comparisons) * found.error or abs(found.mean)
     if a.interval is None or b.interval is None:
-        return None
-    gap = within_noise(a.value, b.value, (a.interval, b.interval), trainings=False, frechet=metric in FRECHET)
-    return not gap.within
+        return b.value - a.value, None
+    told = within_noise(a.value, b.value, (a.interval, b.interval), trainings=False, frechet=metric in FRECHET)
+    return told.difference, told.noise * student(math.inf, comparisons) / student(math.inf)
 
 
 def name_point(p: SweepPoint, sweep: Sweep) -> str:
@@ -92,16 +124,18 @@ def best_lines(sweep: Sweep) -> list[tuple[str, ...]]:
         floor = sweep.floors[b.space].get(b.metric)
         if b.metric == "agreement":
             floor = sweep.classifier_accuracy
-        at, limits = name_point(b.point, sweep), limits_of(b.value)
+        at, limits = "all equal" if b.equal else name_point(b.point, sweep), limits_of(b.value)
         lines.append((b.space, b.metric, at, number(b.value.value), limits, number(floor), _tied(b, sweep)))
     return lines
 
 
 def _tied(b: Best, sweep: Sweep) -> str:
     """The points that cannot be told from the best one, in words; "none" where it is clearly the best."""
+    if b.equal:
+        return "all others"
     if b.unknown:
         return "not known"
-    if len(b.tied) > 1 and len(b.tied) == b.others:
+    if len(b.tied) > 1 and len(b.tied) == len(b.others):
         return "all others"
     return "; ".join(name_point(p, sweep) for p in b.tied) or "none"
 
@@ -112,20 +146,33 @@ def summary(sweep: Sweep) -> list[str]:
     for b in find_best(sweep):
         if b.metric != "frechet":
             continue
+        if b.equal:
+            lines.append(f"Fréchet distance in {b.space}: all points are equal, {number(b.value.value)}.")
+            continue
         limits = f" ({limits_of(b.value)})" if b.value.interval else ""
-        said = (
-            f"Fréchet distance in {b.space}: best with {name_point(b.point, sweep)}, {number(b.value.value)}{limits}."
-        )
-        if b.unknown:
-            said += " There are no limits to say how sure that is: take --seeds 3."
-        elif b.tied:
-            said += f" Within noise of it: {_tied(b, sweep)}."
-        elif b.others:
-            said += " It is better than every other point by more than noise."
+        at = f"best with {name_point(b.point, sweep)}, {number(b.value.value)}{limits}"
+        said = f"Fréchet distance in {b.space}: {at}.{_how_sure(b, sweep)}"
         if (edge := at_edge(b.point, sweep)) and not b.tied:
             said += f" It is at the {edge} end of the scales: sweep further."
         lines.append(said)
     return [*lines, "The best of many is flattered by chance: for a table, score it once more with another seed."]
+
+
+def _how_sure(b: Best, sweep: Sweep) -> str:
+    """What the limits of the differences say of the best point; "" for the only one."""
+    if not b.others:
+        return ""
+    if b.unknown and len(b.value.seeds) == 2:
+        return f" Two seeds do not say how sure that is: take --seeds {FEWEST}."
+    if b.unknown:
+        return f" There are no limits to say how sure that is: take --seeds {FEWEST}."
+    if b.tied:
+        return f" Within noise of it: {_tied(b, sweep)}."
+    near, noise = abs(b.others[0].difference), b.others[0].noise or 0.0
+    together = f" for all {len(b.others)} comparisons together" if b.others[1:] else ""
+    limits = f"95 % limits of the difference{together} {number(near - noise)} to {number(near + noise)}"
+    nearest = f"the nearest, {name_point(b.others[0].point, sweep)}, is {number(near)} worse ({limits})"
+    return f" It is better than every other point by more than noise; {nearest}."
 
 
 def at_edge(p: SweepPoint, sweep: Sweep) -> str:
@@ -191,7 +238,8 @@ def page(sweep: Sweep) -> Report:
     note = f"Bars: 95 % limits {over}. Scale 1 is no guidance."
     best = table(
         "Best points", BEST, best_lines(sweep),
-        "All points start from the same noise and labels, so that they are compared pairwise where there are seeds.",
+        "All points start from the same noise and labels, so that they are compared pairwise where there are seeds, "
+        f"{FEWEST} at least. Limits of differences hold for all other points together (Bonferroni).",
     )  # fmt: skip
     plots = [curves(f"Over the scale: {space}", panels(sweep, space), note) for space in sweep.points[0].spaces]
     return Report(

@@ -197,6 +197,33 @@ def test_seeds_are_compared_pairwise():
     assert several(3.0, 3.0).interval is None, "no spread that was seen is no certainty"
 
 
+def test_two_seeds_give_no_verdict():
+    """With one degree of freedom limits are as good as none, and the best of several lines is easily lucky."""
+    found = made({1.0: several(10.0, 10.1), 2.0: several(12.0, 12.1001), 3.0: several(14.0, 14.1)})
+    assert "Two seeds do not say how sure that is: take --seeds 3." in summary(found)[0]
+    assert best_lines(found)[0][-1] == "not known"
+
+
+def test_more_points_need_a_wider_gap_and_the_gap_is_told():
+    """Student's 97.5 % point of 2 degrees is 4.30, and 7.65 for three comparisons together."""
+    a, b = several(10.0, 20.0, 30.0), several(11.0, 21.2, 30.6)  # the gap 0.933 +- 0.176
+    alone = made({1.0: a, 2.0: b})
+    assert find_best(alone)[0].tied == ()
+    assert "is 0.9333 worse (95 % limits of the difference 0.1744 to 1.692)." in summary(alone)[0]
+    found = made({1.0: a, 2.0: b, 3.0: several(90.0, 99.9, 110.1), 4.0: several(190.0, 200.0, 209.9)})
+    assert [p.guidance for p in find_best(found)[0].tied] == [2.0]
+    many = made({float(k): one(10 if k == 1 else 11.5, 1) for k in range(1, 9)})
+    assert len(find_best(many)[0].tied) == 7, "1.5 is beyond 1.41, the limits of one comparison, not beyond those of 7"
+    assert find_best(made({1.0: one(10, 1), 2.0: one(11.5, 1)}))[0].tied == ()
+
+
+def test_where_all_points_are_equal_none_is_the_best():
+    found = made({1.0: one(0), 2.0: one(0), 3.0: one(0)})
+    assert best_lines(found) == [("pixels", "frechet", "all equal", "0", "", "0.5", "all others")]
+    assert summary(found)[0] == "Fréchet distance in pixels: all points are equal, 0."
+    assert "all equal" not in best_lines(made({1.0: one(0)}))[0], "a single point"
+
+
 def test_one_scale_and_several_steps_are_drawn_over_the_steps():
     points = [made({1.5: one(9 - n / 10, 1)}, steps=n).points[0] for n in (10, 25)]
     found = made({1.5: one(8)}).model_copy(update={"points": tuple(points)})
