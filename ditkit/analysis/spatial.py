@@ -34,10 +34,10 @@ class Pairs:
 
     @classmethod
     def of(cls, grid: tuple[int, int], device: torch.device | None = None) -> Pairs:
-        """All pairs of a grid (rows, columns). ValueError for a grid of fewer than 4 tokens or a single row."""
+        """All pairs of a grid (rows, columns). ValueError for a side of fewer than 3: no pair is near (LDS)."""
         rows, columns = grid
-        if min(rows, columns) < 2:
-            raise ValueError(f"spatial structure needs a grid of 2 x 2 tokens at least, got {rows} x {columns}")
+        if min(rows, columns) < 3:
+            raise ValueError(f"spatial structure needs a grid of 3 x 3 tokens at least, got {rows} x {columns}")
         place = torch.cartesian_prod(torch.arange(rows, device=device), torch.arange(columns, device=device))
         i, j = torch.triu_indices(len(place), len(place), 1, device=device)
         distance = (place[i] - place[j]).double().square().sum(1).sqrt()

@@ -137,10 +137,22 @@ def draw(panel: Panel, order: Sequence[str], identity: str, legend: bool = False
     if panel.log_y:
         axes.set_yscale("log")
     label_axes(axes, panel.x_label, panel.y_label)
+    place_ticks(axes, panel)
     axes.grid(True, color=INK, alpha=0.15, linewidth=0.6)
-    if legend and len(panel.series) > 1:
+    if legend and len(panel.finite) > 1:
         axes.legend(fontsize=7, frameon=False, labelcolor=INK)
     return as_svg(figure, identity, description(panel))
+
+
+def place_ticks(axes: Any, panel: Panel) -> None:
+    """Whole numbers (blocks, steps) have no ticks between them; a single place has its own tick alone."""
+    from matplotlib.ticker import MaxNLocator
+
+    places = {float(x) for s in panel.finite for x in s.x}
+    if len(places) == 1:
+        axes.set_xticks(list(places))
+    elif all(x.is_integer() for x in places):
+        axes.xaxis.set_major_locator(MaxNLocator("auto", integer=True))
 
 
 def blank(width: float = 4.0, height: float = 2.5) -> tuple[Any, Any]:

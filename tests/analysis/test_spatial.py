@@ -110,5 +110,6 @@ def test_regions_are_those_of_the_colours():
 def test_refusals():
     with pytest.raises(ValueError, match="do not fill a grid of 6 x 8"):
         spatial_structure(torch.ones(2, 47, 3), GRID)
-    with pytest.raises(ValueError, match="2 x 2 tokens at least"):
-        spatial_structure(torch.ones(2, 6, 3), (1, 6))
+    for grid in ((1, 6), (2, 3)):
+        with pytest.raises(ValueError, match="3 x 3 tokens at least"):
+            spatial_structure(torch.ones(2, 6, 3), grid)

@@ -1,4 +1,4 @@
-"""The network at work on held-out images at one time, batch by batch."""
+"""The network at work on images at one time, batch by batch."""
 
 from __future__ import annotations
 
@@ -86,7 +86,8 @@ def token_grid(subject: Subject) -> tuple[int, int]:
     return subject.loaded.settings.grid
 
 
-def no_grid(subject: Subject) -> str:
-    """Why there is no map of tokens, "" where there is one."""
+def no_grid(subject: Subject, least: int = 2) -> str:
+    """Why there is no map of tokens, of so many a side at least; "" where there is one."""
     rows, columns = token_grid(subject)
-    return "" if min(rows, columns) > 1 else f"its tokens stand on a grid of {rows} x {columns}: no map"
+    small = f"its tokens stand on a grid of {rows} x {columns}: no map"
+    return "" if min(rows, columns) >= least else small + (f" of {least} x {least}" if least > 2 else "")

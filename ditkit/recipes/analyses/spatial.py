@@ -14,7 +14,17 @@ from ditkit.evaluation.sections import Cell
 from ditkit.recipes.analyses.analysis import Analysis, Bar, Floats, Found, Ints, Shown, Table
 from ditkit.recipes.analyses.noised import no_grid, noised, teacher_features, teachers_of, token_grid
 from ditkit.recipes.analyses.subject import Subject, chosen_blocks
-from ditkit.recipes.analyses.words import check_times, compared, middle, of, plus_minus, rivals, standard_error
+from ditkit.recipes.analyses.verdicts import (
+    HALVES,
+    Standing,
+    above,
+    changed,
+    gap,
+    halves,
+    ranked,
+    side_by_side,
+)
+from ditkit.recipes.analyses.words import check_times, middle, of, plus_minus, standard_error
 
 SCORES = {
     "lds": "Near less distant similarity (LDS)",
@@ -22,6 +32,7 @@ SCORES = {
     "rmsc": "Spatial contrast (RMSC)",
     "region": "Same less other region, at equal distance (ours)",
 }
+WORDS = {"lds": "local structure (LDS)", "rmsc": "spatial contrast (RMSC)"}
 NOTE = (
     "Cosine similarity of the tokens of one image, mean over images, after iREPA (arXiv 2512.10794). LDS: pairs below "
     "half the shorter side of the grid, less the others. CDS: least-squares fall over one shorter side. RMSC: root "
@@ -46,10 +57,25 @@ class SpatialScores(Settings):
     profile: list[float]
 
 
+class Peak(Settings):
+    """The block where a score is highest, by half of the images, and what the others have there (`each`, in order).
+
+    rivals: the blocks that it is not above there beyond noise, image by image.
+    """
+
+    block: int
+    value: float
+    error: float
+    rivals: list[int]
+    each: list[float]
+
+
 class SpatialResult(Settings):
-    """scores[i][j]: at time i after block j."""
+    """scores[i][j]: at time i after block j, of all images; peaks[score][i]: None where the score is undefined."""
 
     images: int
+    watched: str
+    peaks: dict[str, list[Peak | None]]
     grid: tuple[int, int]
     t: list[float]
     blocks: list[int]
@@ -58,9 +84,8 @@ class SpatialResult(Settings):
     missing: str = ""
 
 
-def scores_of(parts: list[Structure]) -> SpatialScores:
+def scores_of(whole: Structure) -> SpatialScores:
     """The structure of all images as numbers; a region score is of the images that have regions."""
-    whole = Structure.join(parts)
     values: dict[str, float | None] = {}
     errors: dict[str, float | None] = {}
     for name in SCORES:
@@ -69,6 +94,19 @@ def scores_of(parts: list[Structure]) -> SpatialScores:
         values[name] = float(column.mean()) if len(column) else None
         errors[name] = standard_error(column) if len(column) else None
     return SpatialScores(values=values, errors=errors, profile=whole.profile.mean(0).tolist())
+
+
+def peak_of(score: str, seen: Mapping[int, Structure]) -> Peak | None:
+    """Where a score is highest over blocks; None where an image has none, or there is a single image."""
+    table = torch.stack([getattr(whole, score) for whole in seen.values()])  # (blocks, images)
+    choose, judge = halves(table.shape[1])
+    if table.isnan().any() or not len(judge):
+        return None
+    best = int(table[:, choose].mean(1).argmax())
+    each, blocks = table[best, judge], list(seen)
+    rivals = [blocks[j] for j, other in enumerate(table[:, judge]) if j != best and not above(each - other)]
+    error = standard_error(each)
+    return Peak(block=blocks[best], value=float(each.mean()), error=error, rivals=rivals, each=each.tolist())
 
 
 @torch.no_grad()
@@ -82,6 +120,7 @@ def measure(subject: Subject, settings: SpatialSettings, bar: Bar) -> Found:
     )
     regions = colour_regions(subject.test.images, grid)
     scores, device = [], subject.loaded.device
+    peaks: dict[str, list[Peak | None]] = {"lds": [], "rmsc": []}
     for i, t in enumerate(settings.t):
         found: dict[int, list[Structure]] = {block: [] for block in blocks}
         for part in noised(subject, t, n):
@@ -89,17 +128,21 @@ def measure(subject: Subject, settings: SpatialSettings, bar: Bar) -> Found:
             for block, parts in found.items():
                 parts.append(spatial_structure(hidden[block], grid, regions[part.rows].to(device)))
             bar("spatial structure", i * n + int(part.rows[-1]) + 1, len(settings.t) * n)
-        scores.append([scores_of(parts) for parts in found.values()])
+        seen = {block: Structure.join(parts) for block, parts in found.items()}
+        scores.append([scores_of(whole) for whole in seen.values()])
+        for score, at in peaks.items():
+            at.append(peak_of(score, seen))
     teachers, (known, missing) = {}, teachers_of(subject)
     for name, teacher in known.items():
         parts = []
         for rows in torch.arange(n).split(subject.asked.batch):
             tokens = teacher_features(subject, teacher, rows).tokens
             parts.append(spatial_structure(tokens, grid, regions[rows].to(tokens.device)))
-        teachers[name] = scores_of(parts)
+        teachers[name] = scores_of(Structure.join(parts))
     return Found(
         SpatialResult(
-            images=n, grid=grid, t=list(settings.t), blocks=list(blocks), scores=scores, teachers=teachers,
+            images=n, watched=subject.watched, peaks=peaks, grid=grid, t=list(settings.t),
+            blocks=list(blocks), scores=scores, teachers=teachers,
             missing=missing,
         )
     )  # fmt: skip
@@ -116,10 +159,13 @@ def show(found: Mapping[str, Found]) -> Shown:
         if alone or i == middle(r.t)
     ]
     panels = [panel_of(score, title, lines) for score, title in SCORES.items()]
-    panels.append(profile_panel(lines))
+    panels = [panel for panel in (*panels, profile_panel(lines)) if panel.finite]
     said = [line for name, r in results.items() for line in said_of(name, r)]
-    highest = {name: r.scores[middle(r.t)][best(r, middle(r.t), "lds")] for name, r in results.items()}
-    said += compared("the highest LDS", {n: (s.values["lds"] or 0.0, s.errors["lds"]) for n, s in highest.items()})
+    for score, word in WORDS.items():
+        highest = {name: p for name, r in results.items() if (p := r.peaks[score][middle(r.t)]) is not None}
+        seen = {n: Standing(p.value, each=p.each, where=f" after block {p.block}") for n, p in highest.items()}
+        verdict = ranked(f"In {word}", seen, plus_minus)
+        said += side_by_side(verdict) if score == "lds" else verdict
     said += list(dict.fromkeys(r.missing for r in results.values() if r.missing))
     columns = ("model", "t", "block", "LDS", "CDS", "RMSC", "region")
     rows: list[list[Cell]] = [
@@ -131,7 +177,8 @@ def show(found: Mapping[str, Found]) -> Shown:
     ]
     first = next(iter(results.values()))
     rows += [[teacher, None, None, *s.values.values()] for teacher, s in first.teachers.items()]
-    return Shown(said, panels, {"Spatial structure": Table(columns, rows)}, note=NOTE)
+    of_what = f"Of {first.images} {first.watched}. {HALVES}; curves and the table are of all. "
+    return Shown(said, panels, {"Spatial structure": Table(columns, rows)}, note=of_what + NOTE)
 
 
 def panel_of(score: str, title: str, lines: list[tuple[str, SpatialResult, int]]) -> Panel:
@@ -153,41 +200,51 @@ def profile_panel(lines: list[tuple[str, SpatialResult, int]]) -> Panel:
     """Similarity over distance, after the block of highest LDS, and of the teachers."""
     series = []
     for name, r, i in lines:
-        profile = r.scores[i][best(r, i, "lds")].profile
+        if (peak := r.peaks["lds"][i]) is None:
+            continue
+        profile = r.scores[i][r.blocks.index(peak.block)].profile
         series.append(Series(name, list(range(1, len(profile) + 1)), profile))
     for teacher, s in lines[0][1].teachers.items():
         series.append(Series(teacher, list(range(1, len(s.profile) + 1)), s.profile))
     return Panel("Similarity over distance, block of highest LDS", series, "distance in tokens", "cosine")
 
 
-def best(r: SpatialResult, i: int, score: str) -> int:
-    """The place of the block of the highest score at time i."""
-    return max(range(len(r.blocks)), key=lambda j: r.scores[i][j].values[score] or 0.0)
-
-
 def said_of(name: str, r: SpatialResult) -> list[str]:
     """What is seen at the time that is nearest to 0.5."""
     i = middle(r.t)
     said = []
-    for score, word in (("lds", "local structure (LDS)"), ("rmsc", "spatial contrast (RMSC)")):
-        values = [s.values[score] or 0.0 for s in r.scores[i]]
-        errors = [s.errors[score] for s in r.scores[i]]
-        j = best(r, i, score)
-        line = f"{of(name)}at t = {r.t[i]:g}, {word} is highest after block {r.blocks[j]}, "
-        line += plus_minus(values[j], errors[j])
-        if close := rivals(values, errors, j):
-            line += f" (not told apart from block {', '.join(str(r.blocks[k]) for k in close)})"
-        levels = [f"{n} {plus_minus(s.values[score] or 0.0, s.errors[score])}" for n, s in r.teachers.items()]
+    for score, word in WORDS.items():
+        if (peak := r.peaks[score][i]) is None:
+            said.append(f"{of(name)}{word} is undefined on a grid of {r.grid[0]} x {r.grid[1]}, or for a single image.")
+            continue
+        line = f"{of(name)}at t = {r.t[i]:g}, {word} is highest after block {peak.block}, "
+        line += plus_minus(peak.value, peak.error)
+        if peak.rivals:
+            line += f" (not surely above block {', '.join(map(str, peak.rivals))})"
+        levels = [f"{n} {plus_minus(v, s.errors[score])}" for n, s in r.teachers.items() if (v := s.values[score])]
         said.append(line + (f"; teachers: {', '.join(levels)}." if levels else "."))
-    if len(r.t) > 1:
-        ends = [(r.t[k], r.scores[k][best(r, k, "lds")].values["lds"] or 0.0) for k in (0, len(r.t) - 1)]
+    first, last = r.peaks["lds"][0], r.peaks["lds"][-1]
+    if len(r.t) > 1 and first is not None and last is not None:
+        how = gap(Standing(last.value, each=last.each), Standing(first.value, each=first.each))
         said.append(
-            f"{of(name)}the highest LDS of any block is {plus_minus(ends[0][1])} at t = {ends[0][0]:g} "
-            f"and {plus_minus(ends[1][1])} at t = {ends[1][0]:g}."
+            f"{of(name)}the highest LDS of any block is {plus_minus(first.value, first.error)} at t = {r.t[0]:g} "
+            f"and {plus_minus(last.value, last.error)} at t = {r.t[-1]:g}: {changed(how)}."
         )
     return said
 
 
+def too_small(subject: Subject) -> str:
+    """Why near and far tokens cannot be told apart; "" where they can."""
+    return no_grid(subject, 3)
+
+
 ANALYSIS = Analysis(
-    "spatial", "Spatial structure", SpatialSettings, SpatialResult, measure, show, no_grid, uses=("images", "teachers")
+    "spatial",
+    "Spatial structure",
+    SpatialSettings,
+    SpatialResult,
+    measure,
+    show,
+    too_small,
+    uses=("images", "teachers"),
 )

@@ -14,19 +14,21 @@ from ditkit.config import Settings
 from ditkit.data import to_float
 from ditkit.evaluation import Panel, Request, Series, generate
 from ditkit.evaluation.sections import Cell
+from ditkit.evaluation.uncertainty import Interval
 from ditkit.protocols import Decoupled
 from ditkit.recipes.analyses.analysis import Analysis, Bar, Floats, Found, Ints, Shown, Table
 from ditkit.recipes.analyses.noised import Noised, no_grid, noised, picked, token_grid
 from ditkit.recipes.analyses.subject import Subject, chosen_blocks
-from ditkit.recipes.analyses.words import apart, check_times, compared, middle, of, plus_minus
+from ditkit.recipes.analyses.verdicts import Standing, changed, gap, judged, paired, ranked, side_by_side
+from ditkit.recipes.analyses.words import check_times, middle, of, plus_minus
 from ditkit.recipes.sampling import Choices, choose_sampler, describe_sampler
 from ditkit.recipes.text import Captioned
 
+LEAST = 4  # a side on which some frequency but zero is low
 NOTE = (
     "Power of a two-dimensional Fourier transform over the token or latent grid, mean over channels and images; the "
     "share above half of Nyquist's frequency, without the zero frequency. Null condition, "
-    "where the model has one; samples as the recipe samples them, with the labels or captions of the same images. "
-    "± is one standard error over images."
+    "where the model has one. ± is one standard error over images."
 )
 
 
@@ -48,6 +50,19 @@ class Share(Settings):
     centroid_error: float | None
 
 
+class Drawn(Share):
+    """The same of images; each: the high share of every one, linearised."""
+
+    each: list[float]
+
+
+class Change(Settings):
+    """Of a high share from the first time to the last, image by image, with 95 % limits."""
+
+    difference: float
+    limits: Interval | None = None
+
+
 class Curve(Settings):
     """A radially averaged spectrum; frequency in units of Nyquist's."""
 
@@ -56,15 +71,22 @@ class Curve(Settings):
 
 
 class SpectrumResult(Settings):
-    """over_t: what -> a share at each time. shares, spectra: of images in [-1, 1]. white: of noise."""
+    """over_t: what -> a share at each time. shares, spectra: of images in [-1, 1]. white: of noise.
+
+    changes: of what is on the token grid; small: why there is no spectrum of tokens.
+    """
 
     images: int
+    watched: str
+    conditioned: str
+    small: str = ""
+    changes: dict[str, Change] = Field(default_factory=dict)
     t: list[float]
     over_t: dict[str, list[Share]]
-    shares: dict[str, Share]
+    shares: dict[str, Drawn]
     spectra: dict[str, Curve]
     white_latent: float
-    white_tokens: float
+    white_tokens: float | None
     sampler: str = ""
 
 
@@ -74,6 +96,11 @@ def share_of(powers: Tensor) -> Share:
     return Share(high=high.value, high_error=high.error, centroid=mean.value, centroid_error=mean.error)
 
 
+def drawn_of(powers: Tensor) -> Drawn:
+    """The same, and of every image."""
+    return Drawn(**share_of(powers).model_dump(), each=high_share(powers).each.tolist())
+
+
 def spectra(part: Noised, blocks: tuple[int, ...], grid: tuple[int, int]) -> Iterator[tuple[str, Tensor]]:
     """(what, power (b, h, w)) of one batch at one time."""
     output = part.run(blocks)
@@ -81,11 +108,24 @@ def spectra(part: Noised, blocks: tuple[int, ...], grid: tuple[int, int]) -> Ite
     yield "velocity", power(estimate.velocity)
     yield "its target", power(part.target)
     yield "data estimate", power(estimate.data)
+    model = part.subject.loaded.model
+    if small(part.subject):
+        return
     for block in blocks:
         yield f"block {block}", power(on_grid(output.hidden[block], grid))
-    model = part.subject.loaded.model
     if isinstance(model, Decoupled) and (s := model.encode(part.seen, part.t, part.cond)).shape[1] > 1:
         yield "s", power(on_grid(s, grid))
+
+
+def small(subject: Subject) -> str:
+    """Why tokens have no spectrum: on a side of fewer than 4 every frequency is above half Nyquist."""
+    return no_grid(subject, LEAST)
+
+
+def too_small(subject: Subject) -> str:
+    """Why there is no spectrum at all: latents of fewer than 4 a side."""
+    rows, columns = getattr(subject.loaded.settings, "size", subject.loaded.recipe.model.size)
+    return "" if min(rows, columns) >= LEAST else f"its latents of {rows} x {columns} are too small for a spectrum"
 
 
 def default_blocks(subject: Subject) -> tuple[int, ...]:
@@ -103,6 +143,7 @@ def measure(subject: Subject, settings: SpectrumSettings, bar: Bar) -> Found:
     grid, rows = token_grid(subject), picked(subject, settings.images)
     n = len(rows)
     over_t: dict[str, list[Share]] = {}
+    ends: dict[str, list[Tensor]] = {}  # of each image, at the first and the last time
     for done, t in enumerate(settings.t, start=1):
         powers: dict[str, list[Tensor]] = {}
         for part in noised(subject, t, n):
@@ -110,6 +151,8 @@ def measure(subject: Subject, settings: SpectrumSettings, bar: Bar) -> Found:
                 powers.setdefault(name, []).append(values.cpu())
         for name, parts in powers.items():
             over_t.setdefault(name, []).append(share_of(torch.cat(parts)))
+            if done in (1, len(settings.t)):
+                ends.setdefault(name, []).append(high_share(torch.cat(parts)).each)
         bar("spectra", done, len(settings.t))
     pictures, sampler = {"real images": subject.test.images[rows]}, ""
     if settings.samples:
@@ -118,17 +161,22 @@ def measure(subject: Subject, settings: SpectrumSettings, bar: Bar) -> Found:
     rings = {name: radial(powers.mean(0)) for name, powers in found.items()}
     curves = {name: Curve(frequency=r.frequency.tolist(), power=r.power.tolist()) for name, r in rings.items()}
     latent = subject.test.latents.shape[2:]
-    shares = {name: share_of(powers) for name, powers in found.items()}
+    shares = {name: drawn_of(powers) for name, powers in found.items()}
+    gaps = {name: paired(pair[-1] - pair[0]) for name, pair in ends.items() if len(pair) > 1}
     return Found(
         SpectrumResult(
             images=n,
+            watched=subject.watched,
+            conditioned=subject.test.conditioned,
+            small=small(subject),
+            changes={name: Change(difference=g.difference, limits=g.limits) for name, g in gaps.items()},
             t=list(settings.t),
             over_t=over_t,
             shares=shares,
             spectra=curves,
             sampler=sampler,
             white_latent=white(*latent)[0],
-            white_tokens=white(*grid)[0],
+            white_tokens=None if small(subject) else white(*grid)[0],
         )
     )
 
@@ -151,7 +199,8 @@ def show(found: Mapping[str, Found]) -> Shown:
     results: dict[str, SpectrumResult] = {name: f.result for name, f in found.items()}  # type: ignore[misc]
     said = [line for name, r in results.items() for line in said_of(name, r)]
     drawn = {n: r.shares["samples"] for n, r in results.items() if "samples" in r.shares}
-    said += compared("the high-frequency share of samples", {n: (s.high, s.high_error) for n, s in drawn.items()})
+    seen = {n: Standing(s.high, each=s.each) for n, s in drawn.items()}
+    said += side_by_side(ranked("In the share of high frequencies of samples", seen, plus_minus))
     rows: list[list[Cell]] = []
     for name, r in results.items():
         for what, shares in r.over_t.items():
@@ -159,7 +208,10 @@ def show(found: Mapping[str, Found]) -> Shown:
         rows += [[f"{of(name)}{what}", None, s.high, s.centroid] for what, s in r.shares.items()]
     columns = ("what", "t", "share above half Nyquist", "mean frequency / Nyquist")
     panels = [latent_panel(results), token_panel(results), *image_panels(results)]
-    return Shown(said, panels, {"Frequency content": Table(columns, rows)}, note=NOTE)
+    first = next(iter(results.values()))
+    of_what = f"Of {first.images} {first.watched}; as many samples as the recipe samples, with {first.conditioned}. "
+    panels = [panel for panel in panels if panel.finite]
+    return Shown(said, panels, {"Frequency content": Table(columns, rows)}, note=of_what + NOTE)
 
 
 def over_t(name: str, r: SpectrumResult, what: str) -> Series:
@@ -185,14 +237,14 @@ def latent_panel(results: Mapping[str, SpectrumResult]) -> Panel:
 
 def token_panel(results: Mapping[str, SpectrumResult]) -> Panel:
     """Hidden states and DDT's s of one model; of several, s where there is one, else the first block looked at."""
-    last = list(results.values())[-1]
     series = []
     for name, r in results.items():
         tokens = [what for what in r.over_t if what == "s" or what.startswith("block ")]
         shown = tokens if len(results) == 1 else ["s"] if "s" in tokens else tokens[:1]
         series += [over_t(name, r, what) for what in shown]
     title = "Tokens: share of high frequencies"
-    return Panel(title, [*series, level(last, last.white_tokens)], "t", "share above half Nyquist")
+    levels = [level(r, r.white_tokens) for r in results.values() if r.white_tokens is not None]
+    return Panel(title, [*series, *levels[-1:]], "t", "share above half Nyquist")
 
 
 def image_panels(results: Mapping[str, SpectrumResult]) -> list[Panel]:
@@ -224,16 +276,16 @@ def said_of(name: str, r: SpectrumResult) -> list[str]:
     line += (
         f"the velocity (its target has {plus_minus(target.high, target.high_error)}, white noise {r.white_latent:.3g})"
     )
-    said.append(f"{line}; on the token grid it is {', '.join(parts)} (white noise {r.white_tokens:.3g}).")
-    if len(r.t) > 1:
+    grid = f"; on the token grid it is {', '.join(parts)} (white noise {r.white_tokens or 0:.3g})."
+    said.append(line + (grid if tokens else f". There is no spectrum of tokens: {r.small}."))
+    if len(r.t) > 1 and tokens:
         for what in ("s",) if "s" in tokens else tokens[-1:]:
-            a, b = r.over_t[what][0], r.over_t[what][-1]
-            changed = apart(a.high, b.high, a.high_error, b.high_error)
+            a, b, change = r.over_t[what][0], r.over_t[what][-1], r.changes[what]
             ends = f"from {a.high:.3g} at t = {r.t[0]:g} to {b.high:.3g} at t = {r.t[-1]:g}"
-            said.append(f"{of(name)}that of {what} {'goes' if changed else 'stays within noise'} {ends}.")
+            said.append(f"{of(name)}that of {what} goes {ends}: {changed(judged(change.difference, change.limits))}.")
     if (drawn := r.shares.get("samples")) is not None:
         real = r.shares["real images"]
-        differ = apart(drawn.high, real.high, drawn.high_error, real.high_error)
+        differ = gap(Standing(drawn.high, each=drawn.each), Standing(real.high, each=real.each)).word == "beyond"
         how = ("more" if drawn.high > real.high else "less") if differ else "as much, within noise,"
         said.append(
             f"{of(name)}samples ({r.sampler}) have {how} high frequency {'than' if differ else 'as'} real images: "
@@ -249,6 +301,6 @@ ANALYSIS = Analysis(
     SpectrumResult,
     measure,
     show,
-    no_grid,
+    too_small,
     uses=("images", "sampling"),
 )

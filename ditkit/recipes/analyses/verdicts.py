@@ -79,6 +79,12 @@ def gap(a: Standing, b: Standing) -> Gap:
     return judged(difference, (difference - half, difference + half))
 
 
+def above(differences: Tensor) -> bool:
+    """Whether a mean difference (N,) of N images is above 0 beyond noise."""
+    g = paired(differences)
+    return g.word == "beyond" and g.difference > 0
+
+
 def listed(words: Sequence[str]) -> str:
     """["a", "b", "c"] -> "a, b and c"."""
     return " and ".join([", ".join(words[:-1]), words[-1]] if len(words) > 1 else words)

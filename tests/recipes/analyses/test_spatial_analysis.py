@@ -3,9 +3,10 @@
 import pytest
 import torch
 
-from ditkit.analysis.spatial import colour_regions, spatial_structure
+from ditkit.analysis.spatial import Structure, colour_regions, spatial_structure
 from ditkit.pretrained import PretrainedMissing
-from ditkit.recipes.analyses.spatial import ANALYSIS
+from ditkit.recipes.analyses.analysis import Found
+from ditkit.recipes.analyses.spatial import ANALYSIS, peak_of
 
 
 def test_scores_are_those_of_the_tokens(watched, analysed, tiny_run):
@@ -31,12 +32,47 @@ def test_one_model_is_shown_over_time_and_two_at_the_middle(watched, analysed, t
     alone = ANALYSIS.show({"": a})
     assert len(alone.panels) == 5
     assert [s.name for s in alone.panels[0].series] == ["t = 0.4", "t = 0.9", "toy-extractor-16-4x4-0"]
-    lds = [s.values["lds"] for s in a.result.scores[0]]
-    assert f"at t = 0.4, local structure (LDS) is highest after block {1 + lds.index(max(lds))}" in alone.said[0]
+    block = a.result.peaks["lds"][0].block
+    assert f"at t = 0.4, local structure (LDS) is highest after block {block}" in alone.said[0]
     both = ANALYSIS.show({"sit": a, "ddt": b})
     assert [s.name for s in both.panels[0].series] == ["sit", "ddt", "toy-extractor-16-4x4-0"]
     assert list(both.panels[0].series[1].y) == [s.values["lds"] for s in b.result.scores[0]]
     assert both.said[0].startswith("sit: ") and any(line.startswith("ddt: ") for line in both.said)
+
+
+def structure(lds):
+    """Of so many images: this LDS, and nothing else."""
+    flat = torch.zeros_like(lds)
+    return Structure(lds, flat, flat, flat, torch.zeros(len(lds), 3))
+
+
+def test_the_block_is_chosen_on_one_half_and_judged_image_by_image_on_the_other():
+    images = torch.randn(40, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
+    lucky = images.clone()
+    lucky[::2] += 3  # where it is chosen
+    lucky[1::2] -= 1
+    seen = {1: structure(images), 2: structure(lucky), 3: structure(images - 1.01 + 0.001 * images.roll(1))}
+    peak = peak_of("lds", seen)
+    assert peak is not None and peak.block == 2 and peak.each == lucky[1::2].tolist()
+    assert peak.value == pytest.approx(float(lucky[1::2].mean())) and peak.rivals == [1]
+    assert peak_of("lds", {1: structure(torch.full((4,), torch.nan))}) is None
+
+
+def test_small_grids_are_refused_and_what_is_undefined_is_said(watched, analysed, tiny_run):
+    subject = watched(tiny_run)
+    r = analysed(ANALYSIS, subject, t=0.5).result
+    gone = r.model_copy(update={"peaks": {"lds": [None], "rmsc": r.peaks["rmsc"]}, "grid": (2, 2)})
+    assert "local structure (LDS) is undefined on a grid of 2 x 2" in ANALYSIS.show({"": Found(gone)}).said[0]
+    subject.loaded.settings = subject.loaded.settings.model_copy(update={"patch": 4})
+    assert ANALYSIS.fits(subject) == "its tokens stand on a grid of 2 x 2: no map of 3 x 3"
+
+
+def test_one_model_twice_is_equal(watched, analysed, tiny_run):
+    a = analysed(ANALYSIS, watched(tiny_run), t=0.5)
+    said = ANALYSIS.show({"a": a, "b": a}).said
+    assert any(
+        line.startswith("In local structure (LDS) a and b are equal") and "another seed" in line for line in said
+    )
 
 
 def test_blocks_times_and_missing_teachers(watched, analysed, tiny_run, monkeypatch):

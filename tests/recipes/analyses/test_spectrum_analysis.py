@@ -5,6 +5,7 @@ import torch
 
 from ditkit.analysis.spectrum import high_share, on_grid, power
 from ditkit.data import to_float
+from ditkit.recipes.analyses.analysis import Found
 from ditkit.recipes.analyses.spectrum import ANALYSIS
 
 
@@ -43,6 +44,28 @@ def test_samples_of_untrained_networks_are_told_apart_from_images(watched, analy
     assert names[0] == ["sit: velocity", "ddt: velocity", "its target", "white noise"]
     assert names[1] == ["sit: block 1", "ddt: s", "white noise"]
     assert names[2] == ["real images", "sit: samples", "ddt: samples"]
+
+
+def test_small_grids_have_no_spectrum_of_tokens(watched, analysed, tiny_run, monkeypatch):
+    monkeypatch.setattr("ditkit.recipes.analyses.spectrum.LEAST", 5)  # the tiny network has 4 x 4 tokens
+    found = analysed(ANALYSIS, watched(tiny_run), t="0.3,0.6", images=4, samples=False)
+    assert set(found.result.over_t) == {"velocity", "its target", "data estimate"}
+    shown = ANALYSIS.show({"": found})
+    assert "no spectrum of tokens: its tokens stand on a grid of 4 x 4" in shown.said[0]
+    assert [p.title for p in shown.panels] == ["Latents: share of high frequencies", "Images: power"]
+    monkeypatch.setattr("ditkit.recipes.analyses.spectrum.LEAST", 9)
+    assert ANALYSIS.fits(watched(tiny_run)) == "its latents of 8 x 8 are too small for a spectrum"
+
+
+def test_change_over_t_is_of_pairs_and_a_model_twice_is_equal(watched, analysed, tiny_run):
+    found = analysed(ANALYSIS, watched(tiny_run), t="0.2,0.9", images=12)
+    r = found.result
+    first, last = r.over_t["block 2"]
+    assert r.changes["block 2"].difference == pytest.approx(last.high - first.high)
+    still = r.model_copy(update={"changes": {"block 2": r.changes["block 2"].model_copy(update={"limits": (-1, 1)})}})
+    assert ANALYSIS.show({"": Found(still)}).said[1].endswith(": the change is within noise.")
+    said = ANALYSIS.show({"a": found, "b": found}).said[-1]
+    assert "In the share of high frequencies of samples a and b are equal" in said and "another seed" in said
 
 
 def test_text_models_sample_the_captions(watched, analysed, tiny_text):

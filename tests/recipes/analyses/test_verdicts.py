@@ -3,6 +3,7 @@
 import pytest
 import torch
 
+from ditkit.evaluation.plots import Panel, Series, draw
 from ditkit.recipes.analyses.verdicts import (
     ONE_EACH,
     Standing,
@@ -33,7 +34,7 @@ def test_the_same_images_are_compared_in_pairs():
     assert gap(a, b).word == "beyond" and gap(b, a).difference == pytest.approx(-0.1)
     assert gap(a, Standing(b.value, wide)).word == "within", "limits alone"
     noisy = paired(torch.tensor([1.0, -1.0, 1.0, -1.0, 1.0]))
-    assert noisy.word == "within" and noisy.limits[0] < 0 < noisy.limits[1]
+    assert noisy.word == "within" and noisy.limits is not None and noisy.limits[0] < 0 < noisy.limits[1]
     assert paired(torch.ones(12)).word == "beyond" and paired(torch.ones(3)).word == "unknown"
     assert paired(torch.zeros(12)).word == "equal"
 
@@ -71,3 +72,8 @@ def test_what_is_left_out_is_said_once():
 def test_halves_part_the_images():
     choose, measure = halves(7)
     assert choose.tolist() == [0, 2, 4, 6] and measure.tolist() == [1, 3, 5]
+
+
+def test_a_drawing_without_lines_has_no_legend(recwarn):
+    gone = Panel("nothing", [Series("a", [], []), Series("b", [1.0], [float("nan")])])
+    assert "<svg" in draw(gone, ["a", "b"], "p", legend=True) and not recwarn.list
