@@ -21,6 +21,8 @@ from ditkit.evaluation.images import enlarge, grid, png_bytes, viewing_factor
 from ditkit.evaluation.maps import HeatMap, Ticks, draw_heat_map, draw_ticks
 from ditkit.evaluation.plots import Panel, draw, style
 
+SHEET = 480  # pixels that the longer side of a tiny sheet is brought to, about
+
 Cell = str | int | float | None
 
 
@@ -201,10 +203,16 @@ def class_grids(
 
 
 def sheets(title: str, rows: Mapping[str, Tensor], columns: int = 10, note: str = "") -> Section:
-    """Samples without classes: a sheet for each source, uint8 images (N, C, H, W) by name."""
+    """Samples without classes: a sheet for each source, uint8 images (N, C, H, W) by name.
+
+    Tiny images are enlarged; a single one is taken for a sheet of many.
+    """
     figures = []
     for source, images in rows.items():
-        factor = viewing_factor(int(min(images.shape[-2:])), 48)
+        height, width = images.shape[-2:]
+        factor = (
+            viewing_factor(min(height, width), 48) if len(images) > 1 else viewing_factor(max(height, width), SHEET)
+        )
         sheet = picture(images, f"{source}: {len(images)} samples", factor, columns)
         figures.append(f"<figure>{scrolling(source, sheet)}<figcaption>{escape(source)}</figcaption></figure>")
     return Section(title, "".join(figures), note)

@@ -28,7 +28,7 @@ def write_run_report(recipe: Recipe, folder: Path, sheet: Path) -> Path:
     done = f"{last.get('step', 0):,} of {recipe.training.steps:,} steps of {recipe.training.batch} images"
     images = environment["data"]["images"]
     summary = [f"{done}, on {images:,} images of {recipe.data.source} ({environment['device']})."]
-    if skipped := last.get("skipped", 0):
+    if skipped := next((row["skipped"] for row in reversed(rows) if "skipped" in row), 0):
         summary.append(f"{skipped:,} steps were skipped because their gradient was not finite.")
     if rejected := len(read_rejects(folder / "rejects.jsonl")):
         summary.append(
@@ -40,7 +40,7 @@ def write_run_report(recipe: Recipe, folder: Path, sheet: Path) -> Path:
         sheets("Samples", {title: read_png(sheet)[0][None]}, columns=1, note=note),
         training_curves({title: rows}),
         *score_curves(folder, rows),
-        costs(recipe, last),
+        costs(recipe, next((row for row in reversed(rows) if "seconds" in row), {})),
         *sections_of(folder / FOLDER, last.get("step")),
         json_block("Recipe", recipe.model_dump(mode="json"), "Show the resolved recipe"),
         json_block("Environment", environment, "Show versions and machine"),
@@ -88,7 +88,7 @@ def heaviest(name: str, rows: Sequence[dict]) -> str:
 
 
 def costs(recipe: Recipe, last: Mapping[str, float]) -> Section:
-    """Size of the model and what the training took."""
+    """Size of the model and what the training took. last: the last row of metrics.jsonl that tells of training."""
     spent = cost(recipe.model)
     values: dict[str, str | int | float | None] = {
         "parameters": spent.trainable,

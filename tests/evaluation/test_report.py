@@ -168,6 +168,14 @@ def test_pictures_are_enlarged_pngs(page):
     assert large["width"] == str(2 * 100 + 3)
 
 
+def test_a_tiny_sheet_is_enlarged_until_it_can_be_seen():
+    def shown(height, width):
+        body = sheets("Samples", {"a": torch.zeros(1, 1, height, width, dtype=torch.uint8)}, columns=1).body
+        return tuple(map(int, re.search(r'width="(\d+)" height="(\d+)"', body).groups()))
+
+    assert shown(60, 90) == (450, 300) and shown(300, 700) == (700, 300) and shown(8, 240) == (480, 16)
+
+
 def test_more_classes_than_fit_and_classes_without_samples():
     images, labels = pictures(40)
     body = class_grids("g", {"real": (images, labels)}, [f"c{i}" for i in range(1000)], most=5).body
@@ -259,6 +267,14 @@ def test_a_series_keeps_its_colour_in_every_panel():
     panels = section.body.split("<figure>")[1:]
     assert "#e0702e" in panels[1] and "#3a7bd5" not in panels[1]
     assert "#e0702e" in panels[0] and "#3a7bd5" in panels[0]
+
+
+@pytest.mark.parametrize(("x", "ticks"), [([1, 2, 3], "123"), ([200], ["200"]), ([0.0, 0.5, 1.0], None)])
+def test_whole_numbers_have_no_ticks_between_them(x, ticks):
+    drawn = draw(Panel("Over blocks", [Series("a", x, [5.25] * len(x))], "block"), ["a"], "p")
+    found = re.findall(r"<text[^>]*>([^<]*)</text>", drawn.partition('id="p-matplotlib.axis_2"')[0])
+    places = [t for t in found if t != "block"]
+    assert places == list(ticks) if ticks else "0.2" in places
 
 
 def test_values_that_cannot_be_drawn_are_left_out():

@@ -237,6 +237,8 @@ def test_the_report_draws_what_metrics_has(scored, tmp_path):
     assert section.title == "Scores during training" and "Fréchet distance, pixels" in section.note
     page = write_run_report(from_file(scored / "recipe.json"), scored, scored / "samples" / "0000004.png").read_text()
     assert "Scores during training" in page and "Fréchet distance, classifier" in page
+    told = page.partition("training seconds")[2].partition("</table>")[0]
+    assert "seconds" not in rows[-1] and "–" not in told, "the costs are those of training, not of the last scores' row"
     back = [row for row in rows if row["step"] < 4]
     assert set(history(scored, back)["pixels", "frechet"]) == {2}, "a step that the run went back behind is not drawn"
     assert score_curves(tmp_path, [{"step": 1, "loss": 2.0}]) == []
