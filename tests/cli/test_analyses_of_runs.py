@@ -41,5 +41,6 @@ def test_each_has_help_and_says_what_is_wrong_in_a_line(ditkit, refused, runs):
     for name in NAMES:
         done = ditkit("analyze", name, "--help")
         assert done.exit_code == 0 and f"ditkit analyze {name} runs/repa" in " ".join(done.stdout.split())
-    assert "blocks=9: blocks of this model count from 1 to 3" in refused("analyze", "spatial", runs[1], "n=4", "--blocks", 9)
+    told = refused("analyze", "spatial", runs[1], "n=4", "--blocks", 9)
+    assert "blocks=9: blocks of this model count from 1 to 3" in told
     assert "counts 99: give numbers of steps" in refused("analyze", "path", runs[1], "n=4", "--counts", 99, "fine=16")

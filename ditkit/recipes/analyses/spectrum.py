@@ -48,12 +48,7 @@ class Share(Settings):
     high_error: float | None
     centroid: float
     centroid_error: float | None
-
-
-class Drawn(Share):
-    """The same of images; each: the high share of every one, linearised."""
-
-    each: list[float]
+    each: list[float] = Field([], description="of images and samples: the high share of every one, linearised")
 
 
 class Change(Settings):
@@ -83,7 +78,7 @@ class SpectrumResult(Settings):
     changes: dict[str, Change] = Field(default_factory=dict)
     t: list[float]
     over_t: dict[str, list[Share]]
-    shares: dict[str, Drawn]
+    shares: dict[str, Share]
     spectra: dict[str, Curve]
     white_latent: float
     white_tokens: float | None
@@ -96,9 +91,9 @@ def share_of(powers: Tensor) -> Share:
     return Share(high=high.value, high_error=high.error, centroid=mean.value, centroid_error=mean.error)
 
 
-def drawn_of(powers: Tensor) -> Drawn:
+def drawn_of(powers: Tensor) -> Share:
     """The same, and of every image."""
-    return Drawn(**share_of(powers).model_dump(), each=high_share(powers).each.tolist())
+    return share_of(powers).model_copy(update={"each": high_share(powers).each.tolist()})
 
 
 def spectra(part: Noised, blocks: tuple[int, ...], grid: tuple[int, int]) -> Iterator[tuple[str, Tensor]]:
