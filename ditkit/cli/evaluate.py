@@ -116,7 +116,8 @@ def evaluate(
     For papers: --protocol adm-imagenet256-50k, adm-imagenet512-50k, rfid-imagenet-val, coco-30k (else custom) fixes N,
     labels, network and rules, and refuses what is not so; --reference FILE.npz (ADM's, or one's own) takes the place of
     --data. What was published stands beside what was measured, with every difference. --per-class prints scores by
-    class. --make-reference FOLDER --out FILE.npz [--size 256] makes a reference of one's own images.
+    class. --make-reference FOLDER --out FILE.npz [--size 256] makes a reference of one's own images, by Inception or
+    the network of --extractor.
 
     --against scores.json --ignore seed: the seeds may differ; other differences are refused (--force compares anyway).
     --processes N or torchrun share the sampling; the first process scores.
@@ -235,6 +236,8 @@ def _open(asked: Asked):
         first = (asked.model_keys or ["--source"])[0]
         raise ValueError(f"{what} holds images, nothing is sampled: leave {first} out")
     judging, samples = choose_judging(asked.real_keys, asked.data), open_samples(what)
+    if len(samples.images) < 2:
+        raise ValueError(f"{what} holds one image: scores are of two samples at least")
     real = open_real_side(judging, samples.images)
     check_protocol(judging, len(samples.images), tuple(samples.images[0:1].shape[2:]), real)
     return samples, judging

@@ -19,14 +19,15 @@ NAMES = {
 
 
 def name_of_network(reference: str) -> str:
-    """The --extractor of a reference file's own statistics; Inception where the file does not tell.
+    """The --extractor of a reference file's own statistics; Inception by its width where the file does not tell.
 
     BadReference, one line, for one that has no name of its own (a `ditkit teacher` folder): the user has to say.
     """
-    from ditkit.evaluation.reference_files import BadReference, open_reference
+    from ditkit.evaluation.reference_files import WIDTH, BadReference, open_reference
 
-    told = open_reference(reference).extractor
-    if not told:
+    file = open_reference(reference)
+    told = file.extractor or f"a network that it does not name (width {file.width})"
+    if not file.extractor and file.width in (0, WIDTH):
         return "inception"
     for beginning, name in NAMES.items():
         if told.startswith(beginning):
@@ -40,6 +41,7 @@ def make(data: str, out: str | None, extractors: Sequence[str], keys: Sequence[s
     from ditkit.config import override
     from ditkit.data import DataSettings, open_source
     from ditkit.evaluation.reference_files import write_reference
+    from ditkit.pretrained import PretrainedMissing
     from ditkit.recipes.build import pick_device
     from ditkit.recipes.place import check_writable
     from ditkit.recipes.scoring import Judging, load_extractors
@@ -56,7 +58,15 @@ def make(data: str, out: str | None, extractors: Sequence[str], keys: Sequence[s
     source = open_source(judging.data)
     check_writable(Path(out).parent)
     name = extractors[0] if extractors else "inception"
-    extractor = load_extractors([name], where)[name]
+    try:
+        extractor = load_extractors([name], where)[name]
+    except PretrainedMissing as error:
+        if extractors:
+            raise
+        raise ValueError(
+            f"a reference is made by Inception where no network is named, and it cannot be loaded: {error.reason}; "
+            "pass --extractor inception:FILE, --extractor clip:FOLDER or the folder of a `ditkit teacher`"
+        ) from None
     with bars() as bar:
         file, bad = write_reference(source, extractor, out, progress=lambda done, total: bar("images", done, total))
     count = int(file.arrays["count"])

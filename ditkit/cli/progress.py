@@ -9,6 +9,7 @@ from contextlib import contextmanager
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 
+PLAIN_FROM = 2.0  # seconds that a stage takes before it is worth a line there
 PLAIN_EVERY = 15.0  # seconds between lines where bars cannot be drawn
 
 
@@ -40,8 +41,9 @@ class Bars:
         now = time.monotonic()
         if done == 0:  # a stage that begins again
             self.started[stage] = now
+            self.said.pop(stage, None)
         start = self.started.setdefault(stage, now)
-        if done < total and now - self.said.get(stage, start if done else 0.0) < PLAIN_EVERY:
+        if now - start < PLAIN_FROM or (done < total and now - self.said.get(stage, start) < PLAIN_EVERY):
             return
         self.said[stage] = now
         left = (now - start) / done * (total - done) if done else 0.0

@@ -20,12 +20,14 @@ from torch import Tensor
 
 from ditkit.evaluation.features import Moments, Progress, extract, views
 from ditkit.evaluation.files import write_npz
+from ditkit.evaluation.folder import FolderError
 from ditkit.evaluation.named import INCEPTION, NamedProtocol, of_family
 from ditkit.evaluation.reference import Reference, Statistics, images_fingerprint, make_reference, statistics_arrays
-from ditkit.evaluation.samples import NpzImages
+from ditkit.evaluation.samples import NpzImages, no_arrays
 from ditkit.protocols import BadImage, Extractor, Source
 
 MOST = 10_000  # images kept in a file: as many as ADM's hold, for precision and recall
+WIDTH = 2048  # of Inception's features: statistics of this width are its own where a file does not tell
 BLOCK = 256  # images in memory at a time while a reference is made
 NO_ADM = (
     "the reference does not tell which network made it: statistics of pytorch-fid or clean-fid, which resize otherwise "
@@ -49,6 +51,11 @@ class ReferenceFile:
     def extractor(self) -> str:
         """Id of the network of its statistics; "" where it does not tell (all files but ours)."""
         return str(self.arrays.get("extractor", ""))
+
+    @property
+    def width(self) -> int:
+        """Features that its statistics are of; 0 where it holds images alone."""
+        return len(self.arrays.get("mu", ()))
 
     @property
     def parts(self) -> tuple[str, ...]:
@@ -106,21 +113,31 @@ class ReferenceFile:
         elif self.images is not None:
             features = extract(extractor, self.images, progress=progress)
         notes = () if self.extractor or spatial is not None else (NO_ADM,)
+        if not self.extractor and not of_family(extractor.id, INCEPTION):
+            notes = (f"{self.path.name} does not tell which network made it: taken for {extractor.id}, of equal width",)
         moments = _statistics(self.arrays, "mu", "sigma", count)
         return Reference(extractor.id, features, moments, self.fingerprint, spatial, notes)
 
     def _made_by(self, extractor: Extractor) -> bool:
-        """Whether mu and sigma are of this extractor; files that do not tell are of Inception."""
+        """Whether mu and sigma are of this extractor.
+
+        Files that do not tell are of Inception, those of other widths of what the user says where they hold no images.
+        """
         if self.extractor or "mu" not in self.arrays:
             return self.extractor == extractor.id
-        return of_family(extractor.id, INCEPTION) and self.arrays["mu"].shape == (extractor.width,)
+        if self.arrays["mu"].shape != (extractor.width,):
+            return False
+        return of_family(extractor.id, INCEPTION) or (extractor.width != WIDTH and self.images is None)
 
     def _by_images_alone(self, extractor: Extractor, progress: Progress | None) -> Reference:
-        told = self.extractor or f"Inception (width {len(self.arrays.get('mu', ()))}, untold)"
+        told = self.extractor or f"a network that it does not name (width {self.width})"
+        if not self.extractor and self.width == WIDTH:
+            told = f"Inception (by their width of {WIDTH}; it does not tell)"
         if self.images is None:
             raise BadReference(
                 f"{self.path}: its statistics are of {told} and it holds no images, so {extractor.id} cannot use it: "
-                "make one from the images by `ditkit evaluate --make-reference FOLDER`"
+                "name the network that made them by --extractor, or make a file from the images by `ditkit evaluate "
+                "--make-reference FOLDER`"
             )
         made = make_reference(extractor, self.images, progress)
         note = f"{extractor.id}: moments of the {len(self.images):,} images in {self.path.name}; its own are of {told}"
@@ -147,14 +164,19 @@ def open_reference(path: str | Path) -> ReferenceFile:
         with np.load(path, allow_pickle=False) as data:
             arrays = {key: data[key] for key in data.files if key != "arr_0"}
             images = NpzImages(path) if "arr_0" in data.files else None
+    except FolderError as error:
+        raise BadReference(str(error)) from None
     except (OSError, ValueError, TypeError, EOFError, zipfile.BadZipFile) as error:
-        raise BadReference(f"{path}: not an .npz of reference images or statistics ({error})") from None
+        told = no_arrays(path, error)
+        raise BadReference(f"{path}: not an .npz of reference images or statistics ({told})") from None
     if images is None and not {"mu", "sigma"} <= arrays.keys():
         raise BadReference(f"{path}: holds neither images (arr_0) nor statistics (mu and sigma)")
     for mean, covariance in (("mu", "sigma"), ("mu_s", "sigma_s")):
         m, c = (arrays.get(key, np.zeros(0)) for key in (mean, covariance))
         if m.ndim != 1 or ((m.size or c.size) and c.shape != (m.size, m.size)):
             raise BadReference(f"{path}: {mean} has shape {m.shape} and {covariance} {c.shape}, which do not fit")
+        if not all(np.isfinite(part.astype(np.float64)).all() for part in (m, c)):
+            raise BadReference(f"{path}: {mean} or {covariance} holds NaN or infinite values: make the file anew")
     return ReferenceFile(path, arrays, images)
 
 

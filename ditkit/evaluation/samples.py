@@ -79,6 +79,15 @@ class NpzImages:
         return torch.from_numpy(np.array(self.array[rows])).permute(0, 3, 1, 2)
 
 
+def no_arrays(path: Path, error: Exception) -> str:
+    """Why a file cannot be opened as an .npz, in our words; numpy's advice is to load pickles."""
+    if not zipfile.is_zipfile(path):
+        return "it is no archive of arrays at all"
+    if "allow_pickle" in str(error):
+        return "it holds Python objects, which are never loaded: save plain arrays"
+    return str(error)
+
+
 def _npy_header(file: IO[bytes]) -> tuple[tuple[int, ...], bool, np.dtype]:
     version = np.lib.format.read_magic(file)
     read = np.lib.format.read_array_header_1_0 if version == (1, 0) else np.lib.format.read_array_header_2_0
@@ -129,8 +138,10 @@ def open_images(path: str | Path) -> tuple[Images, Tensor | None]:
         with np.load(path, allow_pickle=False) as data:
             name = next((k for k in LABELS if k in data.files), None)
             labels = None if name is None else torch.from_numpy(data[name]).long()
+    except FolderError:
+        raise
     except (OSError, ValueError, KeyError, zipfile.BadZipFile) as error:
-        raise FolderError(f"{path}: not an .npz with arr_0 ({error})") from None
+        raise FolderError(f"{path}: not an .npz with arr_0 ({no_arrays(path, error)})") from None
     if labels is not None and labels.shape != (len(images),):
         raise FolderError(f"{path}: {name} has shape {tuple(labels.shape)}, there are {len(images)} images in arr_0")
     return images, labels

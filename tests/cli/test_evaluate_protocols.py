@@ -28,6 +28,7 @@ def ok(result) -> str:
 def small(monkeypatch):
     """ADM's protocol with 30 images of 8 x 8, and a small network for Inception."""
     monkeypatch.setitem(NAMED, ADM, dataclasses.replace(NAMED[ADM], n=30, size=(8, 8), lengths={}))
+    monkeypatch.setattr("ditkit.evaluation.reference_files.WIDTH", Eye.width)
     monkeypatch.setattr(
         "ditkit.recipes.scoring.load_extractor",
         lambda text, device: Eye() if text == "inception" else load_extractor(text, device),
@@ -128,6 +129,23 @@ def test_statistics_alone_are_taken_for_what_they_are(ditkit, foreign, tmp_path)
     assert "precision" not in ok(result) and "frechet" in result.stdout
     assert "no recall in adm-inception-eye: the reference holds statistics and no images" in result.stderr
     assert "give no ADM number" in result.stderr
+
+
+def test_statistics_of_an_unnamed_network_are_whose_the_user_says(ditkit, refused, foreign, tmp_path):
+    width = load_extractor("toy", torch.device("cpu")).width
+    np.savez(tmp_path / "stats.npz", mu=np.zeros(width), sigma=np.eye(width))
+    asked = ("evaluate", foreign, "--reference", tmp_path / "stats.npz")
+    said = f"statistics are of a network that it does not name (width {width})"
+    assert said in refused(*asked) and "say by --extractor" in refused(*asked)
+    assert said in refused(*asked, "--extractor", "inception")
+    result = ditkit(*asked, "--extractor", "toy")
+    assert "frechet" in ok(result)
+    assert "stats.npz does not tell which network made it: taken for toy-extractor" in result.stderr
+
+
+def test_a_single_image_is_refused_by_name_before_anything_is_trained(refused, tmp_path):
+    np.savez(tmp_path / "one.npz", np.zeros((1, 8, 8, 1), dtype=np.uint8))
+    assert "one.npz holds one image" in refused("evaluate", tmp_path / "one.npz", "--data", "digits")
 
 
 def test_scores_by_class(ditkit, refused, tmp_path):

@@ -43,4 +43,17 @@ def test_a_stage_that_comes_again_is_timed_anew(monkeypatch):
         bar("scores", 0, 2)
         now[0] = start + 3
         bar("scores", 2, 2)
-    assert [line for line in file.getvalue().splitlines() if "2/2" in line] == ["scores: 2/2, 3.0 s"] * 2
+    assert file.getvalue().splitlines() == ["scores: 2/2, 3.0 s"] * 2
+
+
+def test_stages_that_take_no_time_say_nothing_in_a_log(monkeypatch):
+    file, now = io.StringIO(), [0.0]
+    monkeypatch.setattr("ditkit.cli.progress.time.monotonic", lambda: now[0])
+    bar = Bars(None, Console(file=file))
+    for done in range(41):
+        bar("mind", 0, 16)
+        bar("mind", 16, 16)
+        bar("images", done, 40)
+        now[0] += 1
+    told = [line.split(",")[0] for line in file.getvalue().splitlines()]
+    assert told == ["images: 15/40", "images: 30/40", "images: 40/40"]
