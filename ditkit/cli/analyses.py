@@ -90,7 +90,7 @@ def _command(name: str):
             found = perform(plan, analyses, bar, bar.say)
         for analysis in analyses:
             if analysis.name in found:
-                _say(analysis.title, analysis.show({"": found[analysis.name]}).said)
+                _say(analysis.title, analysis.show({"": found[analysis.name]}).alone.said)
         typer.echo(f"numbers    {plan.folder}")
         typer.echo(f"report     {report(plan)}")
 

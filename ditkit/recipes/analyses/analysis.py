@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Annotated, Any, Literal
 
 from pydantic import BeforeValidator
@@ -61,6 +61,11 @@ class Shown:
     tables: Mapping[str, Table] = field(default_factory=dict)
     pictures: Mapping[str, Tensor] = field(default_factory=dict)
     note: str = ""
+
+    @property
+    def alone(self) -> Shown:
+        """The same of one model, whose sentences begin with no name: each with a capital letter."""
+        return replace(self, said=[line[:1].upper() + line[1:] for line in self.said])
 
 
 @dataclass(frozen=True)

@@ -63,7 +63,7 @@ class Plan:
             told["codec"] = recipe.codec.model_dump(mode="json")
             told["text"] = None if recipe.text is None else recipe.text.model_dump(mode="json")
         if "teachers" in analysis.uses:
-            told["teachers"] = list(subject.teachers)
+            told["teachers"] = {name: teacher.id for name, teacher in subject.teachers.items()}
         if "sampling" in analysis.uses:
             told["sampling"] = recipe.sampling.model_dump(mode="json")
         if "checkpoints" in analysis.uses:
@@ -147,12 +147,18 @@ def perform(plan: Plan, analyses: Sequence[Analysis], bar: Bar, say: Say) -> dic
         places = dict.fromkeys((plan.folder, plan.folder.parent if plan.folder.name == COMPARED else plan.folder))
         kept = next(filter(None, (find(analysis, place, asked) for place in places)), None)
         if kept is None:
-            kept = analysis.measure(plan.subject, plan.settings[analysis.name], bar)
+            kept = analysis.measure(plan.subject, plan.settings[analysis.name], staged(plan, bar))
             save(analysis, kept, asked, plan.folder)
         found[analysis.name] = kept
     if not found:
         raise ValueError(f"{plan.subject.name}: nothing that was asked for can be measured on it")
     return found
+
+
+def staged(plan: Plan, bar: Bar) -> Bar:
+    """The bar, its stages told apart by the model's name where several are measured."""
+    prefix = f"{plan.subject.name}: " if plan.folder.name == COMPARED else ""
+    return lambda stage, *counts: bar(f"{prefix}{stage}", *counts)
 
 
 def report(plan: Plan) -> Path:

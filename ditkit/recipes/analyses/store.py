@@ -40,7 +40,7 @@ class Kept:
 def save(analysis: Analysis, found: Found, asked: Mapping[str, Any], folder: Path) -> list[Path]:
     """Write numbers, drawings and pictures; the JSON goes first and comes last, so that it never tells of others."""
     _clear(analysis, folder)
-    shown = analysis.show({"": found})
+    shown = analysis.show({"": found}).alone
     drawn = {
         f"{analysis.name}-{slug(panel.title).removeprefix('s-')}.svg": standalone(
             draw(panel, [s.name for s in panel.series], analysis.name, legend=True)
@@ -110,6 +110,6 @@ def sections_of(folder: Path, now: int | None = None) -> list[Section]:
             sections.append(text(analysis.title, str(error)))
             continue
         if kept is not None:
-            shown = analysis.show({"": kept.found})
+            shown = analysis.show({"": kept.found}).alone
             sections.append(section_of(analysis.title, shown, kept.of(now)))
     return sections

@@ -169,7 +169,7 @@ class Subject:
 
     @cached_property
     def teachers(self) -> dict[str, Extractor]:
-        """The teachers by id, without those of a recipe that cannot be had (see `missing`).
+        """The teachers by name (of a folder, its name; else its id), without those of a recipe that cannot be had.
 
         PretrainedMissing, one line, for one that was named.
         """
@@ -182,7 +182,8 @@ class Subject:
                     raise
                 self.missing = str(error)
                 continue
-            found[loaded.id] = loaded
+            name = Path(teacher.source).name if teacher.kind == "selftaught" else loaded.id
+            found[loaded.id if name in found else name] = loaded
         return found
 
     @property
