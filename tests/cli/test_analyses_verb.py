@@ -42,7 +42,7 @@ def test_an_analysis_is_kept_drawn_and_told_in_the_report(ditkit, runs):
     spent = told["result"]
     assert spent["gflops"] == 2 * spent["gmacs"] and spent["parameters"] <= spent["stored"]
     report = (runs[0] / "report.html").read_text()
-    assert ">Cost<" in report
+    assert ">Parameters and operations<" in report
     for line in told["said"]:
         assert line in out and line in report
 
@@ -66,7 +66,7 @@ def test_a_model_folder_gets_a_page_of_its_own(ditkit, runs, tmp_path):
     save_exported(load(runs[0]), tmp_path / "model")
     out = ok(ditkit("analyze", "cost", tmp_path / "model"))
     assert str(tmp_path / "model" / "analysis" / "report.html") in out
-    assert ">Cost<" in (tmp_path / "model" / "analysis" / "report.html").read_text()
+    assert ">Parameters and operations<" in (tmp_path / "model" / "analysis" / "report.html").read_text()
 
 
 def test_models_stand_side_by_side(ditkit, runs, tmp_path):
@@ -103,7 +103,7 @@ def test_what_another_version_wrote_stops_nothing(ditkit, runs, tmp_path):
 
 def test_the_report_says_of_which_step_an_analysis_is(ditkit, runs):
     ok(ditkit("analyze", "cost", runs[1]))
-    (section,) = [s for s in sections_of(runs[1] / "analysis", 10_000) if s.title == "Cost"]
+    (section,) = [s for s in sections_of(runs[1] / "analysis", 10_000) if s.title == "Parameters and operations"]
     assert "the run is at step 10,000 now" in section.note and "averaged" in section.note
 
 

@@ -51,7 +51,7 @@ def show(found: Mapping[str, Found]) -> Shown:
     ]
     columns = ("model", "parameters", "GMAC (papers: Gflops)", "GFLOP (true)", "latent size")
     note = "Matrix products of one forward pass of one sample; codec, teachers and projectors are not counted."
-    return Shown(said, tables={"Cost": Table(columns, rows)}, note=note)
+    return Shown(said, tables={"Models": Table(columns, rows)}, note=note)
 
 
-ANALYSIS = Analysis("cost", "Cost", CostSettings, CostResult, measure, show, uses=())
+ANALYSIS = Analysis("cost", "Parameters and operations", CostSettings, CostResult, measure, show, uses=())
