@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import ClassVar
 
 from typer.core import TyperCommand
@@ -27,6 +27,7 @@ KEYS = {
 }
 FAMILIES = "dit, sit, repa, ddt, improved-dit, diffusers-dit, sd3, diffusers-sd3, repa-mmdit"  # of published files
 FLAGS = {"geneval": "geneval=auto", "exact": "exact=true", "per-class": "per-class=true"}  # --KEY alone
+BOTH = ("out", "device", "source", "extractor", "against")  # options that may be written as KEY=VALUE too
 WORDS = ("prompt", "negative")  # texts, which may be empty
 
 
@@ -37,7 +38,16 @@ class Keyed(TyperCommand):
 
     def parse_args(self, ctx, args):
         declared = {name for parameter in self.params for name in parameter.opts}
-        return super().parse_args(ctx, respell(args, declared, self.keys))
+        return super().parse_args(ctx, respell(as_options(args, declared), declared, self.keys))
+
+
+def as_options(words: Sequence[str], declared: set[str]) -> list[str]:
+    """["out=x"] -> ["--out", "x"], for declared options that are no keys of anything: KEY=VALUE is promised for all."""
+    result: list[str] = []
+    for word in words:
+        name, equals, value = word.partition("=")
+        result += [f"--{name}", value] if equals and name in BOTH and f"--{name}" in declared else [word]
+    return result
 
 
 def respell(words: list[str], declared: set[str], keys: Mapping[str, str] = KEYS) -> list[str]:

@@ -85,7 +85,8 @@ def sample(
     --exact: same bytes for any chunk, through batches of `rows` (16) images of which the last one is filled up.
 
     Several processes or GPUs share the work, and the files are those of one: --processes 3, or
-    torchrun --standalone --nproc_per_node 3 -m ditkit sample RUN (on several machines, with a folder that all see).
+    torchrun --standalone --nproc_per_node 3 -m ditkit sample RUN n=40 (torchrun takes --n for its own; on several
+    machines, with a folder that all see).
     On a CPU that holds for equal threads a process: a folder keeps those that began it, OMP_NUM_THREADS sets them.
 
     Example: ditkit sample DiT-XL-2-256x256.pt --source dit --classes 207,360,387,974 --guidance 4 --seed 1

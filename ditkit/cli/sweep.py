@@ -48,7 +48,7 @@ def sweep(
 
     Further keys, as KEY=VALUE or --KEY VALUE: those of `ditkit sample` (seed, classes, solver, sampling.*, ...) and of
     `ditkit evaluate` (real, data.*, classifier.*, protocol, reference), --out FOLDER (default RUN/sweeps/...).
-    --processes N or torchrun share the sampling; the first process scores.
+    --processes N or torchrun (with n=1000: it takes --n for its own) share the sampling; the first process scores.
 
     Example: ditkit sweep runs/mine --guidance 1,1.5,2,4 --steps 10,25,50 --seeds 3 --n 1000 --data ./my_images
     """

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 from typer.core import TyperCommand
 
-from ditkit.cli.keys import respell
+from ditkit.cli.keys import as_options, respell
 
 if TYPE_CHECKING:
     from ditkit.recipes import Recipe
@@ -39,7 +39,9 @@ class Command(TyperCommand):
     """A verb that reads `--start PATH` and `--text ENCODERS` as the overrides start=PATH and text=ENCODERS."""
 
     def parse_args(self, ctx, args):
-        return super().parse_args(ctx, respell(args, set(), {"start": "start", "text": "text"}))
+        declared = {name for parameter in self.params for name in parameter.opts}
+        words = respell(as_options(args, declared), set(), {"start": "start", "text": "text"})
+        return super().parse_args(ctx, words)
 
 
 def train(

@@ -11,7 +11,7 @@ from ditkit.evaluation.sections import curves
 from ditkit.recipes.online import FOLDER, found_at, path_of
 from ditkit.training.online import PREFIX
 
-DISTANCES = ("frechet", "spatial_frechet", "cmmd")  # every space has a scale of its own
+DISTANCES = ("frechet", "spatial_frechet", "kernel", "mind", "cmmd")  # every space has a scale of its own
 SHARES = ("precision", "recall", "inception_score", "agreement")
 
 History = dict[tuple[str, str], dict[int, Score]]  # (space, metric) -> step -> score
@@ -45,22 +45,28 @@ def score_curves(folder: Path, rows: Sequence[Mapping]) -> list[Section]:
         return []
     spaces = list(dict.fromkeys(space for space, _ in found))
     panels = [
-        Panel(f"{TITLES.get(metric, metric)}, {space}", [_series(space, found[space, metric])])
+        Panel(_title(metric, found[space, metric], f", {space}"), [_series(space, found[space, metric])])
         for metric in DISTANCES
         for space in spaces
         if (space, metric) in found
     ]
     for metric in SHARES:
-        if lines := [_series(space, found[space, metric]) for space in spaces if (space, metric) in found]:
-            panels.append(Panel(TITLES.get(metric, metric), lines))
-    told = [sentence(space, by_step) for (space, metric), by_step in found.items() if metric == "frechet"]
+        there = {space: found[space, metric] for space in spaces if (space, metric) in found}
+        if there:
+            title = _title(metric, next(iter(there.values())))
+            panels.append(Panel(title, [_series(space, by_step) for space, by_step in there.items()]))
+    protocol = next(iter(found.values()))
+    told = [f"Averaged weights, {protocol[max(protocol)].protocol.sentence()}."]
+    told += [sentence(space, by_step) for (space, metric), by_step in found.items() if metric == "frechet"]
     count = max(len(by_step) for by_step in found.values())
     if count > 2:
         told.append(f"The lowest of {count} scores that vary by chance looks a little better than it is.")
-    protocol = next(iter(found.values()))
-    told.append(f"Averaged weights. {protocol[max(protocol)].protocol.sentence()}.")
     told.append(f"Bars: 95 % confidence limits over the sampled images. Every score stands in {FOLDER}/STEP.json.")
     return [curves("Scores during training", panels, " ".join(told))]
+
+
+def _title(metric: str, by_step: Mapping[int, Score], where: str = "") -> str:
+    return f"{TITLES.get(metric, metric)}{where} ({by_step[max(by_step)].better} is better)"
 
 
 def _series(space: str, by_step: Mapping[int, Score]) -> Series:

@@ -13,7 +13,7 @@ import pytest
 import torch
 from PIL import Image
 
-from ditkit.cli.keys import respell
+from ditkit.cli.keys import as_options, respell
 from ditkit.diffusion import SampleNoise
 from ditkit.evaluation import open_generated
 from ditkit.protocols import Condition
@@ -279,6 +279,19 @@ def test_keys_have_two_spellings():
     assert respell(["--codec", "pixels", "--unknown", "--", "--seed", "1"], declared) == [
         "--codec", "pixels", "--unknown", "--", "--seed", "1",
     ]  # fmt: skip
+
+
+def test_options_are_keys_too(ditkit, tiny_run, tmp_path):
+    """KEY=VALUE is promised, and `out` is what a user tries first."""
+    assert as_options(["run", "out=a=b", "n=8", "device=cpu"], {"--out"}) == [
+        "run",
+        "--out",
+        "a=b",
+        "n=8",
+        "device=cpu",
+    ]
+    ok(ditkit("sample", tiny_run, "n=2", "steps=2", f"out={tmp_path / 'here'}", "device=cpu"))
+    assert (tmp_path / "here" / "000001.png").is_file()
 
 
 def test_help_has_an_example(ditkit):

@@ -14,7 +14,7 @@ from ditkit.config import SettingsError, override
 from ditkit.data import open_source
 from ditkit.evaluation import Protocol, Score
 from ditkit.recipes import online, recipe, scoring
-from ditkit.recipes.online_page import history, score_curves, sentence
+from ditkit.recipes.online_page import DISTANCES, SHARES, history, score_curves, sentence
 from ditkit.recipes.registry import from_file
 from ditkit.recipes.run import train
 from ditkit.recipes.run_page import write_run_report
@@ -236,7 +236,8 @@ def test_the_report_draws_what_metrics_has(scored, tmp_path):
     (section,) = score_curves(scored, rows)
     assert section.title == "Scores during training" and "Fréchet distance, pixels" in section.note
     page = write_run_report(from_file(scored / "recipe.json"), scored, scored / "samples" / "0000004.png").read_text()
-    assert "Scores during training" in page and "Fréchet distance, classifier" in page
+    assert "Scores during training" in page and "Fréchet distance, classifier (lower is better)" in page
+    assert section.note.startswith("Averaged weights, ") and {m for _, m in found} <= {*DISTANCES, *SHARES}, "all drawn"
     told = page.partition("training seconds")[2].partition("</table>")[0]
     assert "seconds" not in rows[-1] and "–" not in told, "the costs are those of training, not of the last scores' row"
     back = [row for row in rows if row["step"] < 4]
