@@ -7,15 +7,15 @@ from pydantic import Field
 from ditkit.analysis.cost import cost
 from ditkit.analysis.linear import PaperProbe
 from ditkit.config import Settings
-from ditkit.evaluation.uncertainty import Interval, mean_interval
+from ditkit.evaluation.uncertainty import Interval
 from ditkit.recipes.analyses.analysis import Analysis, Bar, Floats, Found, Ints
-from ditkit.recipes.analyses.layers_found import LayersResult, Peak, TeacherFound
+from ditkit.recipes.analyses.layers_found import LayersResult, TeacherFound
 from ditkit.recipes.analyses.layers_shown import show
 from ditkit.recipes.analyses.representation import (
     Bench,
     How,
     Kind,
-    Look,
+    Peak,
     Preparation,
     TeacherLook,
     no_null,
@@ -46,7 +46,7 @@ def measure(subject: Subject, settings: LayersSettings, bar: Bar) -> Found:
     bench = Bench(subject, How(probe=settings.probe, paper=paper, k=settings.k, prepare=settings.prepare), bar)
     teachers = bench.teacher_looks()
     looks = [look for t in settings.t for look in bench.look(loaded.model, t, blocks, f"layers at t = {t:g}")]
-    best = best_probe(looks)
+    best = bench.probe_peak()
     found = {name: teacher_found(bench, best, name, own) for name, own in teachers.items()}
     trained, scored = bench.probed
     return Found(
@@ -54,27 +54,11 @@ def measure(subject: Subject, settings: LayersSettings, bar: Bar) -> Found:
             blocks=blocks, times=settings.t, depth=loaded.settings.depth, align_depth=loaded.align_depth,
             encoder_blocks=getattr(loaded.settings, "encoder_blocks", None),
             parameters=cost(loaded.settings).trainable, images=len(bench.test), train_images=trained,
-            test_images=scored, classes=bench.classes, how=bench.how, unprobed=bench.unprobed, missing=bench.missing,
+            test_images=scored, classes=bench.classes, how=bench.how, watched=subject.watched,
+            unprobed=bench.unprobed, missing=bench.missing,
             looks=tuple(looks), teachers=found, best=best,
         )
     )  # fmt: skip
-
-
-def best_probe(looks: list[Look]) -> Peak | None:
-    """The look with the highest accuracy; None without probes."""
-    probed = [look for look in looks if look.accuracy is not None]
-    if not probed:
-        return None
-    top = max(probed, key=lambda look: look.accuracy or 0)
-    return Peak(block=top.block, t=top.t, value=top.accuracy or 0.0, limits=top.limits)
-
-
-def best_cknna(bench: Bench, teacher: str) -> Peak | None:
-    """The look with the highest CKNNA; None where it was undefined everywhere."""
-    if teacher not in bench.best:
-        return None
-    value, block, t, _ = bench.best[teacher]
-    return Peak(block=block, t=t, value=value, limits=bench.cknna_limits(teacher))
 
 
 def teacher_found(bench: Bench, best: Peak | None, teacher: str, own: TeacherLook) -> TeacherFound:
@@ -82,9 +66,8 @@ def teacher_found(bench: Bench, best: Peak | None, teacher: str, own: TeacherLoo
     gap: float | None = None
     limits: Interval | None = None
     if best is not None:
-        more = bench.right[teacher].double() - bench.right[best.block, best.t].double()
-        gap, limits = more.mean().item(), mean_interval(more, -1.0, 1.0)
-    return TeacherFound(own=own, best=best_cknna(bench, teacher), gap=gap, limits=limits)
+        gap, limits = bench.gap(teacher, best)
+    return TeacherFound(own=own, best=bench.cknna_peak(teacher), gap=gap, limits=limits)
 
 
 ANALYSIS = Analysis(

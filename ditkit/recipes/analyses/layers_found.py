@@ -10,20 +10,14 @@ from pydantic import Field
 from ditkit.config import Settings
 from ditkit.evaluation.sections import Cell
 from ditkit.evaluation.uncertainty import Interval
-from ditkit.recipes.analyses.representation import How, Look, TeacherLook
-
-
-class Peak(Settings):
-    """Where something is highest over blocks and times, with its limits where they are known."""
-
-    block: int
-    t: float
-    value: float
-    limits: Interval | None = None
+from ditkit.recipes.analyses.representation import How, Look, Peak, TeacherLook
 
 
 class TeacherFound(Settings):
-    """A teacher's own numbers, where a block is most alike to it (CKNNA), and the semantic gap with its limits."""
+    """A teacher's own numbers, where a block is most alike to it (CKNNA), and the semantic gap with its limits.
+
+    gap: on the images that did not choose the best block.
+    """
 
     own: TeacherLook
     best: Peak | None = None
@@ -45,6 +39,7 @@ class LayersResult(Settings):
     test_images: int
     classes: int
     how: How
+    watched: str
     unprobed: str = Field("", description="why there is no probe")
     missing: str = Field("", description="why the recipe's teachers could not be had")
     looks: tuple[Look, ...]

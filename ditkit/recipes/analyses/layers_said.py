@@ -2,18 +2,19 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping
 
-from ditkit.evaluation.uncertainty import Interval
+from ditkit.evaluation.uncertainty import share_interval
 from ditkit.recipes.analyses.layers_found import (
     LayersResult,
-    Peak,
     TeacherFound,
     accuracy,
     at,
     highest,
     shared_teachers,
 )
+from ditkit.recipes.analyses.representation import Peak
+from ditkit.recipes.analyses.verdicts import HALVES, Standing, between, judged, listed, ranked, side_by_side
 
 PROBES = {
     "ridge": "ridge regression in closed form",
@@ -37,8 +38,7 @@ def note(r: LayersResult) -> str:
         probe = PROBES[r.how.probe] + (steps if r.how.probe == "paper" else "")
         parts.append(
             f"Probe: {probe}; learns from {r.train_images:,} images of {r.classes} classes, scored on "
-            f"{r.test_images:,} others; limits are Wilson's (95 %). The best of several is chosen on the images that "
-            "it is scored on, which favours it a little."
+            f"{r.test_images:,} others; limits are Wilson's (95 %), blocks are compared image by image."
         )
     if r.teachers:
         parts.append(
@@ -46,7 +46,7 @@ def note(r: LayersResult) -> str:
             f"{PREPARED[r.how.prepare]}, k = {r.how.k}, unbiased CKNNA (REPA eq. 21-24), biased CKA. CKNNA and mutual "
             "k-NN depend on the number of images: compare at equal numbers only."
         )
-    return " ".join(parts)
+    return " ".join([*parts, f"{HALVES}; curves and tables of blocks are of all."])
 
 
 def percent(value: float) -> str:
@@ -54,24 +54,14 @@ def percent(value: float) -> str:
     return f"{100 * value:.1f} %"
 
 
-def within(limits: Interval | None, form: Callable[[float], str] = percent) -> str:
-    """ " (limits 88.0 % to 94.0 %)"; nothing where they are unknown."""
-    return f" (limits {form(limits[0])} to {form(limits[1])})" if limits is not None else ""
+def points(value: float) -> str:
+    """0.0213 -> "2.1"."""
+    return f"{100 * value:.1f}"
 
 
 def score(value: float) -> str:
     """A likeness."""
     return f"{value:.3f}"
-
-
-def overlap(a: Interval | None, b: Interval | None) -> bool:
-    """Whether two intervals share a number; unknown ones do not decide."""
-    return a is None or b is None or (a[0] <= b[1] and b[0] <= a[1])
-
-
-def listed(words: Sequence[str]) -> str:
-    """["a", "b", "c"] -> "a, b and c"."""
-    return " and ".join([", ".join(words[:-1]), words[-1]] if len(words) > 1 else words)
 
 
 def of_block(r: LayersResult, block: int) -> str:
@@ -108,19 +98,19 @@ def say_probe(r: LayersResult) -> list[str]:
         return [f"There is no linear probe: {r.unprobed}."]
     line = (
         f"A linear probe names the class best after {of_block(r, best.block)} at t = {best.t:g}: {percent(best.value)} "
-        f"of {r.test_images:,} held-out images{within(best.limits)}, where guessing gives {percent(1 / r.classes)}."
+        f"of {best.images:,} {r.watched}{between(best.limits, percent)}, where guessing gives {percent(1 / r.classes)}."
     )
-    rivals = [x for x in at(r, best.t) if x.block != best.block and overlap(x.limits, best.limits)]
-    if rivals:
-        which = f"block{'s' if len(rivals) > 1 else ''} {listed([str(x.block) for x in rivals])}"
-        line += f" The limits of {which} at that time overlap with it: which of them is best is within noise."
+    if best.rivals:
+        which = f"block{'s' if len(best.rivals) > 1 else ''} {listed([str(block) for block in best.rivals])}"
+        line += f" On the same images it is not ahead of {which} at that time beyond noise."
     elif len(r.blocks) > 1:
-        line += " No other block's limits at that time reach it."
+        line += " On the same images it is ahead of every other block at that time, beyond noise."
     said = [line]
     if len(r.times) > 1:
         worst = min(r.times, key=lambda t: highest(map(accuracy, at(r, t))))
         top = max(at(r, worst), key=accuracy)
-        said.append(f"It is lowest at t = {worst:g}, where the best block, {top.block}, has {percent(accuracy(top))}.")
+        low = f"the best block, {top.block}, has {percent(accuracy(top))} of all {r.test_images:,}"
+        said.append(f"It is lowest at t = {worst:g}, where {low}.")
     return said
 
 
@@ -130,40 +120,45 @@ def say_teacher(r: LayersResult, teacher: str, f: TeacherFound) -> str:
     if f.best is not None:
         line = (
             f"CKNNA with {teacher} is highest after {of_block(r, f.best.block)} at t = {f.best.t:g}: "
-            f"{score(f.best.value)}{within(f.best.limits, score)} (1: alike, 0: unrelated)."
+            f"{score(f.best.value)}{between(f.best.limits, score)} (1: alike, 0: unrelated)."
         )
-    return line + say_gap(teacher, f)
+    return line + say_gap(r, teacher, f)
 
 
-def say_gap(teacher: str, f: TeacherFound) -> str:
-    """A teacher's own probe beside the best block's; nothing without probes."""
-    if f.gap is None or f.own.accuracy is None:
+def say_gap(r: LayersResult, teacher: str, f: TeacherFound) -> str:
+    """A teacher's own probe beside the best block's, on the same images; nothing without probes."""
+    if f.gap is None or r.best is None:
         return ""
     sign = 1 if f.gap > 0 else -1
     ends = None if f.limits is None else sorted(100 * sign * v for v in f.limits)
     limits = "" if ends is None else f" (limits {ends[0]:.1f} to {ends[1]:.1f})"
-    if f.gap == 0:
+    word, theirs = judged(f.gap, f.limits).word, min(1.0, max(0.0, r.best.value + f.gap))
+    if word == "equal":
         told = "it is right as often as the best block"
-    elif f.limits is not None and f.limits[0] <= 0 <= f.limits[1]:
+    elif word == "within":
         told = f"its distance of {100 * abs(f.gap):.1f} points from the best block{limits} is within noise"
     elif f.gap > 0:
         told = f"the semantic gap to the best block is {100 * f.gap:.1f} points{limits}"
     else:
         told = f"there is no semantic gap, the best block is ahead by {-100 * f.gap:.1f} points{limits}"
-    return f" A probe of {teacher} itself has {percent(f.own.accuracy)}{within(f.own.limits)}: {told}."
+    own = between(share_interval(theirs, r.best.images), percent)
+    return f" A probe of {teacher} itself has {percent(theirs)}{own}: {told}."
 
 
 def say_several(results: Mapping[str, LayersResult]) -> list[str]:
     """Which model is ahead, in accuracy and in likeness to each teacher, and how surely."""
-    said = ranked("In the accuracy of a linear probe", {name: r.best for name, r in results.items()}, percent)
+    probed = {name: standing(r.best) for name, r in results.items() if r.best is not None}
+    said = ranked("In the accuracy of a linear probe", probed, percent)
     for teacher in shared_teachers(results):
-        peaks = {name: r.teachers[teacher].best for name, r in results.items()}
+        found = {name: r.teachers[teacher] for name, r in results.items()}
+        peaks = {name: standing(f.best) for name, f in found.items() if f.best is not None}
         said += ranked(f"In CKNNA with {teacher}", peaks, score)
-        gaps = {name: gap for name, r in results.items() if (gap := r.teachers[teacher].gap) is not None}
+        gaps = {name: (f.gap, between(f.limits, points)) for name, f in found.items() if f.gap is not None}
         if gaps:
-            each = listed([f"{name} {100 * gap:.1f} points" for name, gap in gaps.items()])
-            below = " (below 0: ahead of it)" if min(gaps.values()) < 0 else ""
+            each = listed([f"{name} {points(gap)} points{limits}" for name, (gap, limits) in gaps.items()])
+            below = " (below 0: ahead of it)" if min(gap for gap, _ in gaps.values()) < 0 else ""
             said.append(f"Semantic gap to {teacher}{below}: {each}.")
+    said = side_by_side(said)
     uneven = {(r.images, r.how.k, r.how.prepare) for r in results.values()}
     if len(uneven) > 1:
         said.append("They were measured with other numbers of images, k or preparations: likeness cannot be compared.")
@@ -174,17 +169,6 @@ def say_several(results: Mapping[str, LayersResult]) -> list[str]:
     return said
 
 
-def ranked(what: str, peaks: Mapping[str, Peak | None], form: Callable[[float], str]) -> list[str]:
-    """One sentence that puts models in order, and says which of them the leader is not surely ahead of."""
-    order = sorted(((name, p) for name, p in peaks.items() if p is not None), key=lambda pair: -pair[1].value)
-    if len(order) < 2:
-        return []
-    told = [f"{name} with {form(p.value)} after block {p.block} at t = {p.t:g}" for name, p in order]
-    line = f"{what} {told[0]} is ahead; then {listed(told[1:])}."
-    (leader, best), *others = order
-    close = [name for name, p in others if overlap(best.limits, p.limits)]
-    if best.limits is None or any(p.limits is None for _, p in others):
-        return [f"{line} Limits are not known for all of them."]
-    if close:
-        return [f"{line} The limits of {leader} and {listed(close)} overlap: on so few images that may be chance."]
-    return [f"{line} Its limits lie above those of the others."]
+def standing(p: Peak) -> Standing:
+    """A peak beside those of other models."""
+    return Standing(p.value, p.limits, [int(c) for c in p.right], f" after block {p.block} at t = {p.t:g}")

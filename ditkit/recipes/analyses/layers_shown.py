@@ -9,7 +9,6 @@ from ditkit.evaluation.sections import Cell
 from ditkit.recipes.analyses.analysis import Found, Shown, Table
 from ditkit.recipes.analyses.layers_found import (
     LayersResult,
-    Peak,
     accuracy,
     at,
     best_time,
@@ -19,6 +18,7 @@ from ditkit.recipes.analyses.layers_found import (
     shared_teachers,
 )
 from ditkit.recipes.analyses.layers_said import note, percent, say_one, say_several, score
+from ditkit.recipes.analyses.representation import Peak
 
 ACCURACY = "Best probe accuracy"
 
@@ -111,8 +111,9 @@ def tables_of_one(r: LayersResult) -> dict[str, Table]:
 
 
 def panels_of_several(results: Mapping[str, LayersResult]) -> list[Panel]:
-    """Each model over blocks at its best time, against time, and against size where sizes differ."""
+    """Each model over blocks at its best time, against time and size, where these differ; teachers as levels."""
     panels = []
+    first = next(iter(results.values()))
     probed = {name: r for name, r in results.items() if r.best is not None}
     if probed:
         lines = []
@@ -120,6 +121,7 @@ def panels_of_several(results: Mapping[str, LayersResult]) -> list[Panel]:
             looks = at(r, best_time(r))
             limits = [look.limits or (accuracy(look),) * 2 for look in looks]
             lines.append(Series(name, [x.block for x in looks], [accuracy(x) for x in looks], limits=limits))
+        lines += levels(results, {t: first.teachers[t].own.accuracy for t in shared_teachers(results)})
         panels.append(Panel("Probe accuracy over blocks, each at its best t", lines, "block", "accuracy"))
     for teacher in shared_teachers(results):
         lines = []
@@ -127,8 +129,15 @@ def panels_of_several(results: Mapping[str, LayersResult]) -> list[Panel]:
             peak = r.teachers[teacher].best
             looks = at(r, peak.t if peak else r.times[0])
             lines.append(Series(name, [x.block for x in looks], [cknna(x, teacher) for x in looks]))
+        lines += levels(results, {t: alike.cknna for t, alike in first.teachers[teacher].own.alike.items()})
         panels.append(Panel(f"CKNNA with {teacher} over blocks, each at its best t", lines, "block", "CKNNA"))
     return panels + best_over_time(results) + against_size(results)
+
+
+def levels(results: Mapping[str, LayersResult], of_teachers: Mapping[str, float | None]) -> list[Series]:
+    """A flat line over all blocks for each teacher that has a number."""
+    ends = [min(r.blocks[0] for r in results.values()), max(r.blocks[-1] for r in results.values())]
+    return [Series(name, ends, [v, v]) for name, v in of_teachers.items() if v is not None]
 
 
 def against_size(results: Mapping[str, LayersResult]) -> list[Panel]:

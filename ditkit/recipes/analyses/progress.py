@@ -6,25 +6,29 @@ import math
 from collections.abc import Mapping
 
 from pydantic import Field
+from torch import Tensor
 
 from ditkit.analysis.linear import PaperProbe
 from ditkit.analysis.probe import spread
 from ditkit.config import Settings
 from ditkit.evaluation import Panel, Series
 from ditkit.evaluation.sections import Cell
+from ditkit.evaluation.uncertainty import Interval
 from ditkit.recipes.analyses.analysis import Analysis, Bar, Floats, Found, Ints, Shown, Table
-from ditkit.recipes.analyses.layers_found import accuracy, cell, cknna, highest
-from ditkit.recipes.analyses.layers_said import PREPARED, PROBES, overlap, percent, score
+from ditkit.recipes.analyses.layers_found import cell
+from ditkit.recipes.analyses.layers_said import PREPARED, PROBES, percent, score, standing
 from ditkit.recipes.analyses.representation import (
     Bench,
     How,
     Kind,
     Look,
+    Peak,
     Preparation,
     TeacherLook,
     no_null,
 )
 from ditkit.recipes.analyses.subject import Subject, chosen_blocks
+from ditkit.recipes.analyses.verdicts import HALVES, changed, gap, judged, ranked, side_by_side
 from ditkit.recipes.analyses.words import check_times
 from ditkit.recipes.load import load
 from ditkit.training import list_steps
@@ -44,15 +48,24 @@ class ProgressSettings(Settings):
 
 
 class Checkpoint(Settings):
-    """What was seen at one step of training."""
+    """What was seen at one step of training; peaks: what (a teacher, or "": a probe) -> the best block at each time."""
 
     step: int
     looks: tuple[Look, ...]
+    peaks: dict[str, tuple[Peak | None, ...]]
+
+
+class Change(Settings):
+    """Of CKNNA with a teacher from the first checkpoint to the last, on the same images, with 95 % limits."""
+
+    difference: float
+    limits: Interval | None = None
 
 
 class ProgressResult(Settings):
-    """checkpoints in the order of training; the teachers do not change."""
+    """checkpoints in the order of training; the teachers do not change. changes: teacher -> at each time."""
 
+    watched: str
     times: tuple[float, ...]
     blocks: tuple[int, ...]
     align_depth: int | None = None
@@ -64,6 +77,7 @@ class ProgressResult(Settings):
     unprobed: str = ""
     missing: str = ""
     checkpoints: tuple[Checkpoint, ...]
+    changes: dict[str, tuple[Change | None, ...]] = Field(default_factory=dict)
     teachers: dict[str, TeacherLook] = Field(default_factory=dict)
 
 
@@ -79,17 +93,48 @@ def measure(subject: Subject, settings: ProgressSettings, bar: Bar) -> Found:
     blocks = chosen_blocks(settings.blocks, loaded.settings.depth)
     bench = Bench(subject, How(probe=settings.probe, paper=PaperProbe(), k=settings.k, prepare=settings.prepare), bar)
     teachers, weights, seen = bench.teacher_looks(), "raw" if loaded.weights == "raw" else "ema", []
+    ends: list[dict[tuple[str, int], Tensor]] = []  # of the first and the last: teacher, time -> the best's features
     for step in steps:
         model = load(folder, weights, step=step).model.to(loaded.device)  # type: ignore[arg-type]
-        looks = [look for t in settings.t for look in bench.look(model, t, blocks, f"progress at step {step}")]
-        seen.append(Checkpoint(step=step, looks=tuple(looks)))
+        looks: list[Look] = []
+        peaks: dict[str, list[Peak | None]] = {}
+        leaders: dict[tuple[str, int], Tensor] = {}
+        for i, t in enumerate(settings.t):
+            bench.begin()
+            looks += bench.look(model, t, blocks, f"progress at step {step}")
+            peaks.setdefault("", []).append(bench.probe_peak())
+            for teacher in teachers:
+                peaks.setdefault(teacher, []).append(bench.cknna_peak(teacher))
+            leaders |= {(teacher, i): best.features for teacher, best in bench.best.items()}
+        ends = [*ends[:1], leaders]
+        seen.append(Checkpoint(step=step, looks=tuple(looks), peaks={what: tuple(p) for what, p in peaks.items()}))
     return Found(
         ProgressResult(
             times=settings.t, blocks=blocks, align_depth=loaded.align_depth, images=len(bench.test),
             train_images=bench.probed[0], classes=bench.classes, weights=weights, how=bench.how,
-            unprobed=bench.unprobed, missing=bench.missing, checkpoints=tuple(seen), teachers=teachers,
+            watched=subject.watched,
+            changes=changes_of(bench, ends, len(settings.t)), unprobed=bench.unprobed, missing=bench.missing,
+            checkpoints=tuple(seen), teachers=teachers,
         )
     )  # fmt: skip
+
+
+def changes_of(
+    bench: Bench, ends: list[dict[tuple[str, int], Tensor]], times: int
+) -> dict[str, tuple[Change | None, ...]]:
+    """How likeness to each teacher changed at each time; None where it was undefined, or at a single checkpoint."""
+    first, last = ends[0], ends[-1]
+
+    def change(teacher: str, i: int) -> Change | None:
+        if len(ends) < 2 or (teacher, i) not in first or (teacher, i) not in last:
+            return None
+        try:
+            difference, limits = bench.cknna_change(teacher, first[teacher, i], last[teacher, i])
+        except ValueError:  # undefined on the images that judge
+            return None
+        return Change(difference=difference, limits=limits)
+
+    return {teacher: tuple(change(teacher, i) for i in range(times)) for teacher in bench.teachers}
 
 
 def show(found: Mapping[str, Found]) -> Shown:
@@ -109,6 +154,7 @@ def show(found: Mapping[str, Found]) -> Shown:
         drawn = [Series(name, _steps(r), _best(r, t, teacher)) for name, r, t in lines]
         panels.append(Panel(f"CKNNA with {teacher} of the best block over training", drawn, "step", "CKNNA"))
     said = [sentence for name, r, t in lines for sentence in _say("" if alone else name, r, t)]
+    said += [] if alone else side_by_side(_say_several(results))
     tables = {"Checkpoints": _table(results)}
     return Shown(said, panels, tables, note=_note(first))
 
@@ -117,20 +163,31 @@ def _steps(r: ProgressResult) -> list[int]:
     return [c.step for c in r.checkpoints]
 
 
-def _value(look: Look, teacher: str) -> float:
-    """A look's CKNNA with a teacher, or its accuracy."""
-    return cknna(look, teacher) if teacher else accuracy(look)
+def _peak(c: Checkpoint, r: ProgressResult, t: float, teacher: str) -> Peak | None:
+    """The block of a checkpoint where CKNNA with a teacher, or accuracy (""), is highest at one time."""
+    return c.peaks[teacher][r.times.index(t)]
 
 
 def _best(r: ProgressResult, t: float, teacher: str) -> list[float]:
-    """Of every checkpoint the highest over blocks at one time."""
-    return [highest(_value(look, teacher) for look in c.looks if look.t == t) for c in r.checkpoints]
+    """Of every checkpoint the number of its best block at one time; NaN where there is none."""
+    peaks = [_peak(c, r, t, teacher) for c in r.checkpoints]
+    return [math.nan if peak is None else peak.value for peak in peaks]
 
 
-def _where(c: Checkpoint, t: float, teacher: str) -> Look:
-    """The block of a checkpoint where it is highest."""
-    values = {look.block: (_value(look, teacher), look) for look in c.looks if look.t == t}
-    return max(values.values(), key=lambda pair: -math.inf if math.isnan(pair[0]) else pair[0])[1]
+def _say_several(results: Mapping[str, ProgressResult]) -> list[str]:
+    """Which model is ahead at its last checkpoint, at the first time."""
+    said = []
+    first = next(iter(results.values()))
+    for what in ("", *first.teachers):
+        last = {
+            n: _peak(r.checkpoints[-1], r, r.times[0], what)
+            for n, r in results.items()
+            if what in r.checkpoints[-1].peaks
+        }
+        seen = {n: standing(p) for n, p in last.items() if p is not None}
+        named = f"CKNNA with {what}" if what else "the accuracy of a linear probe"
+        said += ranked(f"At the last checkpoint, in {named}", seen, score if what else percent)
+    return said
 
 
 def _say(name: str, r: ProgressResult, t: float) -> list[str]:
@@ -144,13 +201,19 @@ def _say(name: str, r: ProgressResult, t: float) -> list[str]:
             continue
         form = score if teacher else percent
         what = f"CKNNA with {teacher}" if teacher else "The accuracy of a linear probe"
-        before, after = _where(first, t, teacher), _where(last, t, teacher)
+        before, after = _peak(first, r, t, teacher), _peak(last, r, t, teacher)
+        if before is None or after is None:
+            continue
         line = (
             f"{who}{what} at t = {t:g} goes from {form(values[0])} at step {first.step:,} (block {before.block}) to "
-            f"{form(values[-1])} at step {last.step:,} (block {after.block})."
+            f"{form(values[-1])} at step {last.step:,} (block {after.block})"
         )
-        if not teacher and overlap(before.limits, after.limits):
-            line += " Their limits overlap: the change is within noise."
+        if teacher:
+            change = r.changes[teacher][r.times.index(t)]
+            how = gap(standing(after), standing(before)) if change is None else judged(change.difference, change.limits)
+        else:
+            how = gap(standing(after), standing(before))
+        line += f": {changed(how)}."
         top = max(range(len(values)), key=lambda i: -math.inf if math.isnan(values[i]) else values[i])
         if top != len(values) - 1:
             line += f" It is highest at step {r.checkpoints[top].step:,}: {form(values[top])}."
@@ -170,9 +233,8 @@ def _table(results: Mapping[str, ProgressResult]) -> Table:
         for c, t in ((c, t) for c in r.checkpoints for t in r.times):
             row: list[Cell] = [c.step, model or "model", f"{t:g}"]
             for teacher in ("", *teachers):
-                look = _where(c, t, teacher)
-                value = cell(_value(look, teacher))
-                row += [value, str(look.block) if value is not None else None]
+                peak = _peak(c, r, t, teacher) if teacher in c.peaks and t in r.times else None
+                row += [None, None] if peak is None else [cell(peak.value), str(peak.block)]
             rows.append(row)
     return Table(columns, rows)
 
@@ -182,8 +244,8 @@ def _note(r: ProgressResult) -> str:
     alike = f" CKNNA: k = {r.how.k}, features {PREPARED[r.how.prepare]}." if r.teachers else ""
     averaged = "averaged (EMA)" if r.weights == "ema" else "raw"
     return (
-        f"Of each checkpoint's {averaged} weights, on {r.images:,} images with the same noise; the null condition, the "
-        f"mean token, the best of blocks {', '.join(map(str, r.blocks))}.{probe}{alike}"
+        f"Of each checkpoint's {averaged} weights, on {r.images:,} {r.watched} with the same noise; null condition, "
+        f"mean token, the best of blocks {', '.join(map(str, r.blocks))}.{probe}{alike} {HALVES}."
     )
 
 

@@ -6,7 +6,7 @@ teachers the mean token of the clean image. The analyses `layers` and `progress`
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from functools import cached_property
 from typing import Literal, NamedTuple
 
@@ -31,6 +31,7 @@ from ditkit.evaluation.uncertainty import Interval, jackknife_interval, share_in
 from ditkit.protocols import Extractor
 from ditkit.recipes.analyses.analysis import Bar
 from ditkit.recipes.analyses.subject import Pictures, Subject
+from ditkit.recipes.analyses.verdicts import above, halves, paired
 
 FEWEST = 20  # labelled training images that a probe needs
 MOST_RESAMPLED = 4000  # images up to which limits of CKNNA are computed; beyond, they are narrow and costly
@@ -66,6 +67,22 @@ class Look(Settings):
     alike: dict[str, Likeness] = Field(default_factory=dict)
 
 
+class Peak(Settings):
+    """Where something is highest over blocks and times by half of the images, and what the others have there.
+
+    value, limits: of those others, `images` of them. rivals: blocks at that time that it is not above there beyond
+    noise; right: of a probe, "1" for each image that it names, in order.
+    """
+
+    block: int
+    t: float
+    value: float
+    limits: Interval | None = None
+    images: int
+    rivals: tuple[int, ...] = ()
+    right: str = ""
+
+
 class TeacherLook(Settings):
     """The same of a teacher, on clean images, and likeness to the other teachers."""
 
@@ -81,6 +98,15 @@ class Seen(NamedTuple):
     near: Neighbours
 
 
+class Leader(NamedTuple):
+    """The block that is most alike to a teacher by half of the images: that CKNNA, and features (N, D) of all."""
+
+    chosen: float
+    block: int
+    t: float
+    features: Tensor
+
+
 class Bench:
     """The images, labels and teachers that networks are looked at with; the same for every look."""
 
@@ -88,11 +114,12 @@ class Bench:
         self.subject, self.how, self.bar = subject, how, bar
         self.test: Pictures = subject.test
         self.right: dict[str | tuple[int, float], Tensor] = {}  # who -> which labelled test images a probe got right
-        self.best: dict[str, tuple[float, int, float, Tensor]] = {}  # teacher -> highest CKNNA: value, block, t, what
+        self.best: dict[str, Leader] = {}  # by teacher
+        self.choose, self.judge = halves(len(self.test))
         self.missing = ""
-        if self.teachers and not 2 <= how.k < len(self.test):
-            n = len(self.test)
-            raise ValueError(f"k={how.k}: CKNNA among {n} images needs k from 2 to {n - 1}; change k or n")
+        if self.teachers and not 2 <= how.k < len(self.judge):
+            n, most = len(self.test), len(self.judge) - 1
+            raise ValueError(f"k={how.k}: CKNNA among half of {n} images needs k from 2 to {most}; change k or n")
 
     @cached_property
     def unprobed(self) -> str:
@@ -102,7 +129,7 @@ class Bench:
         if not self.subject.asked.train:
             return "there are no images for probes to learn from (train=0)"
         known = self.train.labels[self.train.labels >= 0]
-        if len(known.unique()) < 2 or not (self.test.labels >= 0).any():
+        if len(known.unique()) < 2 or int((self.test.labels >= 0).sum()) < 2:
             return "the images have no classes"
         return "" if len(known) >= FEWEST else f"{len(known)} labelled training images are too few (least: {FEWEST})"
 
@@ -170,25 +197,81 @@ class Bench:
             self.bar(f"{stage}: blocks", done, len(blocks))
         return looks
 
-    def cknna_limits(self, teacher: str) -> Interval | None:
-        """Limits of the highest CKNNA that was seen with a teacher, by leaving groups of images out."""
-        value, _, _, features = self.best[teacher]
-        if len(features) > MOST_RESAMPLED:
+    def begin(self) -> None:
+        """Forget which blocks were best: another network is looked at, or another time for itself."""
+        self.best = {}
+        self.right = {who: right for who, right in self.right.items() if isinstance(who, str)}
+
+    def probe_peak(self) -> Peak | None:
+        """The best probe of the blocks that were looked at; None without probes."""
+        blocks = {who: right for who, right in self.right.items() if not isinstance(who, str)}
+        if not blocks:
             return None
-        theirs = self.taught[teacher].features
+        choose, judge = halves(len(next(iter(blocks.values()))))
+        (block, t), right = max(blocks.items(), key=lambda pair: float(pair[1][choose].double().mean()))
+        others = {b: found[judge] for (b, at), found in blocks.items() if at == t and b != block}
+        right = right[judge]
+        value = right.double().mean().item()
+        return Peak(
+            block=block, t=t, value=value, limits=share_interval(value, len(right)), images=len(right),
+            rivals=tuple(b for b, other in others.items() if not above(right.double() - other.double())),
+            right="".join(map(str, right.long().tolist())),
+        )  # fmt: skip
 
-        def without(rows: Tensor) -> float:
+    def gap(self, teacher: str, best: Peak) -> tuple[float, Interval | None]:
+        """How much more often a teacher's probe is right than the best block's, on the same images, with limits."""
+        theirs = self.right[teacher]
+        theirs = theirs[halves(len(theirs))[1]].double()
+        difference = paired(theirs - torch.tensor([int(c) for c in best.right]))
+        return difference.difference, difference.limits
+
+    def cknna_peak(self, teacher: str) -> Peak | None:
+        """The block that is most alike to a teacher; None where that was undefined everywhere."""
+        if teacher not in self.best:
+            return None
+        _, block, t, features = self.best[teacher]
+        alike = self._resampled(teacher, features)
+        n = len(self.judge)
+        try:
+            value = alike(torch.arange(n))
+            limits = jackknife_interval(value, alike, n, -1.0, 1.0) if n <= MOST_RESAMPLED else None
+        except ValueError:  # undefined, as in _likeness
+            return None
+        return Peak(block=block, t=t, value=value, limits=limits, images=n)
+
+    def cknna_change(self, teacher: str, first: Tensor, last: Tensor) -> tuple[float, Interval | None]:
+        """How much more alike to a teacher `last` (N, D) are than `first`, with limits. ValueError where undefined."""
+        before, after = (self._resampled(teacher, features) for features in (first, last))
+
+        def change(rows: Tensor) -> float:
+            return after(rows) - before(rows)
+
+        n = len(self.judge)
+        value = change(torch.arange(n))
+        return value, jackknife_interval(value, change, n, -2.0, 2.0) if n <= MOST_RESAMPLED else None
+
+    def _resampled(self, teacher: str, features: Tensor) -> Callable[[Tensor], float]:
+        """CKNNA of some of the images that judge: rows of them -> a number."""
+        judge = self.judge.to(features.device)
+        ours, theirs = features[judge], self.taught[teacher].features[judge]
+
+        def alike(rows: Tensor) -> float:
             rows = rows.to(features.device)
-            return cknna(features[rows], theirs[rows], min(self.how.k, len(rows) - 1))
+            return cknna(ours[rows], theirs[rows], min(self.how.k, len(rows) - 1))
 
-        return jackknife_interval(value, without, len(features), -1.0, 1.0)
+        return alike
 
     def _compare(self, features: Tensor, block: int, t: float) -> dict[str, Likeness]:
         seen = self._seen(features)
         alike = {name: self._likeness(seen, name) for name in self.teachers}
-        for name, found in alike.items():
-            if found.cknna is not None and (name not in self.best or found.cknna > self.best[name][0]):
-                self.best[name] = (found.cknna, block, t, seen.features)
+        some = self.choose.to(seen.features.device)
+        for name in [name for name, found in alike.items() if found.cknna is not None]:
+            try:
+                chosen = cknna(seen.features[some], self.taught[name].features[some], self.how.k)
+            except ValueError:  # as in _likeness
+                continue
+            if name not in self.best or chosen > self.best[name].chosen:
+                self.best[name] = Leader(chosen, block, t, seen.features)
         return alike
 
     def _seen(self, features: Tensor) -> Seen:

@@ -11,12 +11,14 @@ from torch import nn
 
 from ditkit.analysis.linear import PaperProbe
 from ditkit.checkpoints import load_published
+from ditkit.evaluation.uncertainty import share_interval
 from ditkit.models import example_condition
 from ditkit.pretrained import PretrainedMissing, TeacherSettings
 from ditkit.protocols import Condition, Features, Output
 from ditkit.recipes.analyses import layers
 from ditkit.recipes.analyses.analysis import Found, section_of
 from ditkit.recipes.analyses.layers import LayersSettings
+from ditkit.recipes.analyses.representation import Bench, How
 from ditkit.recipes.analyses.subject import Asked, Pictures, Subject
 from ditkit.recipes.load import load, of_published
 
@@ -95,7 +97,7 @@ def measured(subject, **settings):
 
 @pytest.mark.parametrize("probe", ["ridge", "logistic", "paper"])
 def test_a_planted_class_is_found_in_its_block_and_fades_with_noise(planted, probe):
-    r = measured(planted(), t=(0.1, 0.6, 1.0), probe=probe, lr=0.05)
+    r = measured(planted(n=240), t=(0.1, 0.6, 1.0), probe=probe, lr=0.05)
     assert (r.best.block, r.best.t) == (PLANTED, 0.1) and r.best.value > 0.98
     by = {(look.block, look.t): look for look in r.looks}
     assert len(r.looks) == 12 and r.blocks == (1, 2, 3, 4) and r.classes == CLASSES
@@ -108,7 +110,7 @@ def test_a_planted_class_is_found_in_its_block_and_fades_with_noise(planted, pro
     teacher = r.teachers["planted"]
     assert (teacher.best.block, teacher.best.t) == (PLANTED, 0.1) and teacher.best.value > 0.15
     assert teacher.best.limits[0] < teacher.best.value < teacher.best.limits[1]
-    assert teacher.own.accuracy == 1 and teacher.gap == pytest.approx(1 - r.best.value)
+    assert teacher.own.accuracy == 1 and teacher.gap == pytest.approx(1 - r.best.value, abs=1e-12)
     assert r.how.paper == PaperProbe(lr=0.05)
 
 
@@ -136,7 +138,7 @@ def test_without_teachers_labels_or_training_images(planted):
     assert r.teachers["planted"].best.block == PLANTED
     assert "the images have no classes" in " ".join(layers.ANALYSIS.show({"": Found(r)}).said)
     assert "train=0" in measured(planted(train=0), t=0.1).unprobed
-    with pytest.raises(ValueError, match="k from 2 to 119"):
+    with pytest.raises(ValueError, match="half of 120 images needs k from 2 to 59"):
         measured(planted(), k=120)
     with pytest.raises(ValueError, match="blocks=5: blocks of this model count from 1 to 4"):
         measured(planted(), blocks=(1, 5))
@@ -166,14 +168,15 @@ def test_what_is_said_follows_from_the_numbers(planted):
     r = measured(planted(), t=(0.1, 0.9))
     shown = layers.ANALYSIS.show({"": Found(r)})
     said = " ".join(shown.said)
-    assert f"{100 * r.best.value:.1f} % of 120 held-out images" in said and "where guessing gives 25.0 %" in said
-    assert "No other block's limits at that time reach it." in said and "lowest at t = 0.9" in said
+    assert f"{100 * r.best.value:.1f} % of 60 {r.watched}" in said and "where guessing gives 25.0 %" in said
+    assert "ahead of every other block at that time, beyond noise" in said and "lowest at t = 0.9" in said
     assert "is right as often as the best block" in said
     unsure = r.teachers["planted"].model_copy(update={"gap": 0.02, "limits": (-0.01, 0.05)})
     told = layers.ANALYSIS.show({"": Found(r.model_copy(update={"teachers": {"planted": unsure}}))}).said
     assert "2.0 points from the best block (limits -1.0 to 5.0) is within noise" in " ".join(told)
-    rivals = r.model_copy(update={"looks": tuple(x.model_copy(update={"limits": (0.0, 1.0)}) for x in r.looks)})
-    assert "The limits of blocks 1, 2 and 4 at that time overlap" in layers.ANALYSIS.show({"": Found(rivals)}).said[0]
+    rivals = r.model_copy(update={"best": r.best.model_copy(update={"rivals": (1, 2, 4)})})
+    told = layers.ANALYSIS.show({"": Found(rivals)}).said[0]
+    assert "it is not ahead of blocks 1, 2 and 4 at that time beyond noise" in told
     titles = [p.title for p in shown.panels]
     assert titles == [
         "Probe accuracy over blocks", "CKNNA with planted over blocks", "Accuracy of the best block over t",
@@ -188,14 +191,61 @@ def test_models_side_by_side(planted):
     bad = measured(planted(name="bad"), t=(0.1, 0.9), blocks=(1, 2))
     bad = bad.model_copy(update={"parameters": 10 * good.parameters})
     shown = layers.ANALYSIS.show({"bad": Found(bad), "good": Found(good)})
-    assert shown.said[0].startswith("In the accuracy of a linear probe good with") and "lie above" in shown.said[0]
-    assert shown.said[1].startswith("In CKNNA with planted good with")
+    assert (
+        shown.said[0].startswith("In the accuracy of a linear probe good with")
+        and "It is ahead of bad by" in shown.said[0]
+    )
+    assert shown.said[1].startswith("In CKNNA with planted the highest is good with")
     sized = {p.title: p for p in shown.panels}["Best probe accuracy over size"]
     assert {s.name: s.x[0] for s in sized.series} == {"bad": bad.parameters / 1e6, "good": good.parameters / 1e6}
     assert [row[0] for row in shown.tables["Models"].rows] == ["bad", "good"]
     same = layers.ANALYSIS.show({"one": Found(good), "two": Found(good)})
-    assert "overlap: on so few images that may be chance" in same.said[0]
+    assert same.said[0].startswith("In the accuracy of a linear probe one and two are equal: ")
+    assert "another seed would change is not counted" in same.said[0] and "one and two are equal" in same.said[1]
     assert not [p for p in same.panels if "size" in p.title]
+
+
+def test_the_best_block_is_chosen_on_one_half_and_measured_on_the_other(planted):
+    bench = Bench(planted(), How(), silent)
+    lucky, steady = torch.zeros(120, dtype=torch.bool), torch.zeros(120, dtype=torch.bool)
+    lucky[::2], lucky[1:41:2] = True, True  # where it is chosen, and 20 of 60 others
+    steady[10:] = True
+    bench.right |= {(1, 0.5): lucky, (2, 0.5): steady, (3, 0.5): lucky & False, (1, 0.9): steady}
+    peak = bench.probe_peak()
+    assert (peak.block, peak.t, peak.images) == (1, 0.5, 60) and peak.value == pytest.approx(1 / 3)
+    assert peak.rivals == (2,) and peak.right == "1" * 20 + "0" * 40
+    bench.begin()
+    assert bench.probe_peak() is None
+
+
+def test_pairs_of_images_tell_apart_what_limits_do_not(planted):
+    """One model is right wherever the other is, and on 8 more of 60 images: limits overlap, pairs do not."""
+    r = measured(planted(), t=0.1)
+    a, b = "1" * 48 + "0" * 12, "1" * 40 + "0" * 20
+    one, two = (r.model_copy(update={"best": of_right(r.best, right)}) for right in (a, b))
+    assert one.best.limits[0] < two.best.limits[1]
+    said = layers.ANALYSIS.show({"one": Found(one), "two": Found(two)}).said[0]
+    assert "one with 80.0 % after block 3 at t = 0.1 is ahead" in said and "by 13.3 % (limits" in said
+    mixed = of_right(r.best, "0" * 8 + "1" * 40 + "0" * 12)
+    other = of_right(r.best, "1" * 39 + "0" * 21)
+    close = [Found(r.model_copy(update={"best": p})) for p in (mixed, other)]
+    said = layers.ANALYSIS.show({"one": close[0], "two": close[1]}).said[0]
+    assert "the highest is one" in said and "within noise of two" in said and "ahead" not in said
+
+
+def of_right(peak, right):
+    """The peak with these images right."""
+    value = right.count("1") / len(right)
+    return peak.model_copy(update={"right": right, "value": value, "limits": share_interval(value, len(right))})
+
+
+def test_side_by_side_has_the_teachers_too(planted):
+    r = measured(planted({"a": PlantedTeacher("a"), "b": PlantedTeacher("b", 0.3)}), t=0.1)
+    panels = {p.title: p for p in layers.ANALYSIS.show({"one": Found(r), "two": Found(r)}).panels}
+    probe = panels["Probe accuracy over blocks, each at its best t"].series
+    assert [s.name for s in probe] == ["one", "two", "a", "b"] and probe[2].y == [r.teachers["a"].own.accuracy] * 2
+    alike = panels["CKNNA with a over blocks, each at its best t"].series
+    assert [s.name for s in alike] == ["one", "two", "b"] and alike[2].y[0] == r.teachers["a"].own.alike["b"].cknna
 
 
 FAMILIES = {

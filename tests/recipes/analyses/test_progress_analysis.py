@@ -9,6 +9,8 @@ import pytest
 from typer.testing import CliRunner
 
 from ditkit.cli import app
+from ditkit.recipes.analyses.analysis import Found
+from ditkit.recipes.analyses.progress import ANALYSIS, ProgressResult
 from ditkit.recipes.load import load, save_exported
 
 
@@ -61,6 +63,34 @@ def test_progress_follows_a_run(runs):
     assert "What is learned when" in (runs[0] / "report.html").read_text()
     one = analyze("progress", runs[0], "n=40", "train=60", "checkpoints=2", "probe=none", "teachers=toy")
     assert "accuracy" not in one
+
+
+def test_changes_are_of_the_same_images_and_models_are_ranked(runs):
+    analyze("progress", runs[0], "n=200", "train=60", "t=0.3", "blocks=2")
+    kept = json.loads((runs[0] / "analysis" / "progress.json").read_text())["result"]
+    r = ProgressResult.model_validate(kept)
+    (teacher,) = r.teachers
+    (change,) = r.changes[teacher]
+    first, last = (c.peaks[teacher][0] for c in r.checkpoints)
+    assert change.difference == pytest.approx(last.value - first.value) and first.images == 100
+    alone = [high - low for low, high in (first.limits, last.limits, change.limits)]
+    assert alone[2] < max(alone[:2]), "the same images: surer than either by itself"
+    peaks = [c.peaks[""][0] for c in r.checkpoints]
+    grown = peaks[-1].model_copy(update={"right": "1" * 60 + "0" * 40, "value": 0.6})
+    small = peaks[0].model_copy(update={"right": "1" * 50 + "0" * 50, "value": 0.5})
+    ends = [
+        c.model_copy(update={"peaks": {**c.peaks, "": (p,)}})
+        for c, p in zip(r.checkpoints, (small, grown), strict=True)
+    ]
+    more = Found(r.model_copy(update={"checkpoints": tuple(ends)}))
+    said = ANALYSIS.show({"": more}).said
+    assert "goes from 50.0 % at step 2 (block 2) to 60.0 % at step 3 (block 2): beyond noise." in said[0]
+    both = ANALYSIS.show({"a": more, "b": more}).said
+    assert any(
+        "At the last checkpoint, in the accuracy of a linear probe a and b are equal: 60.0 %." in line
+        and "another seed" in line
+        for line in both
+    )
 
 
 def test_progress_needs_a_run_with_checkpoints(runs, tmp_path):
