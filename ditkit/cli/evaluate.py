@@ -113,6 +113,9 @@ def evaluate(
     what one half of the real images scores against the other: about the best that can be reached. Real images are read
     at the size and channels of the samples.
 
+    Besides the options in the box below, and told here: --protocol NAME, --reference FILE, --per-class, --out FILE,
+    --make-reference FOLDER, --reconstruct CODEC, --ignore seed, --processes N, --geneval.
+
     For papers: --protocol adm-imagenet256-50k, adm-imagenet512-50k, rfid-imagenet-val, coco-30k (else custom) fixes N,
     labels, network and rules, and refuses what is not so; --reference FILE.npz (ADM's, or one's own) takes the place of
     --data. What was published stands beside what was measured, with every difference. --per-class prints scores by

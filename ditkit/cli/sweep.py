@@ -40,15 +40,25 @@ def sweep(
 ) -> None:
     """Sample at several guidance scales and score each: table, best point, and a page with a plot of every score.
 
-    --guidance 1,1.5,2,4 (1 is none; default 1,1.25,1.5,2,3,4), --steps 10,25,50, --interval 0,0.7 (may be repeated):
-    every combination is a point, of --n images (1000). Samples are those of `ditkit sample`, in the same folders: what
-    is there is not made again, a sweep that was stopped goes on, one with more points makes those alone.
+    Besides the options below:
 
-    --seeds 3 repeats every point with seeds s, s+1, s+2: limits are over seeds then, else over one seed's samples.
+    --guidance 1,1.5,2,4: scales, 1 is none. Default: 1,1.25,1.5,2,3,4.
+
+    --steps 10,25,50: of the sampler. Default: the recipe's.
+
+    --interval 0,0.7: where guidance acts, 0 = data; may be repeated.
+
+    --n 1000: images of each point and seed. --seeds 3: limits are over seeds s, s+1, s+2, else over one seed's samples.
+
+    --protocol NAME, --reference FILE: as of `ditkit evaluate`. --out FOLDER: default RUN/sweeps/...
+
+    --processes N share the sampling (or torchrun, with n=1000: it takes --n for its own); the first process scores.
+
+    Every combination is a point. Samples are those of `ditkit sample`, in the same folders: what is there is not made
+    again, a sweep that was stopped goes on, one with more points makes those alone.
 
     Further keys, as KEY=VALUE or --KEY VALUE: those of `ditkit sample` (seed, classes, solver, sampling.*, ...) and of
-    `ditkit evaluate` (real, data.*, classifier.*, protocol, reference), --out FOLDER (default RUN/sweeps/...).
-    --processes N or torchrun (with n=1000: it takes --n for its own) share the sampling; the first process scores.
+    `ditkit evaluate` (real, data.*, classifier.*).
 
     Example: ditkit sweep runs/mine --guidance 1,1.5,2,4 --steps 10,25,50 --seeds 3 --n 1000 --data ./my_images
     """
