@@ -161,8 +161,8 @@ def least_error(reference: float) -> float:
 
 
 def observed_order(counts: Sequence[int], errors: Sequence[float], least: float = 0.0) -> float | None:
-    """p of error ~ N^-p: least squares of logarithms, of the last ORDER errors above `least`; None of fewer than 2."""
-    points = [(math.log(n), math.log(e)) for n, e in zip(counts, errors, strict=True) if e > least][-ORDER:]
+    """p of error ~ N^-p: least squares of logarithms, of the last ORDER errors from `least` to 1; None of fewer than 2."""
+    points = [(math.log(n), math.log(e)) for n, e in zip(counts, errors, strict=True) if least < e <= 1][-ORDER:]
     if len(points) < 2:
         return None
     x, y = torch.tensor(points, dtype=torch.float64).T

@@ -128,6 +128,7 @@ def test_parts_join_and_order_needs_two_errors():
     assert Straightness.join(parts).s.value == pytest.approx(whole.s.value)
     assert observed_order((1, 2), (0.0, 0.0)) is None
     assert observed_order((2, 4, 8, 16), (1e-2, 2.5e-3, 1e-4, 1.1e-4), 2e-4) == pytest.approx(2)
+    assert observed_order((1, 2, 4, 8), (700.0, 90.0, 0.5, 0.25)) == pytest.approx(1), "far off is no order"
     assert least_error(0.0) == 1e-5 and least_error(0.01) == pytest.approx(0.04)
     assert observed_order((2, 4), (1.0, 0.25)) == pytest.approx(2)
     assert at_once(10, 9, 64) == 64 and at_once(1 << 22, 127, 64) == 1

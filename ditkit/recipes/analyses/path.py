@@ -38,8 +38,8 @@ NOTE = (
     "Straightness as in rectified flow (Liu et al., arXiv 2209.03003): the mean over t of |(x_1 - x_0) - v|^2, here "
     "over |x_1 - x_0|^2; 0 is straight at even speed. It depends on how the path is timed, the length and the turning "
     "do not. Error: L2 distance from the latents of the fine run, over their norm; order: slope of its logarithm over "
-    "that of the steps, where they are at most a quarter of the fine run's and the error is more than rounding (1e-5) "
-    "and four times what the fine run differs by from one of half its steps."
+    "that of the steps, where they are at most a quarter of the fine run's and the error is at most 1, more than rounding "
+    "(1e-5) and four times what the fine run differs by from one of half its steps."
 )
 
 
@@ -218,7 +218,7 @@ def said_of(name: str, r: PathResult) -> list[str]:
             continue
         order = "" if e.order is None else f"; observed order {e.order:.2f}"
         if e.order is None and sum(n * NEAR <= r.fine for n in e.steps) > 1:
-            order = "; no order: too few of the errors are above rounding and what the fine run is off"
+            order = "; no order: too few of the errors are below 100 % and above rounding and what the fine run is off"
         ends = [f"{number(100 * e.errors[i], 3)} % in {e.steps[i]} step{'s' * (e.steps[i] > 1)}" for i in (0, -1)]
         said.append(f"{of(name)}{solver} ends off the fine run by {' and '.join(dict.fromkeys(ends))}{order}.")
     off = f"{of(name)}the fine run, {r.fine} steps of Heun, ends {short(100 * r.reference_error)} % off one of half"
