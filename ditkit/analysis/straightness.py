@@ -161,7 +161,7 @@ def least_error(reference: float) -> float:
 
 
 def observed_order(counts: Sequence[int], errors: Sequence[float], least: float = 0.0) -> float | None:
-    """p of error ~ N^-p: least squares of logarithms, of the last ORDER errors from `least` to 1; None of fewer than 2."""
+    """p of error ~ N^-p: fitted in logarithms to the last ORDER errors from `least` to 1; None of fewer than 2."""
     points = [(math.log(n), math.log(e)) for n, e in zip(counts, errors, strict=True) if least < e <= 1][-ORDER:]
     if len(points) < 2:
         return None

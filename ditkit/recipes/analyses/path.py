@@ -38,8 +38,8 @@ NOTE = (
     "Straightness as in rectified flow (Liu et al., arXiv 2209.03003): the mean over t of |(x_1 - x_0) - v|^2, here "
     "over |x_1 - x_0|^2; 0 is straight at even speed. It depends on how the path is timed, the length and the turning "
     "do not. Error: L2 distance from the latents of the fine run, over their norm; order: slope of its logarithm over "
-    "that of the steps, where they are at most a quarter of the fine run's and the error is at most 1, more than rounding "
-    "(1e-5) and four times what the fine run differs by from one of half its steps."
+    "that of the steps, where they are at most a quarter of the fine run's and the error is at most 1, more than "
+    "rounding (1e-5) and four times what the fine run differs by from one of half its steps."
 )
 
 
