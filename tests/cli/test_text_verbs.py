@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 import shutil
 
 import pytest
@@ -92,7 +93,7 @@ def test_evaluation_of_captions_with_labels(ditkit, tiny_text, tmp_path):
     folder = shutil.copytree(tiny_text, tmp_path / "run")
     result = ditkit("evaluate", folder, "--n", 20, "--real", 200, "classifier.steps=4")
     assert result.exit_code == 0, result.output
-    assert "agreement" in result.stdout and "20 images, prompts " in result.stdout
+    assert "agreement" in result.stdout and re.search(r"20 images of \d+x\d+, prompts ", result.stdout)
     assert "not those that the model was trained on" not in result.output
 
 
