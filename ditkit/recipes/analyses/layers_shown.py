@@ -141,8 +141,9 @@ def levels(results: Mapping[str, LayersResult], of_teachers: Mapping[str, float 
 
 
 def against_size(results: Mapping[str, LayersResult]) -> list[Panel]:
-    """The peaks over millions of parameters; nothing for models of one size."""
-    if len({r.parameters for r in results.values()}) < 2:
+    """The peaks over millions of parameters; nothing for models of about one size."""
+    sizes = [r.parameters for r in results.values()]
+    if max(sizes) < 1.1 * min(sizes):
         return []
     peaks = {ACCURACY: {name: r.best for name, r in results.items()}}
     for teacher in shared_teachers(results):
