@@ -115,7 +115,7 @@ def compare(
     Example: ditkit analyze compare runs/sit runs/repa runs/ddt --only layers,spectrum --n 1000
     """
     from ditkit.cli.progress import bars
-    from ditkit.recipes.analyses.perform import choose, make_plan, perform, together
+    from ditkit.recipes.analyses.perform import choose, make_plan, perform, shared, together
     from ditkit.recipes.analyses.perform import compare as side_by_side
     from ditkit.recipes.build import pick_device
     from ditkit.recipes.place import check_writable
@@ -131,10 +131,8 @@ def compare(
     plans = together(plans)
     with bars() as bar:
         found = [perform(plan, analyses, bar, bar.say) for plan in plans]
-    for analysis in analyses:
-        of_all = {p.subject.name: f[analysis.name] for p, f in zip(plans, found, strict=True) if analysis.name in f}
-        if len(of_all) > 1:
-            _say(analysis.title, analysis.show(of_all).said)
+    for analysis, of_all in shared(plans, found):
+        _say(analysis.title, analysis.show(of_all).said)
     typer.echo(f"report     {side_by_side(plans, found, out)}")
 
 

@@ -59,7 +59,7 @@ def noised(subject: Subject, t: float, n: int, null: bool = True) -> Iterator[No
     settings = subject.loaded.settings
     null = null and getattr(settings, "null_label", True) | (settings.num_classes == 0)
     test, device, path = subject.test, subject.loaded.device, subject.loaded.path
-    eps = subject.noise_of(test)
+    eps = subject.noise
     time = torch.tensor(t, dtype=torch.float64)
     for rows in picked(subject, n).split(subject.asked.batch):
         cond = test.cond.index(rows).to(device)

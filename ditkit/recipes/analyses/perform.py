@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import zlib
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
@@ -12,7 +12,7 @@ from typing import Any
 import torch
 
 from ditkit.config import Settings, nearest, override
-from ditkit.evaluation import Report, Section, write_report
+from ditkit.evaluation import Report, write_report
 from ditkit.evaluation.generate import weights_fingerprint
 from ditkit.evaluation.sections import json_block
 from ditkit.recipes.analyses.analysis import Analysis, Bar, Found, section_of
@@ -38,6 +38,11 @@ class Plan:
     settings: Mapping[str, Settings]
     folder: Path
     run: Path | None
+
+    @property
+    def compared(self) -> bool:
+        """Whether the model is looked at beside others (`together`)."""
+        return self.folder.name == COMPARED
 
     @cached_property
     def weights(self) -> str:
@@ -144,7 +149,7 @@ def perform(plan: Plan, analyses: Sequence[Analysis], bar: Bar, say: Say) -> dic
             say(f"{plan.subject.name}: no {analysis.name}: {reason}")
             continue
         asked = plan.asked(analysis)
-        places = dict.fromkeys((plan.folder, plan.folder.parent if plan.folder.name == COMPARED else plan.folder))
+        places = (plan.folder, plan.folder.parent) if plan.compared else (plan.folder,)
         kept = next(filter(None, (find(analysis, place, asked) for place in places)), None)
         if kept is None:
             kept = analysis.measure(plan.subject, plan.settings[analysis.name], staged(plan, bar))
@@ -157,7 +162,7 @@ def perform(plan: Plan, analyses: Sequence[Analysis], bar: Bar, say: Say) -> dic
 
 def staged(plan: Plan, bar: Bar) -> Bar:
     """The bar, its stages told apart by the model's name where several are measured."""
-    prefix = f"{plan.subject.name}: " if plan.folder.name == COMPARED else ""
+    prefix = f"{plan.subject.name}: " if plan.compared else ""
     return lambda stage, *counts: bar(f"{prefix}{stage}", *counts)
 
 
@@ -172,14 +177,18 @@ def report(plan: Plan) -> Path:
     return write_report(Report(title, summary, [*sections_of(plan.folder), facts]), plan.folder / "report.html")
 
 
+def shared(plans: Sequence[Plan], found: Sequence[Mapping[str, Found]]) -> Iterator[tuple[Analysis, dict[str, Found]]]:
+    """Every analysis that was made of two models at least, with what was found by model's name, in a report's order."""
+    for name, analysis in ANALYSES.items():
+        of_all = {p.subject.name: results[name] for p, results in zip(plans, found, strict=True) if name in results}
+        if len(of_all) > 1:
+            yield analysis, of_all
+
+
 def compare(plans: Sequence[Plan], found: Sequence[Mapping[str, Found]], out: Path) -> Path:
     """One page with the models side by side; found: of each plan, analysis -> what was found."""
     names = [plan.subject.name for plan in plans]
-    sections: list[Section] = []
-    for name, analysis in ANALYSES.items():
-        of_all = {model: results[name] for model, results in zip(names, found, strict=True) if name in results}
-        if len(of_all) > 1:
-            sections.append(section_of(analysis.title, analysis.show(of_all)))
+    sections = [section_of(analysis.title, analysis.show(of_all)) for analysis, of_all in shared(plans, found)]
     if not sections:
         raise ValueError("no analysis could be measured on two of these models")
     subjects = [plan.subject for plan in plans]

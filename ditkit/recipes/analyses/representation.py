@@ -153,7 +153,7 @@ class Bench:
     @cached_property
     def noise(self) -> tuple[Tensor, Tensor]:
         """Of the test and of the training images, all drawn apart."""
-        test = self.subject.noise_of(self.test)
+        test = self.subject.noise
         return test, test[:0] if self.unprobed else self.subject.noise_of(self.train)
 
     @cached_property

@@ -198,6 +198,11 @@ class Subject:
         shape, stream = pictures.latents.shape[1:], stream_id("analysis")
         return torch.stack([philox_normal(self.asked.seed, (stream, key), shape) for key in pictures.keys])
 
+    @cached_property
+    def noise(self) -> Tensor:
+        """`noise_of` the test images, drawn once for all times."""
+        return self.noise_of(self.test)
+
     def noised(self, latents: Tensor, t: float, eps: Tensor) -> Tensor:
         """x_t = alpha(t) x + sigma(t) eps of latents and noise (N, c, h, w) at one time t (0 = data, 1 = noise)."""
         path, time = self.loaded.path, torch.tensor(t, dtype=torch.float64)
