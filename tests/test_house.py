@@ -20,7 +20,7 @@ FILES = sorted(PACKAGE.rglob("*.py"))
 
 # Imports go downwards only; rooms of one layer know nothing of each other.
 LAYERS = (
-    {"config", "protocols", "files"},
+    {"config", "protocols", "files", "ranks"},
     {"diffusion", "nn"},
     {"models", "pretrained", "data"},
     {"align"},

@@ -20,7 +20,7 @@ from ditkit.cli.sample import Device, Source
 
 if TYPE_CHECKING:
     from ditkit.cli.progress import Bars
-    from ditkit.evaluation.ranks import Ranks
+    from ditkit.ranks import Ranks
     from ditkit.recipes.score_files import Scores
 
 DEFAULT_N = 1000
@@ -179,7 +179,7 @@ def _given(what: Path | None) -> Path:
 
 def _speaks() -> bool:
     """Whether this is the first of torchrun's processes (or the only one): what is not sampled it does alone."""
-    from ditkit.evaluation.ranks import find_ranks
+    from ditkit.ranks import find_ranks
 
     return find_ranks().first
 
@@ -187,7 +187,7 @@ def _speaks() -> bool:
 def _score(asked: Asked, other: tuple[Path | None, bool], device: str) -> None:
     """Sample where needed, score, store, print; other: (scores.json, force)."""
     from ditkit.cli.progress import bars
-    from ditkit.evaluation.ranks import ALONE, find_ranks, together
+    from ditkit.ranks import ALONE, find_ranks, together
     from ditkit.recipes.build import pick_device
     from ditkit.recipes.place import check_writable
     from ditkit.recipes.sampling import describe_weights
@@ -299,7 +299,7 @@ def _geneval(what: Path, source: str | None, keys: list[str], device: str) -> No
 
     from ditkit.cli.progress import bars
     from ditkit.evaluation.geneval import geneval_lines
-    from ditkit.evaluation.ranks import find_ranks, together
+    from ditkit.ranks import find_ranks, together
     from ditkit.recipes.build import pick_device
     from ditkit.recipes.geneval import choose_exam, describe_exam, examine, write_exam
     from ditkit.recipes.sampling import check_codec, choose_sampler, draw, folder_for, open_model, read_choices, split

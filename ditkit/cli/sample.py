@@ -13,7 +13,7 @@ from ditkit.cli.processes import launch, note
 if TYPE_CHECKING:
     from ditkit.diffusion import SamplerSettings
     from ditkit.evaluation import Request
-    from ditkit.evaluation.ranks import Ranks
+    from ditkit.ranks import Ranks
     from ditkit.recipes.load import Loaded
 
 DEFAULT_N = 64
@@ -95,7 +95,7 @@ def sample(
     from functools import partial
 
     from ditkit.cli.progress import bars
-    from ditkit.evaluation.ranks import find_ranks, together
+    from ditkit.ranks import find_ranks, together
     from ditkit.recipes.sampling import describe_sample, draw
 
     given = {"n": n, "classes": classes, "guidance": guidance, "codec": codec}

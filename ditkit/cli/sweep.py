@@ -63,7 +63,7 @@ def sweep(
     Example: ditkit sweep runs/mine --guidance 1,1.5,2,4 --steps 10,25,50 --seeds 3 --n 1000 --data ./my_images
     """
     from ditkit.cli.progress import bars
-    from ditkit.evaluation.ranks import find_ranks, together
+    from ditkit.ranks import find_ranks, together
     from ditkit.recipes.build import pick_device
     from ditkit.recipes.sweep import RESULT, make_plan, run_sweep
     from ditkit.recipes.sweep_page import BEST, best_lines, columns, rows, summary, write_page

@@ -18,10 +18,10 @@ from ditkit.evaluation.folder import SampleFolder, threads_of
 from ditkit.evaluation.images import quantise
 from ditkit.evaluation.making import helpers, making, weights_fingerprint
 from ditkit.evaluation.protocols import Protocol as ScoreProtocol
-from ditkit.evaluation.ranks import ALONE, Ranks, RanksError, Stopped
 from ditkit.evaluation.reference import Reference
 from ditkit.evaluation.request import Request
 from ditkit.protocols import Codec, Condition, Denoiser, TextEncoder
+from ditkit.ranks import ALONE, Ranks, RanksError, Stopped
 
 
 class Sampleable(Protocol):

@@ -17,9 +17,9 @@ from ditkit.diffusion import CFG, SamplerSettings, SkipLayer
 from ditkit.evaluation import Generated, Request, generate, make_request, save_png
 from ditkit.evaluation.features import Progress
 from ditkit.evaluation.images import enlarge, viewing_factor
-from ditkit.evaluation.ranks import ALONE, Ranks
 from ditkit.evaluation.sheet import contact_sheet
 from ditkit.pretrained import CodecSettings, TextSettings
+from ditkit.ranks import ALONE, Ranks
 from ditkit.recipes.choose import parse_size
 from ditkit.recipes.load import Loaded, load
 from ditkit.recipes.prompts import EACH, data_prompts, prompt_request, read_prompts

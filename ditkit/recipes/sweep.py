@@ -19,11 +19,11 @@ from ditkit.diffusion import SamplerSettings
 from ditkit.evaluation import Request, open_generated
 from ditkit.evaluation.generate import latent_shape, weights_fingerprint
 from ditkit.evaluation.protocols import Protocol, Score
-from ditkit.evaluation.ranks import ALONE, Ranks
 from ditkit.evaluation.reference_files import ReferenceFile
 from ditkit.evaluation.uncertainty import Interval, seed_spread
 from ditkit.files import write_text
 from ditkit.protocols import Extractor
+from ditkit.ranks import ALONE, Ranks
 from ditkit.recipes.load import Loaded
 from ditkit.recipes.online import found_at
 from ditkit.recipes.place import check_writable

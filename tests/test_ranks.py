@@ -16,9 +16,9 @@ from ditkit.diffusion import CFG, Linear, SamplerSettings
 from ditkit.evaluation import ToSample, make_request
 from ditkit.evaluation.generate import generate
 from ditkit.evaluation.images import read_png
-from ditkit.evaluation.ranks import ALONE, RENDEZVOUS, Ranks, RanksError, Stopped, find_ranks, together
 from ditkit.models import DiT, DiTSettings
 from ditkit.pretrained.codec import PixelCodec
+from ditkit.ranks import ALONE, RENDEZVOUS, Ranks, RanksError, Stopped, find_ranks, together
 
 SAMPLER = SamplerSettings(solver="euler_maruyama", steps=3, last=0.04, guidance=CFG(scale=2.0))
 
