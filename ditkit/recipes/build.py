@@ -17,6 +17,7 @@ from ditkit.evaluation import read_items
 from ditkit.models import build_model, token_side
 from ditkit.pretrained import load_codec, load_teacher
 from ditkit.protocols import Codec, Condition, Features, Noise
+from ditkit.ranks import ALONE, Ranks
 from ditkit.recipes.adapt import adapt, even_patch, has_pixel_patch
 from ditkit.recipes.recipe import Recipe
 from ditkit.recipes.text import Captioned, ToldText, condition_of, identity_of, open_text
@@ -123,8 +124,11 @@ def pair_encoder(codec: Codec) -> Callable[[Tensor, Noise], Tensor]:
     return encode
 
 
-def build_job(parts: Parts, folder: Path) -> Job:
-    """The training Job of these parts: network and projectors freshly initialised from `training.seed`."""
+def build_job(parts: Parts, folder: Path, ranks: Ranks = ALONE) -> Job:
+    """The training Job of these parts: network and projectors freshly initialised from `training.seed`.
+
+    ranks: this process's place among those that train together; it reads its rows of every global batch.
+    """
     recipe, device, codec = parts.recipe, parts.device, parts.codec
     settings = recipe.training
     model = build_model(recipe.model, generator=torch.Generator().manual_seed(settings.seed)).to(device)
@@ -133,8 +137,9 @@ def build_job(parts: Parts, folder: Path) -> Job:
 
     def batches(start: int):
         loader = Loader(
-            parts.source, settings.batch, settings.seed, start_step=start, workers=recipe.data.workers,
-            flip=recipe.data.flip, synthetic_share=recipe.data.synthetic_share, rejects=folder / "rejects.jsonl",
+            parts.source, settings.batch, settings.seed, start_step=start, rank=ranks.rank, world=ranks.world,
+            workers=recipe.data.workers, flip=recipe.data.flip, synthetic_share=recipe.data.synthetic_share,
+            rejects=folder / "rejects.jsonl",
         )  # fmt: skip
         return iter(loader)
 
@@ -160,6 +165,8 @@ def build_job(parts: Parts, folder: Path) -> Job:
             "teachers": [teacher.id for teacher in parts.teachers],
             "start": recipe.start.model_dump() if recipe.start else None,
         },
+        rank=ranks.rank,
+        world=ranks.world,
     )
 
 
