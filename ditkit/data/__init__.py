@@ -11,6 +11,7 @@ from ditkit.data.open import open_source
 from ditkit.data.order import BucketOrder, Order
 from ditkit.data.pairs import Pairs
 from ditkit.data.parquet import Parquet, synthetic_path
+from ditkit.data.rate import loader_rates
 from ditkit.data.rejects import Rejects, read_rejects
 from ditkit.data.scan import Scan, scan
 from ditkit.data.scenes import Scene, Scenes
@@ -43,6 +44,7 @@ __all__ = [
     "caption_all",
     "check_free",
     "drop_captions",
+    "loader_rates",
     "open_source",
     "read_rejects",
     "scan",
