@@ -14,7 +14,7 @@ from ditkit.cli.show import print_table
 from ditkit.cli.train import Device
 
 if TYPE_CHECKING:
-    from ditkit.recipes.bench import BenchSettings
+    from ditkit.recipes.benches.bench import BenchSettings
 
 Number = int | float
 RESULTS = Path("runs/bench")
@@ -66,7 +66,8 @@ def bench(
     from ditkit.config import override
     from ditkit.files import write_text
     from ditkit.recipes import recipe as find_recipe
-    from ditkit.recipes.bench import Bench, measure, public_name
+    from ditkit.recipes.benches.bench import Bench, public_name
+    from ditkit.recipes.benches.registry import measure
     from ditkit.recipes.build import pick_device
 
     options = {"batch": batch, "steps": steps, "repeats": repeats, "precision": precision, "threads": threads}
@@ -112,7 +113,7 @@ def check_sampling(what: str, keys: Sequence[str]) -> None:
 def bench_settings(own: list[str], given: Mapping[str, object]) -> BenchSettings:
     """The settings of KEY=VALUE and options; SettingsError or ValueError, one line."""
     from ditkit.config import override
-    from ditkit.recipes.bench import BenchSettings
+    from ditkit.recipes.benches.bench import BenchSettings
 
     for text in own:
         if (key := text.partition("=")[0].strip()) in given:

@@ -3,71 +3,23 @@
 from __future__ import annotations
 
 import statistics
-import time
 from collections.abc import Callable
-from datetime import UTC, datetime
 from functools import partial
-from pathlib import Path
-from typing import Literal, NamedTuple, cast
+from typing import NamedTuple, cast
 
 import torch
-from pydantic import Field
 from torch import Tensor, nn
 
 from ditkit.analysis.cost import cost, sharing_cost
-from ditkit.config import Settings, nearest
 from ditkit.diffusion import CFG, SampleNoise, SamplerSettings, Sharing, every_schedule
 from ditkit.diffusion.ode import Draws
-from ditkit.models import AnyModel, Condition, DDTSettings, DiTSettings, build_model, example_condition
+from ditkit.models import AnyModel, DDTSettings, DiTSettings
 from ditkit.protocols import Denoiser
-from ditkit.recipes.environment import environment
-from ditkit.recipes.memory import available, count
-from ditkit.recipes.recipe import Recipe
+from ditkit.recipes.benches.bench import Bench, Progress, condition, network, precision, public_name, take_turns
 from ditkit.recipes.registry import recipe as find_recipe
-from ditkit.recipes.stopwatch import (
-    Call,
-    Run,
-    cpu_name,
-    cpu_threads,
-    runs_ahead,
-    seconds_of,
-    spread,
-    stopwatch,
-    synchronise,
-    timed,
-)
+from ditkit.recipes.stopwatch import Call, Run, runs_ahead, seconds_of, spread, stopwatch, timed
 
 DDT, SHARED, REMADE = "DDT", "DDT shared", "DDT shared, modulations remade"
-ENOUGH, MOST = 10.0, 100  # seconds of runs, and runs, where no number is asked for
-
-Progress = Callable[[str, int, int], None]
-
-
-def _silent(stage: str, done: int, total: int) -> None:
-    """Progress that nobody looks at."""
-
-
-class BenchSettings(Settings):
-    """What a benchmark is told beside its recipe."""
-
-    batch: int = Field(8, ge=1, description="images drawn together; a guided call holds twice as many rows")
-    steps: int = Field(5, ge=1, description="solver steps of a run")
-    repeats: int | None = Field(None, ge=1, description="runs of each kind, taking turns; None: 10 seconds of them")
-    warmup: int = Field(1, ge=0, description="calls of each network before the clock starts")
-    precision: Literal["fp32", "bf16"] = Field("fp32", description="bf16: autocast with float32 islands")
-    threads: int | None = Field(None, ge=1, description="CPU threads of PyTorch; None: as it starts")
-    seed: int = Field(0, ge=0, description="of weights and noise")
-    peak: float | None = Field(None, gt=0, description="TFLOP/s that the device's maker states (2 a MAC)")
-    every: int = Field(5, ge=1, description="sharing: the encoder runs at 1 evaluation in so many")
-    against: str = Field("", description="sharing: a recipe to compare with; '': SiT of the same size; none: nothing")
-
-
-class Bench(NamedTuple):
-    """What is measured, and where."""
-
-    recipe: Recipe
-    settings: BenchSettings
-    device: torch.device
 
 
 class Arm(NamedTuple):
@@ -91,7 +43,7 @@ def sampling(bench: Bench, progress: Progress | None = None) -> dict:
     sampler.times(recipe.objective.path, recipe.objective.prediction)  # refuse a grid that cannot be, before building
     model = network(bench, recipe.model, 2 if isinstance(sampler.guidance, CFG) else 1, progress)
     gmacs = cost(recipe.model).gmacs
-    runs = take_turns(bench, {"run": Arm(model, recipe.model, sampler, gmacs)}, progress)["run"]
+    runs = sides(bench, {"run": Arm(model, recipe.model, sampler, gmacs)}, progress)["run"]
     calls = [call for run in runs for call in run.network]
     rates = [gmacs * call.rows / call.seconds for call in calls]
     return {
@@ -103,8 +55,8 @@ def sampling(bench: Bench, progress: Progress | None = None) -> dict:
         "seconds_a_run": spread(run.seconds for run in runs),
         "loop_percent": spread(run.loop_percent for run in runs),
         "noise_percent": spread(run.noise_percent for run in runs),
-        "evaluations_a_second": spread(settings.batch * run.evaluations / run.seconds for run in runs),
-        "images_a_second": spread(settings.batch / run.seconds for run in runs),
+        "evaluations_a_second": spread(bench.batch * run.evaluations / run.seconds for run in runs),
+        "images_a_second": spread(bench.batch / run.seconds for run in runs),
         "gmacs_a_second": spread(rates),
         "peak_percent": spread(0.2 * rate / settings.peak for rate in rates) if settings.peak else None,
     }
@@ -134,14 +86,14 @@ def sharing(bench: Bench, progress: Progress | None = None) -> dict:
     if other is not None:
         name, shape = other
         arms[name] = Arm(network(bench, shape, 1, progress), shape, plain, n * cost(shape).gmacs)
-    runs = take_turns(bench, arms, progress)
+    runs = sides(bench, arms, progress)
     pairs = zip(runs[SHARED], runs[REMADE], strict=True)
     return {
         "sampler": plain.model_dump(mode="json"),
         "schedule": list(plan.encode),
         "other": None if other is None else {"name": other[0], "model": other[1].model_dump(mode="json")},
         "bit_equal": all(torch.equal(a.latents, b.latents) for a, b in pairs),
-        "arms": {name: arm_facts(arm, runs[name], settings.batch) for name, arm in arms.items()},
+        "arms": {name: arm_facts(arm, runs[name], bench.batch) for name, arm in arms.items()},
         "speedup": {
             name: {base: speedup(arms, runs, name, base) for base in arms if base not in (SHARED, REMADE)}
             for name in (SHARED, REMADE)
@@ -149,86 +101,12 @@ def sharing(bench: Bench, progress: Progress | None = None) -> dict:
     }
 
 
-BENCHES: dict[str, Callable[[Bench, Progress | None], dict]] = {"sampling": sampling, "sharing": sharing}
-OWN = {"sampling": ("peak",), "sharing": ("every", "against")}  # settings that the others have no use for
-
-
-def measure(what: str, bench: Bench, command: str = "", progress: Progress | None = None) -> dict:
-    """Everything that the result file of benchmark `what` holds, as JSON values; ValueError for an unknown one."""
-    if what not in BENCHES:
-        raise ValueError(f"bench: no benchmark {what!r}{nearest(what, BENCHES)}")
-    recipe, settings, device = bench
-    for other in BENCHES.keys() - {what}:
-        for key in OWN[other]:
-            if getattr(settings, key) != BenchSettings.model_fields[key].default:
-                raise ValueError(f"bench {what}: {key} is a setting of bench {other} and has no use here")
-    with cpu_threads(settings.threads):
-        results = BENCHES[what](bench, progress)
-        return {
-            "what": what,
-            "command": command,
-            "date": datetime.now(UTC).date().isoformat(),
-            "environment": environment(device, cpu=cpu_name()),
-            "recipe": public_name(recipe),
-            "model": recipe.model.model_dump(mode="json"),
-            "settings": settings.model_dump(mode="json"),
-            "results": results,
-        }
-
-
 # ---------------------------------------------------------------------------------------------------- measuring
 
 
-def network(bench: Bench, model: AnyModel, copies: int = 1, progress: Progress | None = None) -> nn.Module:
-    """The network with random weights, none of them zero, on the device, warmed up on `copies` batches at once.
-
-    ValueError if the weights alone do not fit in memory.
-    """
-    settings, device = bench.settings, bench.device
-    with torch.device("meta"):
-        needed = 4 * count(build_model(model))
-    there = available(device)
-    if there is not None and needed > there:
-        raise ValueError(f"bench: the weights take {needed / 2**30:.1f} GiB, {device} has {there / 2**30:.1f} GiB")
-    told = partial(progress or _silent, f"preparing {model.kind}")
-    told(0, 1 + settings.warmup)
-    generator = torch.Generator().manual_seed(settings.seed)
-    built = build_model(model, generator=generator).eval()
-    with torch.no_grad():
-        for parameter in built.parameters():
-            if not parameter.any():  # published initialisations end in zeros: the output would be 0
-                parameter.normal_(std=0.02, generator=generator)
-        built = built.to(device)
-        rows = copies * settings.batch
-        x, cond = torch.zeros(rows, model.channels, *model.size, device=device), condition(model, rows, device)
-        with precision(settings, device):
-            for i in range(1, settings.warmup + 1):
-                told(i, 1 + settings.warmup)
-                built(x, torch.full((rows,), 0.5, device=device), cond)
-    synchronise(device)
-    told(1 + settings.warmup, 1 + settings.warmup)
-    return built
-
-
-def take_turns(bench: Bench, arms: dict[str, Arm], progress: Progress | None = None) -> dict[str, list[Run]]:
-    """As many runs of every arm, one of each in turn: what slows the machine for a while slows all."""
-    runs: dict[str, list[Run]] = {name: [] for name in arms}
-    steps, repeats, began = bench.settings.steps, bench.settings.repeats or 1, time.perf_counter()
-    told, done = progress or _silent, 0
-    while done < repeats * len(arms) * steps:
-        for name, arm in arms.items():
-            total = repeats * len(arms) * steps
-            runs[name].append(timed_run(bench, arm, partial(_told, told, done, total)))
-            done += steps
-        if bench.settings.repeats is None and done == len(arms) * steps:
-            repeats = max(1, min(MOST, int(ENOUGH / (time.perf_counter() - began))))
-    told("sampling", done, done)
-    return runs
-
-
-def _told(told: Progress, before: int, total: int, step: int, _: int) -> None:
-    """A run's progress as that of all runs."""
-    told("sampling", before + step, total)
+def sides(bench: Bench, arms: dict[str, Arm], progress: Progress | None = None) -> dict[str, list[Run]]:
+    """Runs of every arm, taking turns."""
+    return take_turns(bench.settings, {name: partial(timed_run, bench, arm) for name, arm in arms.items()}, progress)
 
 
 def timed_run(bench: Bench, arm: Arm, told: Callable[[int, int], None]) -> Run:
@@ -238,8 +116,8 @@ def timed_run(bench: Bench, arm: Arm, told: Callable[[int, int], None]) -> Run:
     """
     recipe, settings, device = bench
     model, shape, denoiser = arm.model, arm.shape, cast(Denoiser, arm.model)
-    draws = SampleNoise(settings.seed, range(settings.batch), (shape.channels, *shape.size), device)
-    noise, cond = draws.initial(), condition(shape, settings.batch, device)
+    draws = SampleNoise(settings.seed, range(bench.batch), (shape.channels, *shape.size), device)
+    noise, cond = draws.initial(), condition(shape, bench.batch, device)
     calls: list[Call] = []
 
     def run(source: Draws) -> tuple[Tensor, int]:
@@ -306,20 +184,3 @@ def rival(ddt: DDTSettings, against: str) -> tuple[str, AnyModel] | None:
     same = ("depth", "width", "heads", "patch", "channels", "size", "num_classes", "null_label", "time_scale")
     shape = {key: getattr(ddt, key) for key in (*same, "time_offset")}
     return "SiT", DiTSettings(**shape, variance="dropped")
-
-
-def condition(model: AnyModel, rows: int, device: torch.device) -> Condition:
-    """Labels that take turns; the example of a model that reads text; nothing for an unconditional one."""
-    if not model.num_classes:
-        return example_condition(model, rows, device)
-    return Condition(label=torch.arange(rows, device=device) % model.num_classes)
-
-
-def precision(settings: BenchSettings, device: torch.device) -> torch.autocast:
-    """The context of all network calls."""
-    return torch.autocast(device.type, dtype=torch.bfloat16, enabled=settings.precision == "bf16")
-
-
-def public_name(recipe: Recipe) -> str:
-    """A recipe's name without folders: "./mine.py:big" -> "mine.py:big"."""
-    return Path(recipe.name).name or "unnamed"

@@ -14,7 +14,9 @@ from ditkit.diffusion import CFG, SampleNoise, SamplerSettings, Sharing
 from ditkit.models import DiT, build_model, ddt_settings
 from ditkit.protocols import Condition, Output, SelfCondition
 from ditkit.recipes import recipe
-from ditkit.recipes.bench import ENOUGH, Arm, Bench, BenchSettings, measure, network, rival, take_turns, timed_run
+from ditkit.recipes.benches.bench import ENOUGH, Bench, BenchSettings, network
+from ditkit.recipes.benches.registry import measure
+from ditkit.recipes.benches.sampling import Arm, rival, sides, timed_run
 from ditkit.recipes.stopwatch import Run, cpu_threads, spread, timed
 
 CPU = torch.device("cpu")
@@ -64,9 +66,9 @@ def clock(monkeypatch):
     draw = SampleNoise._draw
     fake = SimpleNamespace(perf_counter=lambda: clock.now)
     monkeypatch.setattr("ditkit.recipes.stopwatch.time", fake)
-    monkeypatch.setattr("ditkit.recipes.bench.time", fake)
+    monkeypatch.setattr("ditkit.recipes.benches.bench.time", fake)
     monkeypatch.setattr(
-        "ditkit.recipes.bench.network",
+        "ditkit.recipes.benches.sampling.network",
         lambda bench, model, *_: Halves(clock) if model.kind == "ddt" else Costly(clock),
     )
 
@@ -127,7 +129,7 @@ def test_speedups_stand_beside_what_multiply_accumulates_predict(clock):
 
 
 def test_an_accelerator_is_run_once_more_without_waiting(clock, monkeypatch):
-    monkeypatch.setattr("ditkit.recipes.bench.runs_ahead", lambda device: True)
+    monkeypatch.setattr("ditkit.recipes.benches.sampling.runs_ahead", lambda device: True)
     arm = Arm(Costly(clock), SIT.model, SamplerSettings(steps=3), 1.0)
     run = timed_run(bench(SIT, steps=3), arm, lambda step, steps: None)
     assert len(run.calls) == 3 and run.watched == run.seconds == 3 * WHOLE and clock.now == 6 * WHOLE + DRAW
@@ -143,11 +145,11 @@ def test_arms_take_turns_for_ten_seconds_or_as_often_as_asked(clock, monkeypatch
         clock.now += ENOUGH / 6
         return Run(1.0, 1.0, [], 1, torch.zeros(1))
 
-    monkeypatch.setattr("ditkit.recipes.bench.timed_run", run)
+    monkeypatch.setattr("ditkit.recipes.benches.sampling.timed_run", run)
     arms = {name: Arm(nn.Identity(), SIT.model, SamplerSettings(), mark) for name, mark in (("a", 1.0), ("b", 2.0))}
-    assert [len(runs) for runs in take_turns(bench(SIT, repeats=None), arms).values()] == [3, 3]
+    assert [len(runs) for runs in sides(bench(SIT, repeats=None), arms).values()] == [3, 3]
     assert seen == [1.0, 2.0] * 3
-    assert len(take_turns(bench(SIT, repeats=5), arms)["b"]) == 5
+    assert len(sides(bench(SIT, repeats=5), arms)["b"]) == 5
 
 
 # ---------------------------------------------------------------------------------------------------- real networks
@@ -191,7 +193,7 @@ def test_warm_up_calls_the_network_on_the_whole_batch(monkeypatch):
 
 
 def test_weights_that_do_not_fit_are_refused(monkeypatch):
-    monkeypatch.setattr("ditkit.recipes.bench.available", lambda device: 2**30)
+    monkeypatch.setattr("ditkit.recipes.benches.bench.available", lambda device: 2**30)
     with pytest.raises(ValueError, match=r"the weights take 2\.\d GiB, cpu has 1\.0 GiB"):
         network(bench(DDT), ddt_settings("XL/2"))
 
@@ -249,7 +251,7 @@ SHARED = Sharing(rule="every:5", evaluations=5, encode=(0,))
     ],
 )
 def test_what_cannot_be_measured_is_refused_before_anything_is_built(monkeypatch, what, which, settings, said):
-    monkeypatch.setattr("ditkit.recipes.bench.network", lambda *_: pytest.fail("built"))
+    monkeypatch.setattr("ditkit.recipes.benches.sampling.network", lambda *_: pytest.fail("built"))
     with pytest.raises(ValueError, match=said) as caught:
         measure(what, bench(which, **settings))
     assert "\n" not in str(caught.value)

@@ -1,0 +1,60 @@
+"""All benchmarks by name, what each is told, and the file of numbers that each leaves."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from datetime import UTC, datetime
+
+from ditkit.config import nearest
+from ditkit.recipes.benches.bench import Bench, BenchSettings, Progress, public_name
+from ditkit.recipes.benches.sampling import sampling, sharing
+from ditkit.recipes.environment import environment
+from ditkit.recipes.stopwatch import cpu_name, cpu_threads
+
+BENCHES: dict[str, Callable[[Bench, Progress | None], dict]] = {"sampling": sampling, "sharing": sharing}
+ALL = {"batch", "warmup", "threads", "seed"}  # settings that every benchmark looks at
+OWN = {
+    "sampling": {"steps", "repeats", "precision", "peak"},
+    "sharing": {"steps", "repeats", "precision", "every", "against"},
+}  # and those of each
+
+
+def measure(what: str, bench: Bench, command: str = "", progress: Progress | None = None) -> dict:
+    """Everything that the result file of benchmark `what` holds, as JSON values; ValueError for an unknown one."""
+    check_known(what)
+    recipe, settings, device = bench
+    check_settings(what, settings)
+    settings = resolved(what, bench)
+    bench = Bench(recipe, settings, device)
+    with cpu_threads(settings.threads):
+        results = BENCHES[what](bench, progress)
+        return {
+            "what": what,
+            "command": command,
+            "date": datetime.now(UTC).date().isoformat(),
+            "environment": environment(device, cpu=cpu_name()),
+            "recipe": public_name(recipe),
+            "model": recipe.model.model_dump(mode="json"),
+            "settings": settings.model_dump(mode="json"),
+            "results": results,
+        }
+
+
+def check_known(what: str) -> None:
+    """ValueError for a benchmark that is not there."""
+    if what not in BENCHES:
+        raise ValueError(f"bench: no benchmark {what!r}{nearest(what, BENCHES)}")
+
+
+def check_settings(what: str, settings: BenchSettings) -> None:
+    """ValueError for a setting that this benchmark does not look at: it would change nothing."""
+    for key, field in BenchSettings.model_fields.items():
+        if key in ALL | OWN[what] or getattr(settings, key) == field.default:
+            continue
+        others = " and ".join(sorted(other for other, keys in OWN.items() if key in keys))
+        raise ValueError(f"bench {what}: {key} is a setting of bench {others} and has no use here")
+
+
+def resolved(what: str, bench: Bench) -> BenchSettings:
+    """The settings with this benchmark's own defaults in place of what was left open."""
+    return bench.settings.with_({"batch": bench.batch, "precision": bench.settings.precision or "fp32"})
