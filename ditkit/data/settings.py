@@ -21,6 +21,9 @@ class DataSettings(Settings):
     flip: bool = Field(False, description="mirror each visit of an image with probability 1/2")
     workers: int = Field(0, ge=0, description="processes that decode ahead; the order is the same for any number")
     cache: bool | None = Field(None, description="keep decoded images in RAM; None: where they take <= 256 MB")
+    corrupt: Literal["stop", "skip"] = Field(
+        "stop", description="a damaged shard of a cache: end, or leave its images out"
+    )
     table: str | None = Field(None, description="CSV, JSONL or COCO JSON with file_name and label or text")
     image_column: str | None = Field(None, description="parquet: column of image bytes; None: found by its type")
     label_column: str | None = Field(None, description="table or parquet: column of labels; None: 'label'")
