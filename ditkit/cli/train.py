@@ -25,7 +25,13 @@ Data = Annotated[
     ),
 ]
 Size = Annotated[str | None, typer.Option("--size", help="Pixels: 256, or HEIGHTxWIDTH. Default: from the data.")]
-Codec = Annotated[str | None, typer.Option("--codec", help="pixels, ft-ema, ft-mse, sd3, a hub id or a folder.")]
+Codec = Annotated[
+    str | None,
+    typer.Option(
+        "--codec",
+        help="pixels, ft-ema, ft-mse, sd3, flux, taesd, dc-ae-f32c32, a hub id or a folder (of `ditkit codec`).",
+    ),
+]
 Teacher = Annotated[
     list[str] | None,
     typer.Option("--teacher", help="A folder of `ditkit teacher`, a hub id, dinov2-vit-b, or none. May be repeated."),

@@ -1,4 +1,4 @@
-"""From settings, or the short text of a command line, to a codec or a teacher."""
+"""From settings, or the short text of a command line, to a teacher."""
 
 from __future__ import annotations
 
@@ -10,20 +10,11 @@ import torch
 from pydantic import Field, model_validator
 
 from ditkit.config import Settings
-from ditkit.pretrained.codec import Affine, PixelCodec
 from ditkit.pretrained.hub import check_there, fetch, is_local
-from ditkit.pretrained.kl import KLCodec, load_kl
 from ditkit.pretrained.missing import PretrainedMissing, optional
-from ditkit.pretrained.toy import ToyCodec, ToyExtractor
+from ditkit.pretrained.toy import ToyExtractor
 from ditkit.pretrained.vision import FAMILIES, VisionTeacher, load_vision
 from ditkit.pretrained.vit import CARD, SelfTaught
-
-SD_VAE = "stabilityai/sd-vae-ft-"
-VAES = {
-    "ft-ema": SD_VAE + "ema",
-    "ft-mse": SD_VAE + "mse",
-    "sd3": "stabilityai/stable-diffusion-3-medium-diffusers",
-}
 
 # REPA's names of its teachers -> (kind, published weights)
 TEACHERS = {
@@ -38,32 +29,6 @@ TEACHERS = {
     "siglip-vit-l": ("siglip", "google/siglip-large-patch16-256"),
     "jepa-vit-h": ("ijepa", "facebook/ijepa_vith14_1k"),
 }
-
-
-class CodecSettings(Settings):
-    """Which latents a model works in."""
-
-    kind: Literal["pixels", "kl", "toy"] = Field("pixels", description="pixels, or a KL autoencoder (AutoencoderKL).")
-    source: str = Field(
-        "", description="kl: hub id, folder (also a pipeline's) or Stability's file; empty: SD's ft-ema."
-    )
-    scale: Affine | None = Field(
-        None, description="kl: latents are multiplied by this; None: the file's own (SD 0.18215, SD3 1.5305)."
-    )
-    shift: Affine | None = Field(None, description="kl: subtracted before scaling; None: the file's own.")
-
-    @model_validator(mode="after")
-    def _check(self) -> CodecSettings:
-        if self.kind != "kl" and (self.source or self.scale is not None or self.shift is not None):
-            raise ValueError(f"codec.kind {self.kind!r} takes no source, scale or shift; for a VAE set kind to 'kl'")
-        return self
-
-    @classmethod
-    def parse(cls, text: str) -> CodecSettings:
-        """'pixels', 'toy', 'ft-ema', 'ft-mse', 'sd3', a hub id, a folder or a .safetensors file."""
-        if text in ("pixels", "toy"):
-            return cls(kind=text)  # type: ignore[arg-type]
-        return cls(kind="kl", source=VAES.get(text, text))
 
 
 class TeacherSettings(Settings):
@@ -113,18 +78,6 @@ def kind_of(source: str) -> str:
         if model_type in family.types:
             return kind
     raise PretrainedMissing(what, f"a {model_type} model is none of {', '.join(FAMILIES)}")
-
-
-def load_codec(
-    spec: CodecSettings | str = "pixels", device: torch.device | str = "cpu", *, channels: int = 3
-) -> PixelCodec | KLCodec | ToyCodec:
-    """The codec; `channels` are the images' (for pixels and toy). PretrainedMissing if it cannot be had."""
-    settings = CodecSettings.parse(spec) if isinstance(spec, str) else spec
-    if settings.kind == "pixels":
-        return PixelCodec(channels)
-    if settings.kind == "toy":
-        return ToyCodec(channels)
-    return load_kl(settings.source or VAES["ft-ema"], settings.scale, settings.shift).to(device)
 
 
 def load_teacher(

@@ -8,8 +8,8 @@ from types import ModuleType
 
 # What is missing -> what can be done; in training the other kind may be missing too, so its ways follow
 WAYS = {
-    "codec": "name its folder with `--codec FOLDER`, or work without a VAE with `--codec pixels` "
-    "(a teacher: `ditkit teacher`, `--teacher RUN|none`)",
+    "codec": "name its folder with `--codec FOLDER`, train one on your own images with `ditkit codec`, or work without "
+    "a VAE with `--codec pixels` (a teacher: `ditkit teacher`, `--teacher RUN|none`)",
     "teacher": "train one on your own images with `ditkit teacher`, pass `--teacher RUN|none` "
     "(and for a VAE `--codec pixels`)",
     "extractor": "name a file, folder, hub id or URL#sha256=HEX with `--extractor inception:SOURCE` (CLIP: a folder or "

@@ -13,7 +13,6 @@ from safetensors.torch import save_file
 from ditkit.checkpoints import CheckpointError, export_published
 from ditkit.files import write_atomic
 from ditkit.pretrained.hub import at_hand
-from ditkit.pretrained.load import VAES
 from ditkit.recipes.load import Loaded, contiguous, save_exported
 from ditkit.recipes.pipeline import PIPELINE, to_pipeline
 
@@ -42,7 +41,7 @@ def not_at_hand(loaded: Loaded) -> str:
     words = ""
     if text is not None and not all(map(at_hand, text.places())):
         words += f" --text {text.kind}:FOLDER"
-    if codec.kind == "kl" and not at_hand(codec.source or VAES["ft-ema"]):
+    if codec.place and not at_hand(codec.place):
         words += " --codec FOLDER"
     return words
 

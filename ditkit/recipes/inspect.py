@@ -64,7 +64,7 @@ def inspect(
         yield Finding("fail", "codec", str(error))
     except EXPECTED as error:
         yield Finding("fail", "data", str(error))
-    if codec is None and recipe.codec.kind == "kl":
+    if codec is None and recipe.codec.place:
         try:
             source = open_source(recipe.data)
         except EXPECTED as error:

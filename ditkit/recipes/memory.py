@@ -49,7 +49,7 @@ def training_memory(
     share = BF16 if recipe.training.precision == "bf16" else 1.0
     frozen = 4 * count(network(codec)) + sum(4 * count(network(teacher)) for teacher in teachers)
     frozen += sum(p.numel() * p.element_size() for part in text_networks(text) for p in part.parameters())
-    if recipe.codec.kind == "kl":
+    if recipe.codec.place:
         frozen += 4 * VAE_CHANNELS * image[0] * image[1] * min(rows, 32)
     return Memory(STATE * trained, int(share * rows * saved_bytes(recipe.model)), frozen, SAVED * trained)
 

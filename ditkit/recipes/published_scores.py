@@ -10,7 +10,6 @@ from ditkit.diffusion import SamplerSettings
 from ditkit.evaluation import Protocol, Score
 from ditkit.evaluation.named import INCEPTION, NAMED, of_family
 from ditkit.evaluation.uncertainty import within_noise
-from ditkit.pretrained.load import VAES
 from ditkit.recipes.load import Loaded
 from ditkit.recipes.recipe import Published, Recipe
 from ditkit.recipes.registry import RECIPES
@@ -127,7 +126,7 @@ def _same(protocol: Protocol) -> str:
 
 
 def _decoder(recipe: Recipe) -> str:
-    return recipe.codec.source or VAES["ft-ema"] if recipe.codec.kind == "kl" else recipe.codec.kind
+    return recipe.codec.place or recipe.codec.kind
 
 
 def _inception(scores: Scores) -> Sequence[Score]:

@@ -158,13 +158,18 @@ def test_the_short_name(monkeypatch):
     assert settings == CodecSettings(kind="kl", source="stabilityai/stable-diffusion-3-medium-diffusers")
     asked = []
 
-    def from_pretrained(place, *, subfolder="", **_):
+    def load_config(place, *, subfolder="", **_):
         asked.append((place, subfolder))
         if not subfolder:
             raise OSError("no config.json there")
+        return {"_class_name": "AutoencoderKL"}
+
+    def from_pretrained(place, *, subfolder, **_):
+        assert (place, subfolder) == (settings.source, "vae")
         vae = diffusers.AutoencoderKL(block_out_channels=(32,) * 4, **SD3, **PLAIN)
         return vae, {"missing_keys": []}
 
+    monkeypatch.setattr(diffusers.AutoencoderKL, "load_config", load_config)
     monkeypatch.setattr(diffusers.AutoencoderKL, "from_pretrained", from_pretrained)
     assert load_codec(settings).shift == 0.0609
     assert asked == [(settings.source, ""), (settings.source, "vae")]
