@@ -165,8 +165,7 @@ def build_job(parts: Parts, folder: Path, ranks: Ranks = ALONE) -> Job:
             "teachers": [teacher.id for teacher in parts.teachers],
             "start": recipe.start.model_dump() if recipe.start else None,
         },
-        rank=ranks.rank,
-        world=ranks.world,
+        ranks=ranks,
     )
 
 

@@ -22,12 +22,19 @@ class Ema:
         self.model = deepcopy(model, shared).requires_grad_(False).eval()
 
     @torch.no_grad()
-    def update(self, model: nn.Module) -> None:
-        """One step towards `model`, whose parameters must be those that the average was started from."""
+    def update(self, model: nn.Module, good: Tensor | None = None) -> None:
+        """One step towards `model`, whose parameters must be those that the average was started from.
+
+        good: scalar bool on their device; where it is false nothing moves. The host does not wait for it.
+        """
         pairs = zip(self.model.parameters(), model.parameters(), strict=True)
         trained = [(mine, other) for mine, other in pairs if other.requires_grad]
         ours: list[Tensor] = [mine for mine, _ in trained]
         theirs: list[Tensor] = [other for _, other in trained]
-        torch._foreach_lerp_(ours, theirs, 1 - self.decay)
+        if good is None:
+            torch._foreach_lerp_(ours, theirs, 1 - self.decay)
+        else:
+            weight = torch.where(good, 1 - self.decay, 0.0)  # float32: the bits of the line above
+            torch._foreach_lerp_(ours, theirs, [weight] * len(ours))
         for mine, other in zip(self.model.buffers(), model.buffers(), strict=True):
             mine.copy_(other)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import json
 import os
 import sys
@@ -14,8 +15,8 @@ import torch
 
 from ditkit.files import write_text
 from ditkit.training.files import SaveError
+from ditkit.training.readings import Row
 
-Row = dict[str, float]
 STEP = ("data", "model", "optimizer")  # the parts of a step
 
 
@@ -42,33 +43,57 @@ class Meter:
 
 
 class Clock:
-    """Splits wall time: lap("data") books the seconds since the last lap under that name."""
+    """Splits time: lap("data") books what has passed since the last lap under that name.
+
+    On an accelerator laps are marked on its own time line and read when a row is due, so that nobody waits in between:
+    a lap then holds the work that it started.
+    """
 
     def __init__(self, device: torch.device):
         self.device, self.steps = device, 0
         self.laps: dict[str, float] = {}
         self._last, self._booked = time.perf_counter(), 0.0
+        self._marks = [] if device.type == "cpu" else [("", self._mark())]
+
+    def _mark(self) -> torch.Event:
+        mark = torch.Event(self.device, enable_timing=True)
+        mark.record()
+        return mark
 
     def lap(self, name: str) -> None:
-        """Waits for the device first, so that a lap holds the work it started."""
-        if self.device.type == "cuda":
-            torch.cuda.synchronize(self.device)
+        """The end of a lap."""
+        if self.device.type != "cpu":
+            self._marks.append((name, self._mark()))
+            return
         now = time.perf_counter()
         self.laps[name] = self.laps.get(name, 0.0) + now - self._last
         self._last = now
 
-    def step(self, name: str) -> float:
-        """The last lap of a step; returns the seconds of the whole step."""
+    def step(self, name: str) -> None:
+        """The last lap of a step."""
         self.lap(name)
-        total = sum(self.laps[n] for n in STEP if n in self.laps)
-        seconds, self._booked = total - self._booked, total
         self.steps += 1
+
+    def read(self) -> dict[str, float]:
+        """Seconds of all laps so far; the device is waited for."""
+        if self._marks:
+            self._marks[-1][1].synchronize()
+            for (_, before), (name, after) in itertools.pairwise(self._marks):
+                self.laps[name] = self.laps.get(name, 0.0) + before.elapsed_time(after) / 1000
+            del self._marks[:-1]
+        return self.laps
+
+    def spent(self) -> float:
+        """Seconds of steps since this was last asked; the device is waited for."""
+        laps = self.read()
+        total = sum(laps.get(name, 0.0) for name in STEP)
+        seconds, self._booked = total - self._booked, total
         return seconds
 
     def take(self, batch: int) -> Row:
         """Seconds per step for data, model (forward and backward) and optimizer, and images per second over these."""
-        steps = max(self.steps, 1)
-        row: Row = {f"seconds_{name}": self.laps.get(name, 0.0) / steps for name in STEP}
+        laps, steps = self.read(), max(self.steps, 1)
+        row: Row = {f"seconds_{name}": laps.get(name, 0.0) / steps for name in STEP}
         row["images_per_s"] = batch / max(sum(row.values()), 1e-9)
         self.laps, self.steps, self._booked = {}, 0, 0.0
         return row

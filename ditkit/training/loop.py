@@ -8,14 +8,16 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ditkit.diffusion import BatchNoise
+from ditkit.protocols import Features
+from ditkit.training.ahead import pinned
 from ditkit.training.files import prepare
 from ditkit.training.guard import Interrupted, Stop
-from ditkit.training.log import Clock, Log, Row
+from ditkit.training.log import Clock, Log
 from ditkit.training.online import Evaluations, check_alone, farewell
-from ditkit.training.optim import gradient_norm, learning_rate, pieces, set_rate
+from ditkit.training.optim import apply, gradient_norm, learning_rate, pieces, set_rate
 from ditkit.training.precision import autocast, compile_blocks, matmul_precision
-from ditkit.training.report import report, rescue, save
+from ditkit.training.readings import Reading, Row
+from ditkit.training.report import note, report, rescue, save
 from ditkit.training.start import Resume, announce, open_batches, resume_run
 from ditkit.training.state import Job, State
 
@@ -47,21 +49,19 @@ def fit(
         log.say(f"compiling {compile_blocks(job.model, settings.backend)} blocks with {settings.backend}")
     announce(state, log)
     with matmul_precision(settings.tf32) as outside, Stop() as stop:
-        batches, clock = open_batches(state, log), Clock(torch.device(job.device))
+        batches, clock = pinned(open_batches(state, log), job.device), Clock(torch.device(job.device))
         evaluate = Evaluations(state, clock, log, stop, outside)
         evaluate()  # one that was broken off
         while state.step < settings.steps:
             with rescue(state, clock, log):
                 batch = next(batches)
                 clock.lap("data")
-                values = forward_backward(state, batch)
+                totals = forward_backward(state, batch)
                 clock.lap("model")
-            update(state, values)
-            state.seconds += clock.step("optimizer")
+            update(state, Reading.of({name: state.team.mean(value) for name, value in totals.items()}))
+            clock.step("optimizer")
+            failure, asked = note(state, log, on_step), stop.signal
             report(state, clock, log)
-            if on_step:
-                on_step(state.step, values)
-            failure, asked = state.guard.failure(state.step, values), stop.signal
             if failure or asked or state.step % settings.save_every == 0 or state.step == settings.steps:
                 save(state, clock, log)
             if failure:
@@ -72,11 +72,12 @@ def fit(
     return state
 
 
-def forward_backward(state: State, batch: Any) -> Row:
+def forward_backward(state: State, batch: Any) -> dict[str, Tensor]:
     """Leave the (clipped) gradient of the global batch in the parameters; return loss, terms and gradient norm.
 
     batch: this process's rows. Draws are keyed by (seed, step, row of the global batch), so the cut into pieces and
-    processes does not change them. The device is waited for once, here.
+    processes does not change them. The numbers (scalars on the device) are means over this process's rows, the norm is
+    of the whole gradient; the device is not waited for.
     """
     job, settings, device = state.job, state.job.settings, torch.device(state.job.device)
     rows = len(batch.images)
@@ -84,39 +85,51 @@ def forward_backward(state: State, batch: Any) -> Row:
         raise ValueError(f"a batch of {rows} rows for {job.world} processes; settings say batch={settings.batch}")
     condition, first = job.condition(batch).to(device), job.rank * rows
     totals: dict[str, Tensor] = {}
-    for start, stop in pieces(rows, settings):
-        noise = BatchNoise(settings.seed, state.step, settings.batch, first + start, first + stop, device=device)
+    cut = pieces(rows, settings)
+    for start, stop in cut:
+        noise = state.draws(first + start, first + stop)
         images = batch.images[start:stop].to(device, non_blocking=True)
         with torch.no_grad():
             x = job.encode(images, noise)
-        with autocast(settings, device):
-            auxiliary = alignment(job, images, state.step)
-            loss = job.objective(job.model, x, condition.index(slice(start, stop)), noise, auxiliary)
-        share = loss.total * ((stop - start) / rows)
-        share.backward()
+        with state.team.piece(state.shared, last=stop == rows):
+            with autocast(settings, device):
+                auxiliary = alignment(state, images, cached(batch, start, stop))
+                loss = job.objective(state.shared[0], x, condition.index(slice(start, stop)), noise, auxiliary)
+            share = loss.total * ((stop - start) / rows)
+            share.backward()
         for name, value in (("loss", share.detach()), *((f"loss_{k}", v.sum() / rows) for k, v in loss.terms.items())):
             totals[name] = totals.get(name, 0) + value.float()
     totals["grad_norm"] = gradient_norm(state.parameters, settings.clip)
-    return dict(zip(totals, torch.stack(list(totals.values())).tolist(), strict=True))
+    return totals
 
 
-def alignment(job: Job, images: Tensor, step: int) -> tuple:
-    """REPA's auxiliary terms; from the stop step on nothing, and the teachers are not run."""
-    if job.aligner is None or job.targets is None or not job.aligner.active(step):
+def cached(batch: Any, start: int, stop: int) -> tuple[Features, ...]:
+    """The teachers' features of some rows of a batch, where it comes from a cache; else nothing."""
+    found = getattr(batch, "features", ())
+    return tuple(Features(f.tokens[start:stop], f.pooled[start:stop], f.grid) for f in found)
+
+
+def alignment(state: State, images: Tensor, features: tuple[Features, ...] = ()) -> tuple:
+    """REPA's auxiliary terms, from cached features or the teachers; from the stop step on nothing, none is asked."""
+    job = state.job
+    if job.aligner is None or not job.aligner.active(state.step):
         return ()
+    if not features and job.targets is None:
+        raise ValueError("alignment without targets: the batch brings no features, and the Job names no teachers")
     with torch.no_grad():
-        targets = job.targets(images)
-    return job.aligner.terms(targets, step)
+        moved = [Features(f.tokens.to(job.device), f.pooled.to(job.device), f.grid) for f in features]
+        targets = moved or job.targets(images)
+    return state.team.terms(job.aligner.terms(targets, state.step), state.shared[1])
 
 
-def update(state: State, values: Row) -> None:
+def update(state: State, reading: Reading) -> None:
     """Apply the gradient, average the weights, count the step; a gradient that is not finite changes nothing."""
-    if state.guard.accept(values):
-        set_rate(state.optimizer, learning_rate(state.job.settings, state.step))
-        state.optimizer.step()
-        if (state.step + 1) % state.job.settings.ema_every == 0:
-            for ema, module in zip(state.emas, state.job.modules, strict=True):
-                ema.update(module)
-        state.meter.add(values)
+    settings = state.job.settings
+    set_rate(state.optimizer, learning_rate(settings, state.step))
+    apply(state.optimizer, reading.good)
+    if (state.step + 1) % settings.ema_every == 0:
+        for ema, module in zip(state.emas, state.job.modules, strict=True):
+            ema.update(module, reading.good)
     state.optimizer.zero_grad(set_to_none=True)
     state.step += 1
+    state.readings.push(state.step, reading)

@@ -35,6 +35,15 @@ def learning_rate(settings: TrainSettings, step: int) -> float:
     return settings.final_lr + (settings.lr - settings.final_lr) * 0.5 * (1 + math.cos(math.pi * done))
 
 
+def apply(optimizer: torch.optim.Optimizer, good: Tensor) -> None:
+    """One update where `good` (scalar bool on the device) is true; else nothing changes, not even the update count.
+
+    Fused AdamW looks at the flag on the device, so that the host need not wait for it (what a GradScaler tells it).
+    """
+    optimizer.found_inf = (~good).float()  # type: ignore[attr-defined]
+    optimizer.step()
+
+
 def set_rate(optimizer: torch.optim.Optimizer, rate: float) -> None:
     """Give every parameter group this learning rate."""
     for group in optimizer.param_groups:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 
 import torch
@@ -14,12 +14,38 @@ from ditkit.training.optim import learning_rate
 from ditkit.training.state import State
 
 
+def due(state: State) -> bool:
+    """Whether this step is followed by a row of metrics, a validation or a checkpoint."""
+    settings, step = state.job.settings, state.step
+    every = (settings.log_every, settings.save_every, settings.validate_every or settings.steps)
+    return step == settings.steps or any(step % n == 0 for n in every)
+
+
+def note(
+    state: State, log: Log, on_step: Callable[[int, Row], None] | None = None, *, everything: bool = False
+) -> NonFinite | None:
+    """Look at the numbers that have arrived from the device: sums, guard, alarms; what to raise, if anything."""
+    failure = None
+    for step, values in state.readings.take(everything=everything or due(state)):
+        if state.guard.accept(values):
+            state.meter.add(values)
+        else:
+            log.say(f"step {step} skipped: loss or gradient is not finite ({state.guard.in_row} in a row)")
+        if state.guard.dead == 100:
+            log.say(f"warning: step {step}: the gradient has been exactly 0 for 100 steps; the model no longer learns")
+        failure = failure or state.guard.failure(step, values)
+        if on_step:
+            on_step(step, values)
+    return failure
+
+
 def report(state: State, clock: Clock, log: Log) -> None:
     """Write this step's row if training numbers or a validation are due; both share one row."""
     settings, step = state.job.settings, state.step
     last = step == settings.steps
     row: Row = {}
     if last or step % settings.log_every == 0:
+        state.seconds += clock.spent()
         row |= state.meter.take()
         row |= {"lr": learning_rate(settings, step - 1), "skipped": state.guard.skipped}
         row |= {"images": step * settings.batch, "seconds": state.seconds}
@@ -29,10 +55,6 @@ def report(state: State, clock: Clock, log: Log) -> None:
         clock.lap("validation")
     if row:
         log.row({"step": step, **row})
-    if state.guard.in_row:
-        log.say(f"step {step} skipped: loss or gradient is not finite ({state.guard.in_row} in a row)")
-    if state.guard.dead == 100:
-        log.say(f"warning: step {step}: the gradient has been exactly 0 for 100 steps; the model no longer learns")
 
 
 @torch.no_grad()
@@ -58,6 +80,8 @@ def save(state: State, clock: Clock, log: Log) -> None:
     settings, folder = state.job.settings, state.job.folder
     if state.saved == state.step or state.job.rank != 0:
         return
+    note(state, log, everything=True)
+    state.seconds += clock.spent()
     if not state.finite():
         raise NonFinite(
             f"step {state.step}: the weights are not finite and were not saved; good checkpoints: "

@@ -12,20 +12,30 @@ from torch import Tensor, nn
 
 from ditkit.checkpoints import CheckpointError
 from ditkit.protocols import Condition, Features, Noise
+from ditkit.ranks import ALONE, Ranks
 from ditkit.training.adapters import adapter_layers, adapter_tensors, fill_adapter
+from ditkit.training.ahead import Draws
 from ditkit.training.checkpoint import read_tensors
 from ditkit.training.ema import Ema
 from ditkit.training.guard import Guard
 from ditkit.training.log import Meter
 from ditkit.training.optim import make_optimizer
+from ditkit.training.parallel import Team
+from ditkit.training.readings import Readings
 from ditkit.training.settings import TrainSettings
+
+ATTEMPT = 2**40  # between the seeds of a run before and after a rollback; users' seeds are smaller
 
 
 class TrainBatch(Protocol):
-    """What the loop reads of a batch: this process's rows of the global batch."""
+    """What the loop reads of a batch: this process's rows of the global batch.
+
+    images (b, C, H, W) uint8, or what a cache holds of them, which `Job.encode` takes too. A batch of a cache brings
+    `features`, one Features a teacher, with it, and no teacher is asked.
+    """
 
     @property
-    def images(self) -> Tensor: ...  # (b, C, H, W) uint8
+    def images(self) -> Tensor: ...
 
 
 @dataclass
@@ -33,13 +43,14 @@ class Job:
     """Everything that `fit` needs, as live objects; it never sees a recipe.
 
     model: a Denoiser on `device`. objective(model, x, cond, noise, auxiliary) -> Loss with total, terms and t.
-    encode(images uint8 on device, noise) -> normalised latents (b, C, H, W) float32.
+    encode(images of a batch on device, noise) -> normalised latents (b, C, H, W) float32.
     batches(start_step) -> iterator over this process's rows of step start_step, start_step + 1, ...
-    condition(batch) -> Condition of these rows. aligner, targets(images uint8) -> one Features a teacher: both or
-    neither; the aligner has the surface of align.Aligner. validate(model) -> named losses. evaluate(model, step) ->
-    named scores of the averaged weights, asked for every `evaluate_every` steps (None: at the end only) and at the end;
-    it changes nothing that training sees. check_latents: warn if the first latents are not normalised (False for
-    pixels). identity: JSON values that must not change when a run is resumed, such as the data's fingerprint.
+    condition(batch) -> Condition of these rows. aligner: has the surface of align.Aligner; targets(images uint8) -> one
+    Features a teacher, for batches that bring none. validate(model) -> named losses. evaluate(model, step) -> named
+    scores of the averaged weights, asked for every `evaluate_every` steps (None: at the end only) and at the end; it
+    changes nothing that training sees. check_latents: warn if the first latents are not normalised (False for pixels).
+    identity: JSON values that must not change when a run is resumed, such as the data's fingerprint. ranks: this
+    process among all that train.
     """
 
     model: nn.Module
@@ -57,15 +68,24 @@ class Job:
     evaluate_every: int | None = None
     check_latents: bool = True
     identity: dict = field(default_factory=dict)
-    rank: int = 0
-    world: int = 1
+    ranks: Ranks = ALONE
 
     def __post_init__(self) -> None:
         self.device, self.folder = torch.device(self.device), Path(self.folder)
         if self.settings.batch % self.world:
             raise ValueError(f"batch {self.settings.batch} does not divide over {self.world} processes")
-        if (self.aligner is None) != (self.targets is None):
-            raise ValueError("a Job takes aligner and targets together, or neither")
+        if self.aligner is None and self.targets is not None:
+            raise ValueError("a Job with targets needs an aligner")
+
+    @property
+    def rank(self) -> int:
+        """The number of this process."""
+        return self.ranks.rank
+
+    @property
+    def world(self) -> int:
+        """How many processes train together."""
+        return self.ranks.world
 
     @property
     def modules(self) -> list[nn.Module]:
@@ -75,14 +95,24 @@ class Job:
 
 @dataclass
 class State:
-    """A run at one moment: `step` updates done, raw and averaged weights, optimizer, counters."""
+    """A run at one moment: `step` updates done, raw and averaged weights, optimizer, counters.
+
+    team: the processes that train together; shared: what is called instead of the job's modules, so that gradients are
+    the global batch's. readings: numbers that the host has not seen yet. attempt: rollbacks so far; the draws of a
+    step depend on it, so that what failed is not repeated.
+    """
 
     job: Job
+    team: Team
+    shared: list[nn.Module]
     emas: list[Ema]
     optimizer: torch.optim.AdamW
     guard: Guard
+    readings: Readings
+    source: Draws
     meter: Meter = field(default_factory=Meter)
     step: int = 0
+    attempt: int = 0
     saved: int | None = None  # the step of the checkpoint that equals this state
     seconds: float = 0.0
 
@@ -90,11 +120,16 @@ class State:
     def fresh(cls, job: Job) -> State:
         """The state before the first step; averages start as copies."""
         job.model.train()
+        settings, team = job.settings, Team(job.ranks, job.settings.parallel)
         return cls(
             job,
-            [Ema(module, job.settings.ema) for module in job.modules],
-            make_optimizer(job.modules, job.settings),
-            Guard(job.settings.max_nonfinite),
+            team,
+            shared=[team.share(module) for module in job.modules],
+            emas=[Ema(module, settings.ema) for module in job.modules],
+            optimizer=make_optimizer(job.modules, settings),
+            guard=Guard(settings.max_nonfinite),
+            readings=Readings(torch.device(job.device)),
+            source=Draws(settings.seed, settings.batch, torch.device(job.device)),
         )
 
     @property
@@ -117,6 +152,10 @@ class State:
         """Whether every weight that the optimizer updates is a number."""
         return bool(torch.stack([p.isfinite().all() for p in self.parameters]).all())
 
+    def draws(self, start: int, stop: int) -> Noise:
+        """The noise of rows [start, stop) of this step's global batch; of another stream after a rollback."""
+        return self.source(self.step, start, stop, seed=self.job.settings.seed + ATTEMPT * self.attempt)
+
     def files(self) -> dict[str, dict[str, Tensor]]:
         """The tensors of a checkpoint: file name -> tensors."""
         pairs = zip((("model", "ema"), ("align", "align_ema")), self.job.modules, self.emas, strict=False)
@@ -136,6 +175,7 @@ class State:
             "settings": self.job.settings.model_dump(mode="json"),
             "identity": self.job.identity,
             "images": self.step * self.job.settings.batch,
+            "attempt": self.attempt,
             "skipped": self.guard.skipped,
             "skipped_in_row": self.guard.in_row,
             "meter": {"steps": self.meter.steps, "sums": self.meter.sums},
@@ -157,7 +197,8 @@ class State:
                 own = {k: moments[full].to(parameter.device, copy=True) for k, full in keys.items()}
                 self.optimizer.state[parameter] = own
         self.step = self.saved = step
-        self.seconds = numbers["seconds"]
+        self.seconds, self.attempt = numbers["seconds"], numbers.get("attempt", 0)
+        self.readings.clear()
         self.guard.skipped, self.guard.in_row = numbers["skipped"], numbers["skipped_in_row"]
         self.meter = Meter(**numbers["meter"])
 

@@ -11,6 +11,7 @@ from torch import nn
 
 from ditkit.diffusion import BatchNoise, Flow
 from ditkit.protocols import Condition
+from ditkit.ranks import Ranks
 from ditkit.training import NonFinite, TrainSettings, Unwritable, fit, list_steps, read_metrics
 from ditkit.training.loop import forward_backward
 from ditkit.training.optim import learning_rate, pieces
@@ -21,7 +22,7 @@ def gradients(job) -> dict[str, torch.Tensor]:
     state = State.fresh(job)
     values = forward_backward(state, next(job.batches(0)))
     named = [(n, p.grad) for module in job.modules for n, p in module.named_parameters()]
-    return {"values": torch.tensor(list(values.values())), **dict(named)}
+    return {"values": torch.stack(list(values.values())), **dict(named)}
 
 
 @pytest.mark.parametrize("cut", [dict(accumulate=2), dict(accumulate=4), dict(micro_batch=4), dict(micro_batch=1)])
@@ -36,7 +37,7 @@ def test_ranks_sum_to_the_large_batch(make_job, tmp_path):
     """Two processes' gradients, averaged as DDP does, are those of one process."""
     whole, ranks = gradients(make_job(tmp_path)), []
     for rank in range(2):
-        job = make_job(tmp_path, job=dict(rank=rank, world=2))
+        job = make_job(tmp_path, job=dict(ranks=Ranks(rank, 2)))
         rows = slice(3 * rank, 3 * rank + 3)
         state = State.fresh(job)
         batch = next(job.batches(0))
@@ -341,7 +342,7 @@ def test_a_wrong_batch_is_told(make_job, toy, tmp_path):
     with pytest.raises(ValueError, match="a batch of 4 rows for 1 processes; settings say batch=6"):
         fit(job)
     with pytest.raises(ValueError, match="batch 6 does not divide over 4"):
-        make_job(tmp_path, job=dict(world=4))
+        make_job(tmp_path, job=dict(ranks=Ranks(0, 4)))
     with pytest.raises(ValueError, match="aligner and targets together"):
         make_job(tmp_path, aligned=False, job=dict(targets=toy.teach))
 
@@ -397,8 +398,8 @@ def test_the_first_line_says_what_is_trained(make_job, tmp_path):
 
 
 def test_only_rank_zero_writes(make_job, tmp_path):
-    fit(make_job(tmp_path / "a", batch=12, job=dict(rank=0, world=2, batches=_halves(make_job(tmp_path, batch=12)))))
-    fit(make_job(tmp_path / "b", batch=12, job=dict(rank=1, world=2, batches=_halves(make_job(tmp_path, batch=12)))))
+    fit(make_job(tmp_path / "a", batch=12, job=dict(ranks=Ranks(0, 2), batches=_halves(make_job(tmp_path, batch=12)))))
+    fit(make_job(tmp_path / "b", batch=12, job=dict(ranks=Ranks(1, 2), batches=_halves(make_job(tmp_path, batch=12)))))
     assert list_steps(tmp_path / "a") == [10, 12] and not list((tmp_path / "b").iterdir())
 
 

@@ -126,7 +126,7 @@ def test_a_defect_ends_the_run_with_its_state_saved(toy, tmp_path):
 def test_several_processes_are_refused_before_anything_is_written(toy, tmp_path):
     """One of them would score while the others wait in a collective until it times out."""
     for rank in (0, 1):
-        job = toy.make_job(tmp_path / "run", job={"evaluate": Judge(), "rank": rank, "world": 2})
+        job = toy.make_job(tmp_path / "run", job={"evaluate": Judge(), "ranks": Ranks(rank, 2)})
         with pytest.raises(ValueError, match=r"^evaluation needs a training of one process, this one has 2: [^\n]*$"):
             fit(job)
     assert not (tmp_path / "run").exists()
