@@ -26,6 +26,7 @@ VERBS = (
     "show",
     "train",
     "teacher",
+    "codec",
     "data",
     "sample",
     "sweep",

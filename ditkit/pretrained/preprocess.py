@@ -25,17 +25,22 @@ class Preprocess:
     normalise_first: bool = True
 
     def __call__(self, images: Tensor, size: tuple[int, int]) -> Tensor:
-        """(B, 1 or 3, H, W) uint8 -> (B, 3, *size) float; grey images are repeated."""
+        """(B, 1 or 3, H, W) uint8, or float in [0, 1] -> (B, 3, *size) float; grey images are repeated."""
         if images.shape[1] not in (1, 3):
             raise ValueError(
                 f"teacher: images have {images.shape[1]} channels; published teachers see 1 (repeated) or 3"
             )
-        x = images.float().div(255).expand(-1, 3, -1, -1)
+        x = in_unit_range(images).expand(-1, 3, -1, -1)
         return _scale(self._normalise(x), size) if self.normalise_first else self._normalise(_scale(x, size))
 
     def _normalise(self, x: Tensor) -> Tensor:
         mean, std = (torch.tensor(v, device=x.device).view(1, 3, 1, 1) for v in (self.mean, self.std))
         return (x - mean) / std
+
+
+def in_unit_range(images: Tensor) -> Tensor:
+    """uint8 images -> float32 in [0, 1]; floating ones are there already, and keep their gradient."""
+    return images.float() if images.is_floating_point() else images.float().div(255)
 
 
 def _scale(x: Tensor, size: tuple[int, int]) -> Tensor:

@@ -11,6 +11,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from ditkit.pretrained.codec import denormalise, sample_posterior
+from ditkit.pretrained.preprocess import in_unit_range
 from ditkit.pretrained.tokens import quoted
 from ditkit.protocols import Condition, Features, Part
 
@@ -60,8 +61,12 @@ class ToyExtractor:
     @torch.no_grad()
     def __call__(self, images: Tensor, *, grid: tuple[int, int] | None = None) -> Features:
         """(B, 1 or 3, H, W) uint8 -> Features on `grid` (its own by default)."""
+        return self.see(images, grid=grid)
+
+    def see(self, images: Tensor, *, grid: tuple[int, int] | None = None) -> Features:
+        """The same, and of float images in [0, 1] with a gradient to the images."""
         grid = grid or self.grid
-        colours = images.float().div(255).expand(-1, 3, -1, -1)
+        colours = in_unit_range(images).expand(-1, 3, -1, -1)
         cells = F.adaptive_avg_pool2d(colours, grid).flatten(2).transpose(1, 2)
         tokens = torch.sin(3 * cells @ self._map.to(cells))
         return Features(tokens, tokens.mean(1), grid)

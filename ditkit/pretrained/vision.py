@@ -133,6 +133,10 @@ class VisionTeacher:
     @torch.no_grad()
     def __call__(self, images: Tensor, *, grid: tuple[int, int] | None = None) -> Features:
         """(B, 1 or 3, H, W) uint8 -> Features on `grid` (rows, columns); None: 16x16, and 32x32 from 512 pixels on."""
+        return self.see(images, grid=grid)
+
+    def see(self, images: Tensor, *, grid: tuple[int, int] | None = None) -> Features:
+        """The same, and of float images in [0, 1] with a gradient to the images."""
         rows, columns = grid or published_grid((images.shape[2], images.shape[3]))
         patch, prefix = self.embedding.patch, self.embedding.prefix
         pixels = self.family.preprocess(images.to(self.embedding.table.device), (rows * patch, columns * patch))

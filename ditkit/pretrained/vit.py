@@ -21,6 +21,7 @@ from ditkit.nn.mlp import MLP
 from ditkit.pretrained.identity import weight_hash
 from ditkit.pretrained.missing import PretrainedMissing
 from ditkit.pretrained.position import resample_positions
+from ditkit.pretrained.preprocess import in_unit_range
 from ditkit.protocols import Features
 
 CARD, WEIGHTS = "teacher.json", "model.safetensors"
@@ -106,13 +107,13 @@ class ViT(nn.Module):
 
 
 def standardise(images: Tensor, settings: ViTSettings) -> Tensor:
-    """(B, 1 or C, H, W) uint8 -> float, zero mean and unit variance over the training images.
+    """(B, 1 or C, H, W) uint8, or float in [0, 1] -> zero mean and unit variance over the training images.
 
     Grey images are repeated for a colour network; a grey network sees the mean of the colours.
     """
     if images.shape[1] != settings.channels and {images.shape[1], settings.channels} != {1, 3}:
         raise ValueError(f"teacher: images have {images.shape[1]} channels, it was trained on {settings.channels}")
-    images = images.float().div(255)
+    images = in_unit_range(images)
     if images.shape[1] > settings.channels:
         images = images.mean(1, keepdim=True)
     images = images.expand(-1, settings.channels, -1, -1)
@@ -143,6 +144,10 @@ class SelfTaught:
     @torch.no_grad()
     def __call__(self, images: Tensor, *, grid: tuple[int, int] | None = None) -> Features:
         """(B, 1 or C, H, W) uint8 -> Features on `grid` (rows, columns); None: the grid it was trained on."""
+        return self.see(images, grid=grid)
+
+    def see(self, images: Tensor, *, grid: tuple[int, int] | None = None) -> Features:
+        """The same, and of float images in [0, 1] with a gradient to the images."""
         s = self.settings
         rows, columns = grid or s.grid
         x = standardise(images.to(self.network.position.device), s)
