@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import csv
+import io
 import json
 from collections import Counter
 from collections.abc import Iterable, Sequence
 from difflib import get_close_matches
-from pathlib import Path
-from typing import NamedTuple
+from pathlib import Path, PurePosixPath
+from typing import IO, NamedTuple
 
 import numpy as np
 
@@ -42,15 +43,41 @@ class Columns(NamedTuple):
 USUAL = Columns()
 
 
-def read_table(path: Path, columns: Columns = USUAL) -> list[Row]:
+class TextInside:
+    """A text file inside an archive, as far as a table or a caption needs to be a file."""
+
+    def __init__(self, where: str, data: bytes):
+        self.where, self.data = where, data
+        self.name, self.suffix = PurePosixPath(where).name, PurePosixPath(where).suffix
+
+    def __str__(self) -> str:
+        return self.where
+
+    def is_file(self) -> bool:
+        """It is."""
+        return True
+
+    def open(self, mode: str = "r", encoding: str = "utf-8", errors: str = "strict", newline: str | None = None) -> IO:
+        """As of a path, to read."""
+        file = io.BytesIO(self.data)
+        return file if "b" in mode else io.TextIOWrapper(file, encoding, errors, newline)
+
+    def read_text(self, encoding: str) -> str:
+        """All of it."""
+        return self.data.decode(encoding)
+
+
+TextFile = Path | TextInside
+
+
+def read_table(path: TextFile, columns: Columns = USUAL) -> list[Row]:
     """Rows of a CSV (UTF-8, with a header), JSONL or COCO file with file_name and at least one of the `columns`.
 
     They default to "label", to "text" or "caption", and to "synthetic". A blank label is an empty string. A caption may
     be a list of several (JSONL); lines of the same file and label become one row with the captions of all. DataError
     names the line that cannot be read, or the columns that are there.
     """
-    readers = {".csv": _csv_rows, ".json": _coco_rows}
-    rows = readers.get(path.suffix.lower(), jsonl_rows)(path)
+    rows = _READERS.get(path.suffix.lower(), jsonl_rows)(path)
     if not rows:
         raise DataError(f"{path}: this table has no rows")
     there = sorted({column for _, row in rows for column in row})
@@ -127,13 +154,13 @@ def class_ids(values: Sequence[str], where: object, names: Sequence[str]) -> tup
     return classes, np.array([ids[value] for value in values], dtype=np.int64)
 
 
-def lists_files(path: Path) -> bool:
+def lists_files(path: TextFile) -> bool:
     """Whether the first line of a CSV or JSONL file speaks of file_name."""
     with path.open("rb") as file:
         return FILE_COLUMN.encode() in file.readline(2**16)
 
 
-def only_synthetic(path: Path) -> bool:
+def only_synthetic(path: TextFile) -> bool:
     """Whether a CSV or JSONL table holds nothing but synthetic captions, as `ditkit data caption` writes them."""
     with path.open(encoding="utf-8-sig", errors="replace") as file:
         line = file.readline(2**16)
@@ -144,14 +171,26 @@ def only_synthetic(path: Path) -> bool:
     return {FILE_COLUMN, SYNTHETIC} <= columns and not columns & {"label", "text", "caption"}
 
 
-def read_synthetic(path: Path, column: str | None = None) -> dict[str, tuple[str, ...]]:
+def read_synthetic(path: TextFile, column: str | None = None) -> dict[str, tuple[str, ...]]:
     """File (or FILE.parquet#ROW) -> synthetic captions of a table such as `ditkit data caption` writes."""
     if not path.is_file():
         raise DataError(f"{path}: no such table of synthetic captions")
     return {row.file: row.synthetic or () for row in read_table(path, Columns(synthetic=column or SYNTHETIC))}
 
 
-def side_captions(path: Path) -> tuple[str, ...]:
+def read_column(path: TextFile, column: str) -> dict[str, object]:
+    """File -> value of any column of a table (the last row's, where a file has several). DataError names the others."""
+    rows = [row for _, row in _READERS.get(path.suffix.lower(), jsonl_rows)(path)]
+    find_column(sorted({name for row in rows for name in row} - {FILE_COLUMN}), column, (), path)
+    return {str(row.get(FILE_COLUMN)).strip().replace("\\", "/").removeprefix("./"): row.get(column) for row in rows}
+
+
+def synthetic_path(source: Path) -> Path:
+    """Where `ditkit data caption` writes by default, and sources look: in a folder, or beside a file."""
+    return source / f"{SYNTHETIC}.jsonl" if source.is_dir() else source.with_suffix(f".{SYNTHETIC}.jsonl")
+
+
+def side_captions(path: TextFile) -> tuple[str, ...]:
     """The captions in a .txt file, one a line. ValueError if it is not UTF-8, OSError if it cannot be read."""
     try:
         lines = path.read_text(encoding="utf-8-sig").splitlines()
@@ -173,7 +212,7 @@ def caption_notes(kinds: Sequence[tuple[bool, bool]]) -> tuple[str, ...]:
     return tuple(notes)
 
 
-def _csv_rows(path: Path) -> list[tuple[int, dict]]:
+def _csv_rows(path: TextFile) -> list[tuple[int, dict]]:
     try:
         with path.open(encoding="utf-8-sig", newline="") as file:
             reader = csv.DictReader(file, restkey="(more cells than columns)", skipinitialspace=True)
@@ -190,7 +229,7 @@ def _csv_rows(path: Path) -> list[tuple[int, dict]]:
         raise DataError(f"{path}: not a CSV file in UTF-8 ({error})") from error
 
 
-def jsonl_rows(path: Path) -> list[tuple[int, dict]]:
+def jsonl_rows(path: TextFile) -> list[tuple[int, dict]]:
     """(line number, object) of every line of a JSONL file but blank ones. DataError names the line at fault."""
     rows, number = [], 0
     try:
@@ -207,7 +246,7 @@ def jsonl_rows(path: Path) -> list[tuple[int, dict]]:
     return rows
 
 
-def _coco_rows(path: Path) -> list[tuple[int, dict]]:
+def _coco_rows(path: TextFile) -> list[tuple[int, dict]]:
     """COCO's captions_*.json: its images, each with the captions of all its annotations (numbered as they stand)."""
     try:
         tree = json.loads(path.read_text(encoding="utf-8-sig"))
@@ -219,3 +258,6 @@ def _coco_rows(path: Path) -> list[tuple[int, dict]]:
     except (KeyError, TypeError) as error:
         raise DataError(f"{path}: no COCO captions: 'images' and 'annotations' disagree ({error})") from error
     return list(enumerate(rows.values(), 1))
+
+
+_READERS = {".csv": _csv_rows, ".json": _coco_rows}

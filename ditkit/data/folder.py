@@ -1,4 +1,4 @@
-"""A folder of images: class folders, or flat; with captions and labels from side files or one table."""
+"""A folder of images, on the disk or in a zip: class folders, or flat; captions and labels from files or a table."""
 
 from __future__ import annotations
 
@@ -17,24 +17,29 @@ from ditkit.data.captions import (
     USUAL,
     Columns,
     Row,
+    TextFile,
     caption_notes,
     class_ids,
     find_column,
     lists_files,
     only_synthetic,
+    read_column,
     read_synthetic,
     read_table,
     side_captions,
+    synthetic_path,
 )
-from ditkit.data.pictures import ENDINGS, decode, read_bytes, shape_of
+from ditkit.data.disk import Disk, Place
+from ditkit.data.pictures import ENDINGS, decode
 from ditkit.data.source import DataError, ImageSource
+from ditkit.data.zip import Zipped
 from ditkit.protocols import Captions
 
 SPLITS = frozenset({"train", "training", "val", "valid", "validation", "test", "testing", "dev"})
 
 
 class Folder(ImageSource):
-    """Images below `path`, in one of three forms; hidden files are passed over, linked folders followed.
+    """Images below `path`, a folder or a .zip of one (read in place), in one of three forms; hidden files do not count.
 
     - class folders: every image below PATH/NAME/, however deep, is of class NAME; classes are sorted by name;
     - flat: images only, directly in PATH: unlabelled;
@@ -58,10 +63,14 @@ class Folder(ImageSource):
         multiple: int | None = None,
     ):
         self.root = Path(path)
-        listing = Listing(self.root)
+        self.place: Place = (
+            Zipped(self.root) if self.root.suffix.lower() == ".zip" and self.root.is_file() else Disk(self.root)
+        )
+        listing = Listing(self.place)
         extra, said = _synthetic(listing, synthetic_table, columns.synthetic)
         own = columns if synthetic_table is None else columns._replace(synthetic=None)
-        rows, notes = _table_rows(listing, table, own)
+        self.table = _find_table(listing, table)
+        rows, notes = _table_rows(listing, self.table, own)
         if rows is None:
             classes, labels = _folder_classes(listing)
             rows, no_table = [Row(file, None, None) for file in listing.images], True
@@ -81,14 +90,13 @@ class Folder(ImageSource):
         self.choose_size((size, size) if isinstance(size, int) else size, multiple)
 
     def picture(self, index: int) -> Image.Image:
-        name = self.name(index)
-        return decode(read_bytes(name), name)
+        return decode(self.place.read(self.files[index]), self.name(index))
 
     def shape(self, index: int) -> tuple[int, int]:
-        return shape_of(self.name(index), self.name(index))
+        return self.place.shape(self.files[index])
 
     def name(self, index: int) -> str:
-        return str(self.root / self.files[index])
+        return self.place.where(self.files[index])
 
     def captions(self, index: int) -> Captions:
         original, synthetic = self._texts[index]
@@ -105,14 +113,26 @@ class Folder(ImageSource):
         for file, texts, label in zip(self.files, self._texts, self.labels, strict=True):
             original, synthetic = map(self._identify, texts)
             more = f" synthetic {synthetic}" if texts.synthetic else ""
-            yield f"{file} {_bytes_in(self.root / file)} {label} {original}{more}"
+            yield f"{file} {self.place.size(file)} {label} {original}{more}"
+
+    def identity(self) -> Iterator[str]:
+        """Names and sizes in bytes."""
+        return (f"{file} {self.place.size(file)}" for file in self.files)
+
+    def column(self, name: str) -> list:
+        """Each image's value in a column of the table; None where it has none."""
+        if self.table is None:
+            return super().column(name)
+        found = read_column(_table_file(self.place, self.table), name)
+        values = {unicodedata.normalize("NFC", file): value for file, value in found.items()}
+        return [values.get(unicodedata.normalize("NFC", file)) for file in self.files]
 
     def _read(self, texts: tuple[str, ...] | Path | None) -> tuple[str, ...]:
-        return side_captions(self.root / texts) if isinstance(texts, Path) else texts or ()
+        return side_captions(self.place.text(str(texts))) if isinstance(texts, Path) else texts or ()
 
     def _identify(self, texts: tuple[str, ...] | Path | None) -> object:
         if isinstance(texts, Path):
-            return _bytes_in(self.root / texts)
+            return self.place.size(str(texts))
         return texts if texts is None or len(texts) > 1 else "".join(texts)
 
 
@@ -124,25 +144,23 @@ class Texts(NamedTuple):
 
 
 class Listing:
-    """What lies below a folder, as sorted paths relative to it: images, captions, tables, everything else."""
+    """What lies at a place, as sorted names: images, captions, tables, everything else."""
 
-    def __init__(self, root: Path):
-        if not root.exists():
-            raise DataError(f"{root}: no such folder")
-        if not root.is_dir():
-            raise DataError(f"{root}: a file, where a folder of images is expected")
-        files = sorted(_walk(root))
-        self.root = root
+    def __init__(self, place: Place):
+        files, root = place.files(), place.root
+        self.root, self.place = root, place
         self.images = [file for file in files if file.lower().endswith(ENDINGS)]
         self.texts = {file for file in files if file.lower().endswith(".txt")}
         self.tables = [file for file in files if file.lower().endswith(TABLE_ENDINGS) and "/" not in file]
         known = {*self.images, *self.texts, *self.tables}
         self.others = Counter(PurePosixPath(file).suffix.lower() or "no ending" for file in files if file not in known)
         self.folders = sorted({file.split("/")[0] for file in self.images if "/" in file})
-        self.empty = sorted(name for name in _visible_folders(root) if name not in self.folders)
+        self.empty = sorted(name for name in place.folders() if name not in self.folders)
         self.loose = [file for file in self.images if "/" not in file]
         if not self.images:
-            raise DataError(f"{root}: no images in this folder ({self._found()}); they end in {', '.join(ENDINGS)}")
+            raise DataError(
+                f"{root}: no images in this {place.kind} ({self._found()}); they end in {', '.join(ENDINGS)}"
+            )
 
     def _found(self) -> str:
         kinds = Counter(PurePosixPath(file).suffix.lower() for file in (*self.texts, *self.tables)) + self.others
@@ -153,32 +171,6 @@ def count_kinds(kinds: Counter[str]) -> str:
     """'12 .npy, 3 .json', the most frequent first, at most five."""
     shown = ", ".join(f"{count} {kind}" for kind, count in kinds.most_common(5))
     return shown + (", ..." if len(kinds) > 5 else "")
-
-
-def _walk(root: Path) -> Iterator[str]:
-    """Visible files below root, relative, with "/"; a linked folder that leads back to one above it is not entered."""
-    above: dict[str, tuple[str, ...]] = {str(root): (os.path.realpath(root),)}
-    for folder, folders, files in os.walk(root, followlinks=True, onerror=_unreadable):
-        real = above.pop(folder)
-        prefix = "" if folder == str(root) else Path(folder).relative_to(root).as_posix() + "/"
-        kept = []
-        for name in folders:
-            target = os.path.realpath(os.path.join(folder, name))
-            if not name.startswith(".") and target not in real:
-                above[os.path.join(folder, name)] = (*real, target)
-                kept.append(name)
-        folders[:] = kept
-        for name in files:
-            if not name.startswith("."):
-                yield prefix + name
-
-
-def _unreadable(error: OSError) -> None:
-    raise DataError(f"{error.filename}: this folder cannot be read ({error.strerror})") from error
-
-
-def _visible_folders(root: Path) -> list[str]:
-    return [entry.name for entry in os.scandir(root) if entry.is_dir() and not entry.name.startswith(".")]
 
 
 def _folder_classes(listing: Listing) -> tuple[tuple[str, ...], np.ndarray]:
@@ -198,15 +190,14 @@ def _folder_classes(listing: Listing) -> tuple[tuple[str, ...], np.ndarray]:
     return tuple(listing.folders), np.array(labels, dtype=np.int64)
 
 
-def _table_rows(listing: Listing, table: str | None, columns: Columns) -> tuple[list[Row] | None, tuple[str, ...]]:
+def _table_rows(listing: Listing, name: str | None, columns: Columns) -> tuple[list[Row] | None, tuple[str, ...]]:
     """The rows of the folder's table, by file, and notes; None if it has none."""
-    name = _find_table(listing, table)
     if name is None:
         if asked := next((column for column in columns if column), None):
             raise DataError(f"{listing.root}: column {asked!r} is asked for, but there is no CSV or JSONL table")
         return None, ()
     by_form = {unicodedata.normalize("NFC", file): file for file in listing.images}  # macOS writes names decomposed
-    rows = read_table(listing.root / name, columns)
+    rows = read_table(_table_file(listing.place, name), columns)
     rows = [row._replace(file=by_form.get(unicodedata.normalize("NFC", row.file), row.file)) for row in rows]
     present = set(listing.images)
     listed = {row.file for row in rows}
@@ -224,26 +215,36 @@ def _table_rows(listing: Listing, table: str | None, columns: Columns) -> tuple[
 
 def _find_table(listing: Listing, asked: str | None) -> str | None:
     if asked is not None:
-        elsewhere = asked not in listing.tables and any(p.is_file() for p in (listing.root / asked, Path(asked)))
-        if elsewhere:
-            return asked if (listing.root / asked).is_file() else str(Path(asked).resolve())
+        here = listing.place.size(asked) >= 0
+        if asked not in listing.tables and (here or Path(asked).is_file()):
+            return asked if here else str(Path(asked).resolve())
         return find_column(listing.tables, asked, (), f"{listing.root} (tables)")
     usual = [name for name in listing.tables if Path(name).stem.lower() == "metadata"]
-    usual = usual or [name for name in listing.tables if lists_files(listing.root / name)]  # else: not about images
-    usual = [name for name in usual if not only_synthetic(listing.root / name)]
+    usual = usual or [
+        name for name in listing.tables if lists_files(listing.place.text(name))
+    ]  # else: not about images
+    usual = [name for name in usual if not only_synthetic(listing.place.text(name))]
     if len(usual) > 1:
         raise DataError(f"{listing.root}: several tables ({', '.join(usual)}); name one by data.table")
     return usual[0] if usual else None
+
+
+def _table_file(place: Place, name: str) -> TextFile:
+    """A table of the place itself, or one elsewhere."""
+    return place.text(name) if place.size(name) >= 0 else Path(name)
 
 
 def _synthetic(
     listing: Listing, asked: str | None, column: str | None
 ) -> tuple[dict[str, tuple[str, ...]], tuple[str, ...]]:
     """The synthetic captions of the table asked for, or of all that hold nothing else, by file; and notes."""
+    tables: list[TextFile]
     if asked is not None:
-        tables = [listing.root / asked if (listing.root / asked).is_file() else Path(asked)]
+        tables = [_table_file(listing.place, asked)]
     else:
-        tables, column = [path for name in listing.tables if only_synthetic(path := listing.root / name)], None
+        tables, column = [table for name in listing.tables if only_synthetic(table := listing.place.text(name))], None
+        if not listing.root.is_dir() and (beside := synthetic_path(listing.root)).is_file():
+            tables.append(beside)
     by_form = {unicodedata.normalize("NFC", file): file for file in listing.images}
     found: dict[str, tuple[str, ...]] = {}
     lost = 0
@@ -272,10 +273,3 @@ def _leftovers(listing: Listing, texts: list[Texts], no_table: bool) -> tuple[st
     if lost := len(listing.texts - {path.as_posix() for pair in texts for path in pair if isinstance(path, Path)}):
         notes.append(f"{lost} .txt files are no image's caption")
     return tuple(notes)
-
-
-def _bytes_in(path: Path) -> int:
-    try:
-        return path.stat().st_size
-    except OSError:
-        return -1

@@ -23,6 +23,7 @@ from ditkit.data.captions import (
     class_ids,
     find_column,
     read_synthetic,
+    synthetic_path,
     texts_of,
 )
 from ditkit.data.pictures import decode, one_line, shape_of
@@ -35,7 +36,7 @@ IMAGE_NAMES = ("image", "img", "jpg", "png", "webp", "bytes")
 
 
 class Parquet(ImageSource):
-    """Rows of one .parquet file, or of all in a folder in the order of their names.
+    """Rows of one .parquet file, of all in a folder in the order of their names, or of a list of them.
 
     The image column holds encoded bytes, or a struct with `bytes` (and `path`); labels are integers or strings, with
     class names from the hub's metadata where the file carries them. A caption may be a list of several; synthetic ones
@@ -46,7 +47,7 @@ class Parquet(ImageSource):
 
     def __init__(
         self,
-        path: str | os.PathLike,
+        path: str | os.PathLike | Sequence[Path],
         size: int | tuple[int, int] | None = None,
         channels: int = 3,
         *,
@@ -55,7 +56,8 @@ class Parquet(ImageSource):
         synthetic_table: str | None = None,
         multiple: int | None = None,
     ):
-        self.paths = _parquet_files(Path(path))
+        place = Path(path) if isinstance(path, (str, os.PathLike)) else path[0].parent
+        self.paths = _parquet_files(place) if isinstance(path, (str, os.PathLike)) else list(path)
         self._lock, self._pid = threading.Lock(), 0
         self._files: list = []
         self._groups: OrderedDict[int, Any] = OrderedDict()
@@ -69,17 +71,17 @@ class Parquet(ImageSource):
                 )
         self.image_column = _image_column(schema, image_column, self.paths[0])
         self.columns = tuple(schema.names)
-        label = find_column(schema.names, columns.label, ("label", "labels"), self.paths[0])
+        label = find_column(schema.names, columns.label, _label_names(schema), self.paths[0])
         self._starts, self._where = _row_groups(files)
         self._first = np.cumsum([0] + [file.metadata.num_rows for file in files]).tolist()  # row of each file
         count = self._starts[-1]
         if not count:
-            raise DataError(f"{path}: no rows")
+            raise DataError(f"{place}: no rows")
         text = find_column(schema.names, columns.text, ("text", "caption"), self.paths[0])
         made = None if synthetic_table else find_column(schema.names, columns.synthetic, (SYNTHETIC,), self.paths[0])
         self._texts = (self._column_texts(text), self._column_texts(made) or self._beside(synthetic_table, columns))
         values = [] if label is None else self.column(label)
-        classes, labels = _labels(values, count, class_names(schema, label), f"{path}, column {label!r}")
+        classes, labels = labels_of(values, count, class_names(schema, label), f"{place}, column {label!r}")
         unlabelled = (
             ()
             if label
@@ -89,7 +91,7 @@ class Parquet(ImageSource):
             )
         )
         has = [[bool(texts) for texts in kind] if kind else [False] * count for kind in self._texts]
-        notes = _memory_note(files) + unlabelled + _unread(Path(path)) + caption_notes(list(zip(*has, strict=True)))
+        notes = _memory_note(files) + unlabelled + _unread(place) + caption_notes(list(zip(*has, strict=True)))
         super().__init__(labels, classes, channels, notes)
         self.choose_size((size, size) if isinstance(size, int) else size, multiple)
 
@@ -126,12 +128,15 @@ class Parquet(ImageSource):
 
     def content(self) -> Iterable[str]:
         """Names and sizes of the files, columns, labels; no image is read."""
-        for path in self.paths:
-            yield f"{path.name} {path.stat().st_size}"
+        yield from self.identity()
         yield f"{self.image_column} {self.labels.tolist()}"
         for kind, texts in zip(("", "synthetic "), self._texts, strict=True):
             for found in texts or ():
                 yield kind + (str(found) if len(found) > 1 else "".join(found))
+
+    def identity(self) -> Iterable[str]:
+        """Names and sizes of the files."""
+        return (f"{path.name} {path.stat().st_size}" for path in self.paths)
 
     def _locate(self, index: int) -> tuple[int, int, int, int]:
         """index -> (file, row group within it, global row group, row within the group)."""
@@ -167,7 +172,8 @@ class Parquet(ImageSource):
         return self._files
 
     def column(self, name: str) -> list:
-        """Every row's value in a column, as Python objects."""
+        """Every row's value in a column, as Python objects. DataError names the columns where there is no such one."""
+        find_column(self.columns, name, (), self.paths[0])
         return [value for file in self._open_files() for value in file.read(columns=[name]).column(name).to_pylist()]
 
     def _column_texts(self, name: str | None) -> list[tuple[str, ...] | str] | None:
@@ -205,11 +211,6 @@ class Parquet(ImageSource):
         self.__dict__.update(state | {"_lock": threading.Lock()})
 
 
-def synthetic_path(source: Path) -> Path:
-    """Where `ditkit data caption` writes by default, and sources look: in a folder, or beside a parquet file."""
-    return source / f"{SYNTHETIC}.jsonl" if source.is_dir() else source.with_suffix(f".{SYNTHETIC}.jsonl")
-
-
 def _text_or_error(value) -> Any:
     try:
         return value.as_py()
@@ -226,7 +227,14 @@ def class_names(schema, column: str | None) -> list[str] | None:
         return None
 
 
-def _labels(values: Sequence, count: int, names: list[str] | None, where: str) -> tuple[tuple[str, ...], np.ndarray]:
+def _label_names(schema) -> tuple[str, ...]:
+    """The usual names, and the column whose integers the hub's metadata names where it is the only one."""
+    named = [name for name in schema.names if class_names(schema, name)]
+    return ("label", "labels", *(named if len(named) == 1 else ()))
+
+
+def labels_of(values: Sequence, count: int, names: list[str] | None, where: str) -> tuple[tuple[str, ...], np.ndarray]:
+    """(classes, ids (count,) int64) of the values of a label column; `names`: those of integer labels, if known."""
     texts = ["" if value is None or value == -1 else str(value) for value in values] or [""] * count
     classes, labels = class_ids(texts, where, [f"row {i}" for i in range(count)])
     if names is None or not classes:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import io
 import os
 from pathlib import Path
+from typing import IO
 
 import numpy as np
 from PIL import Image, ImageOps, UnidentifiedImageError
@@ -41,7 +42,7 @@ def read_bytes(path: str | os.PathLike) -> bytes:
         raise BadImage(str(path), f"cannot be read: {error.strerror or error}") from error
 
 
-def shape_of(file: str | os.PathLike | io.BytesIO, name: str) -> tuple[int, int]:
+def shape_of(file: str | os.PathLike | IO[bytes], name: str) -> tuple[int, int]:
     """(H, W) after EXIF rotation, from the header alone; a rotation behind a PNG's pixels is not seen. BadImage if
     there is no header.
     """

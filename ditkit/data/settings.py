@@ -14,7 +14,11 @@ from ditkit.data.mixing import CLASS
 class DataSettings(Settings):
     """Where the images are and how they are read. What is left None is taken from the data, and said so."""
 
-    source: str = Field("digits", description="'digits', 'scenes', a folder of images, .parquet, or a folder of them")
+    source: str = Field(
+        "digits", description="'digits', 'scenes', a folder of images, .zip, .tar, .parquet, a folder of those, hub:ID"
+    )
+    part: str | None = Field(None, description="hub data sets: which of their splits; None: 'train', or the only one")
+    index: str | None = Field(None, description="use the images this file keeps (`ditkit data filter`, `duplicates`)")
     split: Literal["all", "train", "test"] = Field("all", description="fixed stratified four fifths / one fifth")
     size: int | tuple[int, int] | None = Field(None, description="pixels: one side, or (height, width)")
     channels: Literal[1, 3] | None = Field(None, description="1 = greyscale; None: 1 for digits, else 3 (RGB)")
@@ -25,9 +29,11 @@ class DataSettings(Settings):
         "stop", description="a damaged shard of a cache: end, or leave its images out"
     )
     table: str | None = Field(None, description="CSV, JSONL or COCO JSON with file_name and label or text")
-    image_column: str | None = Field(None, description="parquet: column of image bytes; None: found by its type")
-    label_column: str | None = Field(None, description="table or parquet: column of labels; None: 'label'")
-    text_column: str | None = Field(None, description="table or parquet: column of captions; None: 'text', 'caption'")
+    image_column: str | None = Field(None, description="parquet, hub: column of images; None: found by its type")
+    label_column: str | None = Field(
+        None, description="column of labels in a table, parquet, tar's .json; None: 'label'"
+    )
+    text_column: str | None = Field(None, description="as label_column, of captions; None: 'text', 'caption'")
 
     synthetic_column: str | None = Field(None, description="column of captions that a model wrote; None: 'synthetic'")
     synthetic_table: str | None = Field(None, description="table of synthetic captions; None: found beside the images")

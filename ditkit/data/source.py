@@ -80,6 +80,14 @@ class ImageSource:
         """Lines that identify the stored data, independent of where they are stored: the fingerprint's input."""
         return (f"{self.name(i)} {self.labels[i]} {self.caption(i)}" for i in range(len(self)))
 
+    def identity(self) -> Iterable[str]:
+        """Lines that tell the stored pictures from others, whatever is said of them: what an index file is held to."""
+        return self.content()
+
+    def column(self, name: str) -> list:
+        """Every image's value in a column of the source's table, such as a score. DataError where there is none."""
+        raise DataError(f"{self.name(0)}: column {name!r} is asked for, but these images come with no table")
+
     def probes(self) -> Iterable[int]:
         """Indices of the pictures whose sizes decide the default size."""
         return np.unique(np.linspace(0, len(self) - 1, min(PROBES, len(self))).astype(int)).tolist()
@@ -264,6 +272,13 @@ class Subset(ImageSource):
 
     def content(self) -> Iterable[str]:
         return (self.source.fingerprint, *(str(row) for row in self.rows))
+
+    def identity(self) -> Iterable[str]:
+        return (*self.source.identity(), str(self.rows.tolist()))
+
+    def column(self, name: str) -> list:
+        values = self.source.column(name)
+        return [values[row] for row in self.rows]
 
 
 def suggest_size(

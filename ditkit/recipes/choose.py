@@ -47,7 +47,8 @@ def choose(
     if start is not None:
         changes["start"] = None if start.lower() == "none" else Start(path=start)
     if data is not None:
-        changes |= {"data.source": data, "data.split": "all", "data.size": None, "data.channels": None}
+        changes |= {"data.source": data, "data.part": None, "data.index": None}
+        changes |= {"data.split": "all", "data.size": None, "data.channels": None}
     if size is not None:
         changes |= {"data.size": parse_size(size), "data.buckets": None}  # one size for all images
     if codec is not None:

@@ -44,7 +44,10 @@ def test_home_folder_is_understood(pets, monkeypatch):
         ("digitz", "no such file or folder; did you mean 'digits'"),
         ("/no/where", "no such file or folder; give 'digits', a folder"),
         ("a.png", "this is a single image"),
-        ("a.zip", "an archive: unpack it first"),
+        ("a.zip", "not a readable zip archive"),
+        ("a.tar", "cut off after 0 bytes"),
+        ("a.tar.gz", "no random access: unpack it"),
+        ("/no/where.tar", "no such file or folder"),
         ("a.bin", "this is a file"),
     ],
 )
