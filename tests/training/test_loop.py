@@ -343,7 +343,7 @@ def test_a_wrong_batch_is_told(make_job, toy, tmp_path):
         fit(job)
     with pytest.raises(ValueError, match="batch 6 does not divide over 4"):
         make_job(tmp_path, job=dict(ranks=Ranks(0, 4)))
-    with pytest.raises(ValueError, match="aligner and targets together"):
+    with pytest.raises(ValueError, match="targets needs an aligner"):
         make_job(tmp_path, aligned=False, job=dict(targets=toy.teach))
 
 

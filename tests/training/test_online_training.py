@@ -8,6 +8,7 @@ import signal
 import pytest
 import torch
 
+from ditkit.ranks import Ranks
 from ditkit.training import Interrupted, fit, list_steps, read, read_metrics
 from ditkit.training.checkpoint import read_tensors
 
