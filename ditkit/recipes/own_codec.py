@@ -26,7 +26,6 @@ from ditkit.recipes.reconstruct import PICTURE, Bar, Reconstruction, Say, recons
 from ditkit.training.checkpoint import checkpoints
 from ditkit.training.codec import measure, pooled, train_codec
 from ditkit.training.codec_settings import CodecTraining
-from ditkit.training.files import prepare
 from ditkit.training.guard import Stop
 
 BEGUN, CARD, REPORT = "training.json", "codec.json", "report.html"
@@ -46,18 +45,15 @@ def open_images(
     DataError, or ValueError for a size of one's own that it does not divide; one line.
     """
     settings = DataSettings(source=data) if isinstance(data, str) else data.single()
-    settings = settings.model_copy(
-        update={"channels": 3, "buckets": None, "size": size if settings.size is None else settings.size}
-    )
+    size = settings.size if size is None else size
+    settings = settings.model_copy(update={"channels": 3, "buckets": None, "size": size})
     source = open_source(settings)
     training = training.fitted(source.size)
     assert training.factor is not None
     if any(side % training.factor for side in source.size):
         if settings.size is not None:
-            height, width = source.size
-            raise ValueError(
-                f"codec: images of {height}x{width}; both sides must be multiples of factor={training.factor}"
-            )
+            sides = "x".join(map(str, source.size))
+            raise ValueError(f"codec: images of {sides}; both sides must be multiples of factor={training.factor}")
         source = open_source(settings, multiple=training.factor)
     return source, training
 
@@ -116,7 +112,6 @@ def begin(source: ImageSource, training: CodecTraining, folder: Path, teacher: T
     now, path = begun(source, training, teacher), folder / BEGUN
     if not path.is_file():
         check_new(folder)
-        prepare(folder)
         write_text(path, json.dumps(now, indent=2) + "\n")
         return
     check_writable(folder)
@@ -168,8 +163,8 @@ def write_page(card: dict, folder: Path) -> None:
     ]
     training, test = card["training"], card["test"]
     summary = [
-        f"AutoencoderKL, {card['channels']} latent channels, factor {card['factor']}, {card['parameters']:,} parameters: "
-        f"{training['steps']:,} steps of {training['batch']} images out of {card['images']:,}.",
+        f"AutoencoderKL, {card['channels']} latent channels, factor {card['factor']}, {card['parameters']:,} "
+        f"parameters: {training['steps']:,} steps of {training['batch']} images out of {card['images']:,}.",
         f"PSNR {test['psnr']:.2f} dB on {test['images']:,} images; {test['seen']}.",
     ]
     numbers = {name.upper(): test[name] for name in ("psnr", "ssim") if name in test}

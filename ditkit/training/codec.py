@@ -23,6 +23,7 @@ from ditkit.training import checkpoint
 from ditkit.training.codec_loss import SeeingTeacher, feature_distance, kl_divergence, reconstruction
 from ditkit.training.codec_settings import CodecTraining
 from ditkit.training.ema import Ema
+from ditkit.training.files import prepare
 from ditkit.training.guard import Interrupted, Stop
 from ditkit.training.log import Log, Meter
 from ditkit.training.optim import gradient_norm, learning_rate, set_rate
@@ -94,6 +95,7 @@ def train_codec(
     SIGTERM save and raise Interrupted; the same call goes on. FloatingPointError where the loss is no number.
     """
     device, say = torch.device(device), say or (lambda text: None)
+    prepare(folder)
     state = CodecState.fresh(settings, device)
     state.restore(folder, say)
     log = Log(folder)
@@ -118,9 +120,7 @@ def train_codec(
             if stop.signal or state.step % settings.save_every == 0 or state.step == settings.steps:
                 state.save(folder)
             if stop.signal:
-                raise Interrupted(
-                    f"stopped and saved at step {state.step}; the same command goes on", 128 + stop.signal
-                )
+                raise Interrupted(f"saved at step {state.step}; the same command goes on", 128 + stop.signal)
     return state.average.model.eval()
 
 

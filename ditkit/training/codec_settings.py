@@ -20,8 +20,11 @@ class CodecTraining(Settings):
     factor: Literal[1, 2, 4, 8, 16, 32] | None = Field(
         None, description="Pixels a latent cell; None: 2 up to 16 pixels, 4 up to 64, 8 above."
     )
-    width: int = Field(
-        32, ge=4, description="Channels of the first level; the second has twice, all others four times."
+    width: int | None = Field(
+        None,
+        ge=4,
+        description="Channels of the first level; the second has twice, others four times as many. None: 16 up to 16 "
+        "pixels, 32 up to 64, 64 above.",
     )
     blocks: int = Field(1, ge=1, description="Residual blocks a level of the encoder; the decoder has one more.")
     attention: bool = Field(True, description="Attention between the two middle blocks.")
@@ -57,14 +60,17 @@ class CodecTraining(Settings):
         return self
 
     def fitted(self, size: tuple[int, int]) -> CodecTraining:
-        """With the factor that images of (H, W) ask for, where none is set."""
-        return self if self.factor else self.model_copy(update={"factor": default_factor(size)})
+        """With the factor and width that images of (H, W) ask for, where none is set: a CPU has to train them."""
+        side = max(size)
+        factor, width = (2, 16) if side <= 16 else (4, 32) if side <= 64 else (8, 64)
+        return self.model_copy(update={"factor": self.factor or factor, "width": self.width or width})
 
     def network(self) -> dict[str, Any]:
-        """The arguments of AutoencoderKL: RGB in and out. The factor must be known."""
-        assert self.factor is not None
+        """The arguments of AutoencoderKL: RGB in and out. Factor and width must be known (`fitted`)."""
+        assert self.factor is not None and self.width is not None
+        width = self.width
         levels = FACTORS.index(self.factor) + 1
-        widths = tuple(self.width * min(2**i, 4) for i in range(levels))
+        widths = tuple(width * min(2**i, 4) for i in range(levels))
         return {
             "in_channels": 3,
             "out_channels": 3,
@@ -73,15 +79,9 @@ class CodecTraining(Settings):
             "layers_per_block": self.blocks,
             "down_block_types": ("DownEncoderBlock2D",) * levels,
             "up_block_types": ("UpDecoderBlock2D",) * levels,
-            "norm_num_groups": math.gcd(self.width, 32),
+            "norm_num_groups": math.gcd(width, 32),
             "mid_block_add_attention": self.attention,
             "use_quant_conv": False,
             "use_post_quant_conv": False,
             "force_upcast": False,
         }
-
-
-def default_factor(size: tuple[int, int]) -> Literal[2, 4, 8]:
-    """Of images of (H, W): a CPU has to train them, so small images keep small factors."""
-    side = max(size)
-    return 2 if side <= 16 else 4 if side <= 64 else 8
