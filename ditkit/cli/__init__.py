@@ -28,6 +28,7 @@ VERBS = (
     "teacher",
     "codec",
     "data",
+    "encode",
     "sample",
     "sweep",
     "evaluate",

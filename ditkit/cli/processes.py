@@ -28,17 +28,18 @@ def note(ctx, words: Sequence[str]) -> list[str]:
     return rest
 
 
-def launch(ctx, images: int) -> None:
+def launch(ctx, images: int | None = None) -> None:
     """Where `--processes N` was noted with N above 1, the verb is run N times instead and ends (Exit).
 
-    No more are started than there are batches to share. images: how many the verb makes where it is not told. One
+    No more are started than there are batches to share. images: how many the verb makes where it is not told; None: it
+    makes no images, and as many are started as were asked for. One
     that was started so ends when the process that started it is gone. ValueError, one line, under torchrun.
     """
     follow(int(os.environ.pop(PARENT, "0")))
     count, words = ctx.meta[OPTION]
     if count > 1 and "WORLD_SIZE" in os.environ:
         raise ValueError(f"{OPTION} {count} under torchrun: its --nproc_per_node says how many; leave one of them out")
-    if count > 1 and (known := batches(ctx.params, images)) and known[0] < count:
+    if count > 1 and images is not None and (known := batches(ctx.params, images)) and known[0] < count:
         parts, told = known
         idle = f"{told}, so {count - parts} would be idle and {parts} of them start{'s' if parts == 1 else ''}"
         typer.echo(f"ditkit: {OPTION} {count}: {idle}; smaller batches are shared by more", err=True)

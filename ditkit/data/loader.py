@@ -5,35 +5,24 @@ from __future__ import annotations
 import itertools
 import os
 import signal
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
-from typing import NamedTuple
 
 import numpy as np
 import torch
-from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 
+from ditkit.data.batch import Bad, Batch, first_usable, none_usable
 from ditkit.data.buckets import Buckets
+from ditkit.data.cache import cache_of
+from ditkit.data.cache_batches import Asked, CachedReader, in_threads
 from ditkit.data.mixing import draw_captions
 from ditkit.data.order import BucketOrder, Order, flips
 from ditkit.data.rejects import Rejects
 from ditkit.data.source import DataError
-from ditkit.protocols import BadImage, Item, Source
+from ditkit.protocols import Item, Source
 
-
-class Batch(NamedTuple):
-    """One rank's share of a step: images uint8 (b, C, H, W), labels int64 (b,), captions, indices int64 (b,).
-
-    positions: the global sample positions, which key every draw. indices: the images used; where the image at a
-    position is unusable it is the one that took its place. (H, W) is the source's size, or the step's bucket.
-    """
-
-    images: Tensor
-    labels: Tensor
-    captions: tuple[str, ...]
-    indices: Tensor
-    positions: range
+__all__ = ["Asked", "Batch", "Loader", "read_ahead"]
 
 
 @dataclass
@@ -44,6 +33,7 @@ class Loader:
     with probability 1/2, drawn from (seed, position). synthetic_share: how often an image with original and synthetic
     captions shows one of the latter; which of several is drawn from (seed, position) too. Images that the source has
     sorted into buckets come in batches of one bucket each (BucketOrder).
+    asked: of a cache, what its batches bring along; it is read by threads, one at least, decoding needs processes.
     rejects: JSONL file that lists unusable images; without it they are only logged and kept in `rejected`. An unusable
     image is replaced by the next usable one of the data set or bucket (same class, mostly), so the run goes on and
     stays reproducible. DataError when no image can be used.
@@ -58,6 +48,7 @@ class Loader:
     workers: int = field(default=0, kw_only=True)
     flip: bool = field(default=False, kw_only=True)
     synthetic_share: float = field(default=0.5, kw_only=True)
+    asked: Asked = field(default=Asked(), kw_only=True)
     rejects: str | os.PathLike | None = field(default=None, kw_only=True)
 
     def __post_init__(self):
@@ -68,6 +59,12 @@ class Loader:
             )
         if not len(self.source):
             raise DataError("the source holds no images")
+        self._cached = cache_of(self.source)
+        if self._cached is not None and self.flip and not self._cached[0].manifest.stored.mirror:
+            raise DataError(
+                f"{self._cached[0].folder}: a cache without mirrored copies: encode with mirror=true, or set "
+                "data.flip=false"
+            )
         self._rejects = Rejects(self.rejects)
 
     @property
@@ -76,10 +73,13 @@ class Loader:
         return self._rejects.reasons
 
     def __iter__(self) -> Iterator[Batch]:
+        if self._cached is not None:
+            yield from self._of_cache()
+            return
         reader = _Reader(self)
         for path, reason in reader.unsorted:
             self._rejects.add(path, reason)
-        for shares, bad, error in self._shares(reader):
+        for shares, bad, error in read_ahead(reader, itertools.count(self.start_step), self.workers):
             for path, reason in bad:
                 self._rejects.add(path, reason)
             if error:
@@ -89,20 +89,33 @@ class Loader:
                 torch.from_numpy(images), torch.from_numpy(labels), captions, torch.from_numpy(indices), positions
             )
 
-    def _shares(self, reader: _Reader) -> Iterator:
-        steps = itertools.count(self.start_step)
-        if not self.workers:
-            yield from map(reader.__getitem__, steps)
-        else:  # own generator: DataLoader otherwise draws from torch's global state
-            yield from DataLoader(
-                reader,
-                batch_size=None,
-                sampler=steps,
-                num_workers=self.workers,
-                collate_fn=_same,
-                worker_init_fn=_quiet_worker,
-                generator=torch.Generator(),
-            )
+    def _of_cache(self) -> Iterator[Batch]:
+        place = self.rank, self.world
+        reader = CachedReader(
+            self.source, self.batch, self.seed, place, self.asked, self.flip, self.synthetic_share
+        )  # fmt: skip
+        for batch, bad in in_threads(reader, itertools.count(self.start_step), max(1, self.workers)):
+            for path, reason in bad:
+                self._rejects.add(path, reason)
+            if batch is None:
+                raise DataError(none_usable(dict(enumerate(bad)), len(self.source)))
+            yield batch
+
+
+def read_ahead(reader: Dataset, steps: Iterable, workers: int) -> Iterator:
+    """reader[step] for each of the steps, in order; `workers` processes read ahead, 0: this one reads when asked."""
+    if not workers:
+        yield from map(reader.__getitem__, steps)
+    else:  # own generator: DataLoader otherwise draws from torch's global state
+        yield from DataLoader(
+            reader,
+            batch_size=None,
+            sampler=steps,
+            num_workers=workers,
+            collate_fn=_same,
+            worker_init_fn=_quiet_worker,
+            generator=torch.Generator(),
+        )
 
 
 class _Reader(Dataset):
@@ -120,19 +133,17 @@ class _Reader(Dataset):
         buckets: Buckets | None = getattr(self.source, "buckets", None)  # a source of images of one size needs none
         self.order = BucketOrder(buckets.of, self.batch, self.seed) if buckets else Order(len(self.source), self.seed)
         self.unsorted = buckets.bad if buckets else ()
-        self.bad: dict[int, tuple[str, str]] = {}
+        self.bad: Bad = {}
 
     def __getitem__(self, step: int):
         start = step * self.batch + self.first
         positions = range(start, start + self.rows)
-        met: dict[int, tuple[str, str]] = {}
+        met: Bad = {}
         items, used = [], []
         for index in self.order.indices(start, positions.stop).tolist():
-            found = self._usable(index, met)
+            found = first_usable(self.order.candidates(index), self.bad, met, self._read)
             if found is None:
-                path, reason = next(iter(met.values()))
-                among = f"{len(met)} images{'' if len(met) == len(self.source) else ' of a bucket'}"
-                return None, list(met.values()), f"none of the {among} can be used; {path}: {reason}"
+                return None, list(met.values()), none_usable(met, len(self.source))
             items.append(found[0])
             used.append(found[1])
         images = np.stack([item.image.numpy() for item in items])
@@ -143,16 +154,8 @@ class _Reader(Dataset):
         captions = draw_captions(items, self.seed, start, self.share)
         return (images, labels, captions, np.array(used, dtype=np.int64), positions), list(met.values()), None
 
-    def _usable(self, index: int, met: dict[int, tuple[str, str]]) -> tuple[Item, int] | None:
-        """(item, its index) at `index`, or the next that can be used; fills `met` with the unusable ones."""
-        for candidate in self.order.candidates(index):
-            if candidate not in self.bad:
-                try:
-                    return self.source[candidate], candidate
-                except BadImage as error:
-                    self.bad[candidate] = (error.path, error.reason)
-            met[candidate] = self.bad[candidate]
-        return None
+    def _read(self, index: int) -> Item:
+        return self.source[index]
 
 
 def _same(share):

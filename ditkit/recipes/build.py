@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Callable, Collection, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -13,12 +14,15 @@ from torch import Tensor, nn
 from ditkit.align import Aligner, compute_targets
 from ditkit.align.targets import GridExtractor
 from ditkit.data import DataSettings, ImageSource, Loader, open_source, to_float
-from ditkit.evaluation import read_items
+from ditkit.data.cache import Cache, cache_of, is_cache
+from ditkit.data.cache_batches import Asked, HeldTexts, read_held
+from ditkit.evaluation import read_items, spread
 from ditkit.models import build_model, token_side
 from ditkit.pretrained import load_codec, load_teacher
 from ditkit.protocols import Codec, Condition, Features, Noise
 from ditkit.ranks import ALONE, Ranks
 from ditkit.recipes.adapt import adapt, even_patch, has_pixel_patch
+from ditkit.recipes.cached import StoredTeacher, check_codec_settings, check_grids, from_cache, marks, teacher_numbers
 from ditkit.recipes.recipe import Recipe
 from ditkit.recipes.text import Captioned, ToldText, condition_of, identity_of, open_text
 from ditkit.training.state import Job
@@ -31,14 +35,19 @@ log = logging.getLogger("ditkit.data")
 
 @dataclass
 class Parts:
-    """What a recipe names, loaded; `recipe` is already adapted to the data."""
+    """What a recipe names, loaded; `recipe` is already adapted to the data.
+
+    cache: where images are encoded already, and the teachers are names; asked: what its batches bring along.
+    """
 
     recipe: Recipe
     source: ImageSource
     codec: Codec
-    teachers: Sequence[GridExtractor]
+    teachers: Sequence[GridExtractor | StoredTeacher]
     device: torch.device
     text: ToldText | None = None
+    cache: Cache | None = None
+    asked: Asked = field(default_factory=Asked)
 
 
 def pick_device(name: str = "auto") -> torch.device:
@@ -66,10 +75,17 @@ def prepare(recipe: Recipe, device: torch.device, keep: Collection[str] = ()) ->
     Raises DataError, PretrainedMissing or ValueError, one line each.
     """
     codec, source = open_images(recipe, device, keep)
-    teachers = [load_teacher(settings, device) for settings in recipe.teachers]
-    text = open_text(recipe.text, device, recipe.data.text_cache)
+    found = from_cache(recipe, source, codec, device)
+    if found is not None:
+        text, teachers = found.text, found.teachers
+    else:
+        teachers = [load_teacher(settings, device) for settings in recipe.teachers]
+        text = open_text(recipe.text, device, recipe.data.text_cache)
     fitted = adapt(recipe, source, channels=codec.channels, factor=codec.factor, keep=keep, text=text)
-    return Parts(fitted, source, codec, teachers, device, text)
+    if found is None:
+        return Parts(fitted, source, codec, teachers, device, text)
+    check_grids(fitted, found.cache, teacher_numbers(fitted, found.cache))
+    return Parts(fitted, source, codec, teachers, device, text, found.cache, found.asked)
 
 
 def open_images(recipe: Recipe, device: torch.device, keep: Collection[str] = ()) -> tuple[Codec, ImageSource]:
@@ -78,6 +94,10 @@ def open_images(recipe: Recipe, device: torch.device, keep: Collection[str] = ()
     def opened(data: DataSettings, multiple: int | None) -> ImageSource:
         return open_source(data, multiple=multiple, captioned=recipe.text is not None, batch=recipe.training.batch)
 
+    if is_cache(Path(recipe.data.source).expanduser()):
+        source = opened(recipe.data, None)
+        check_codec_settings(recipe, source)
+        return load_codec(recipe.codec, device, channels=source.channels), source
     if recipe.codec.kind != "pixels":  # autoencoders see colours; grey images are repeated
         codec: Codec = load_codec(recipe.codec, device)
         in_colour = recipe.data.model_copy(update={"channels": 3})
@@ -92,7 +112,9 @@ def open_images(recipe: Recipe, device: torch.device, keep: Collection[str] = ()
 
 
 def encoder_of(recipe: Recipe, codec: Codec) -> Callable[[Tensor, Noise], Tensor]:
-    """What turns the recipe's images, or its pairs of them, into latents."""
+    """What turns the recipe's images, its pairs of them, or what a cache holds of them, into latents."""
+    if is_cache(Path(recipe.data.source).expanduser()):
+        return stored_encoder(codec)
     return pair_encoder(codec) if recipe.data.pairs == "both" else encoder(codec)
 
 
@@ -100,13 +122,26 @@ def encoder(codec: Codec) -> Callable[[Tensor, Noise], Tensor]:
     """images uint8 (B, C, H, W) -> normalised latents; the posterior is drawn afresh at every visit."""
 
     def encode(images: Tensor, noise: Noise) -> Tensor:
-        moments = torch.cat([codec.encode(to_float(part)) for part in images.split(AT_ONCE)])
-        if moments.shape[1] == codec.channels:  # no posterior to draw from
-            return codec.sample(moments, None)
-        shape = (len(moments), codec.channels, *moments.shape[2:])
-        return codec.sample(moments, noise.normal("posterior", shape))
+        return drawn(codec, torch.cat([codec.encode(to_float(part)) for part in images.split(AT_ONCE)]), noise)
 
     return encode
+
+
+def stored_encoder(codec: Codec) -> Callable[[Tensor, Noise], Tensor]:
+    """Moments (B, C, h, w) of a cache, in its dtype -> normalised latents, drawn as by `encoder`."""
+
+    def encode(moments: Tensor, noise: Noise) -> Tensor:
+        return drawn(codec, to_float(moments) if moments.dtype == torch.uint8 else moments.float(), noise)
+
+    return encode
+
+
+def drawn(codec: Codec, moments: Tensor, noise: Noise) -> Tensor:
+    """Normalised latents of moments: a draw from the posterior, where there is one."""
+    if moments.shape[1] == codec.channels:
+        return codec.sample(moments, None)
+    shape = (len(moments), codec.channels, *moments.shape[2:])
+    return codec.sample(moments, noise.normal("posterior", shape))
 
 
 def pair_encoder(codec: Codec) -> Callable[[Tensor, Noise], Tensor]:
@@ -139,7 +174,7 @@ def build_job(parts: Parts, folder: Path, ranks: Ranks = ALONE) -> Job:
         loader = Loader(
             parts.source, settings.batch, settings.seed, start_step=start, rank=ranks.rank, world=ranks.world,
             workers=recipe.data.workers, flip=recipe.data.flip, synthetic_share=recipe.data.synthetic_share,
-            rejects=folder / "rejects.jsonl",
+            asked=parts.asked, rejects=folder / "rejects.jsonl",
         )  # fmt: skip
         return iter(loader)
 
@@ -148,7 +183,7 @@ def build_job(parts: Parts, folder: Path, ranks: Ranks = ALONE) -> Job:
         objective=recipe.objective,
         encode=encode,
         batches=batches,
-        condition=lambda batch: condition_of(batch, recipe, parts.text),
+        condition=lambda batch: condition_of(batch, recipe, parts.text, device),
         settings=settings,
         folder=folder,
         device=device,
@@ -156,21 +191,28 @@ def build_job(parts: Parts, folder: Path, ranks: Ranks = ALONE) -> Job:
         targets=targets,
         validate=validation(parts, encode),
         check_latents=recipe.codec.kind != "pixels",
-        identity={
-            "data": parts.source.fingerprint,
-            "flip": recipe.data.flip,
-            **({"captions": [recipe.data.synthetic_share, recipe.data.empty_share]} if recipe.text else {}),
-            "codec": codec.id,
-            "text": identity_of(parts.text),
-            "teachers": [teacher.id for teacher in parts.teachers],
-            "start": recipe.start.model_dump() if recipe.start else None,
-        },
+        identity=identity(parts),
         ranks=ranks,
     )
 
 
+def identity(parts: Parts) -> dict[str, Any]:
+    """What must not change when a run is resumed. An exact cache of images counts as the images."""
+    recipe, rounding = parts.recipe, marks(parts.cache)
+    text = identity_of(parts.text)
+    return {
+        "data": parts.source.fingerprint,
+        "flip": recipe.data.flip,
+        **({"captions": [recipe.data.synthetic_share, recipe.data.empty_share]} if recipe.text else {}),
+        "codec": parts.codec.id + rounding["codec"],
+        "text": None if text is None else text + rounding["text"],
+        "teachers": [teacher.id + rounding["teachers"] for teacher in parts.teachers],
+        "start": recipe.start.model_dump() if recipe.start else None,
+    }
+
+
 def alignment(parts: Parts) -> tuple[nn.Module | None, Callable[[Tensor], Sequence[Features]] | None]:
-    """The projectors and the function that asks the teachers; (None, None) for a recipe without REPA."""
+    """The projectors and the function that asks the teachers, None on a cache; (None, None) without REPA."""
     recipe, settings = parts.recipe, parts.recipe.align
     if settings is None:
         return None, None
@@ -180,10 +222,13 @@ def alignment(parts: Parts) -> tuple[nn.Module | None, Callable[[Tensor], Sequen
         raise ValueError("align.grid=resize_features needs images of one size: leave data.buckets out")
     generator = torch.Generator().manual_seed(recipe.training.seed + 1)
     aligner = Aligner(settings, recipe.model.width, widths, fixed, generator=generator).to(parts.device)
+    teachers = [teacher for teacher in parts.teachers if not isinstance(teacher, StoredTeacher)]
+    if len(teachers) < len(parts.teachers):
+        return aligner, None  # batches bring the features
 
     def targets(images: Tensor) -> Sequence[Features]:
         grid = fixed or (images.shape[2] // token, images.shape[3] // token)
-        return compute_targets(parts.teachers, images, grid, settings.grid)
+        return compute_targets(teachers, images, grid, settings.grid)
 
     return aligner, targets
 
@@ -204,13 +249,19 @@ def validation(parts: Parts, encode: Callable[[Tensor, Noise], Tensor]) -> Valid
     """The objective on fixed images, noise and times: the same number for any batch size."""
     recipe = parts.recipe
     source = validation_source(recipe, parts.source)
-    items = read_items(source, VALIDATION_IMAGES)
-    if lost := min(len(source), VALIDATION_IMAGES) - len(items):
+    chosen = spread(len(source), VALIDATION_IMAGES)
+    if (cached := cache_of(source)) is not None:
+        held = read_held(source, chosen)
+        images, labels, captions = held.moments, held.labels, HeldTexts(cached[0], held)
+    else:
+        items = read_items(source, VALIDATION_IMAGES)
+        images, labels = torch.stack([item.image for item in items]), torch.tensor([item.label for item in items])
+        captions = Captioned(parts.text, [item.caption for item in items]) if parts.text is not None else None
+    if lost := len(chosen) - len(images):
         log.warning("validation leaves out %d images that cannot be used", lost)
-    images = torch.stack([item.image for item in items])
-    cond: Condition | Captioned = Condition()
-    if parts.text is not None:
-        cond = Captioned(parts.text, [item.caption for item in items])
+    cond: Condition | Captioned | HeldTexts = Condition()
+    if parts.text is not None and captions is not None:
+        cond = captions
     elif recipe.model.num_classes:
-        cond = Condition(label=torch.tensor([item.label for item in items]))
+        cond = Condition(label=labels)
     return ValidationLoss(recipe.objective, encode, images, cond, seed=recipe.training.seed, device=parts.device)

@@ -75,8 +75,15 @@ def identity_of(text: ToldText | None) -> str | None:
     return None if text is None else text.id + (" in half precision" if text.folder is not None else "")
 
 
-def condition_of(batch: Batch, recipe: Recipe, text: TextEncoder | None = None) -> Condition:
-    """The encoded captions of a batch, or its labels; nothing for unlabelled data."""
+def condition_of(
+    batch: Batch, recipe: Recipe, text: TextEncoder | None = None, device: torch.device | str = "cpu"
+) -> Condition:
+    """The encoded captions of a batch, or its labels; nothing for unlabelled data.
+
+    Captions that a cache brings encoded go to `device` in its dtype and become float32 there.
+    """
+    if batch.cond is not None:
+        return batch.cond.to(device).to(torch.float32)
     if text is None:
         return Condition(label=batch.labels) if recipe.model.num_classes else Condition()
     share, seed = recipe.data.empty_share, recipe.training.seed

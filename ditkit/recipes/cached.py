@@ -1,0 +1,217 @@
+"""A run on a cache: whether it is what the recipe asks for, and what stands in for networks that need not run."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor
+
+from ditkit.data import ImageSource
+from ditkit.data.cache import Cache, cache_of
+from ditkit.data.cache_batches import Asked
+from ditkit.data.cache_format import TeacherFacts, plain
+from ditkit.data.cache_read import Stack, parts_of
+from ditkit.pretrained import CodecSettings, PretrainedMissing, TeacherSettings, TextSettings, load_teacher, load_text
+from ditkit.pretrained.hub import is_local
+from ditkit.protocols import Codec, Condition, Features, TextEncoder
+from ditkit.recipes.recipe import Recipe
+from ditkit.recipes.text import ToldText
+
+EXACT = ("fp32", "uint8")
+
+
+class StoredTeacher:
+    """A teacher that has spoken: its features are in the cache, and it is neither loaded nor asked."""
+
+    def __init__(self, facts: TeacherFacts):
+        self.id, self.width, self.stored_grid = facts.id, facts.width, facts.grid
+
+    def __call__(self, images: Tensor, *, grid: tuple[int, int] | None = None) -> Features:
+        """There is nobody to ask."""
+        raise ValueError(f"teacher {self.id}: its features come from the cache, it is not loaded")
+
+
+class StoredText:
+    """A TextEncoder that knows the cache's captions; for other prompts the encoder itself is loaded, once."""
+
+    def __init__(self, cache: Cache, settings: TextSettings, device: torch.device):
+        facts = cache.manifest.text
+        assert facts is not None
+        self.cache, self.settings, self.device = cache, settings, torch.device(device)
+        self.id, self.width, self.length, self.pooled_width = facts.id, facts.width, facts.length, facts.pooled_width
+        self.parts = parts_of(cache.manifest)
+        self.notes: tuple[str, ...] = ()
+        self._encoder: TextEncoder | None = None
+
+    def to(self, device: torch.device | str) -> StoredText:
+        """Conditions come out on `device`."""
+        self.device = torch.device(device)
+        if self._encoder is not None and hasattr(self._encoder, "to"):
+            self._encoder.to(device)
+        return self
+
+    def __call__(self, prompts: Sequence[str]) -> Condition:
+        """What the cache holds of the prompts where it holds all of them, else what the encoder says now."""
+        if any(prompt and prompt not in self.cache.seen for prompt in prompts):
+            return self._loaded()(prompts)
+        stack = Stack(self.cache.manifest, len(prompts), texts=True)
+        for row, prompt in enumerate(prompts):
+            if prompt:
+                self.cache.put_prompt(stack, row, *self.cache.seen[prompt])
+            else:
+                stack.put_empty(row, self.cache.empty)
+        assert stack.cond is not None
+        return stack.cond.to(self.device).to(torch.float32)
+
+    def _loaded(self) -> TextEncoder:
+        if self._encoder is None:
+            found = load_text(self.settings, self.device)
+            if found.id != self.id:
+                raise ValueError(f"text encoder: the cache was made with {self.id}, the recipe's is {found.id}")
+            self._encoder = found
+        return self._encoder
+
+
+class FromCache(NamedTuple):
+    """What a cache gives a run: teachers in name, text encoder, and what its batches bring."""
+
+    cache: Cache
+    teachers: list[StoredTeacher]
+    text: ToldText | None
+    asked: Asked
+
+
+def from_cache(recipe: Recipe, source: ImageSource, codec: Codec, device: torch.device) -> FromCache | None:
+    """What the cache behind `source` gives this recipe; None for images. ValueError, one line, if it does not fit."""
+    found = cache_of(source)
+    if found is None:
+        return None
+    cache = found[0]
+    check_codec(cache, codec)
+    numbers = teacher_numbers(recipe, cache)
+    text = stored_text(recipe, cache, device)
+    share = recipe.data.empty_share if text is not None else 0.0
+    asked = Asked(tuple(numbers), text is not None, share, pin=device.type == "cuda")
+    return FromCache(cache, [StoredTeacher(cache.manifest.teachers[i]) for i in numbers], text, asked)
+
+
+def check_codec_settings(recipe: Recipe, source: ImageSource) -> None:
+    """ValueError, before a codec is loaded, where the cache's is of another kind."""
+    if (found := cache_of(source)) is None:
+        return
+    facts = found[0].manifest.codec
+    if facts.settings.get("kind") != recipe.codec.kind:
+        there = CodecSettings(**facts.settings)
+        raise ValueError(
+            f"{found[0].folder}: a cache of latents of codec {named(there)} ({facts.id}), this run is set to "
+            f"{named(recipe.codec)}: give --codec {there.place or there.kind}, or encode again"
+        )
+
+
+def named(settings: CodecSettings) -> str:
+    """A codec's settings in a few words."""
+    return f"{settings.kind} {settings.place}".strip()
+
+
+def check_codec(cache: Cache, codec: Codec) -> None:
+    """ValueError where the cache was made with another codec, other weights or another normalisation."""
+    facts = cache.manifest.codec
+    sides = [
+        ("codec", facts.id, codec.id), ("codec.scale", plain(facts.scale), plain(codec.scale)),
+        ("codec.shift", plain(facts.shift), plain(codec.shift)),
+    ]  # fmt: skip
+    for what, there, here in sides:
+        if there != here:
+            raise ValueError(
+                f"{cache.folder}: the cache was made with {what} {there}, this run has {here}: give the codec that "
+                "made it, or encode again"
+            )
+
+
+def teacher_numbers(recipe: Recipe, cache: Cache) -> list[int]:
+    """Which of the cache's teachers are the recipe's, in its order. ValueError for one that is not there."""
+    if recipe.align is None:
+        return []
+    there = cache.manifest.teachers
+    numbers = []
+    for settings in recipe.teachers:
+        match = [i for i, facts in enumerate(there) if same(facts.settings, settings)]
+        if not match:
+            wanted = identity_or_name(settings)
+            match = [i for i, facts in enumerate(there) if facts.id == wanted]
+        if not match:
+            held = ", ".join(facts.id for facts in there) or "no teacher"
+            raise ValueError(
+                f"{cache.folder}: a cache with features of {held}, the recipe's teacher is {wanted}: name the cache's, "
+                "train without (--teacher none), or encode again"
+            )
+        numbers.append(match[0])
+    return numbers
+
+
+def check_grids(recipe: Recipe, cache: Cache, numbers: Sequence[int]) -> None:
+    """ValueError where features stand on another grid than the recipe's model asks its teachers for."""
+    if recipe.align is None or recipe.align.grid != "resize_image":
+        return
+    for i in numbers:
+        facts, grid = cache.manifest.teachers[i], recipe.model.grid
+        if facts.grid != grid:
+            raise ValueError(
+                f"{cache.folder}: features of {facts.id} on a grid of {facts.grid[0]}x{facts.grid[1]}, the model has "
+                f"{grid[0]}x{grid[1]} tokens: encode again with this recipe, or set align.grid=resize_features"
+            )
+
+
+def same(stored: dict[str, Any], settings: TeacherSettings | TextSettings) -> bool:
+    """Whether settings name the very networks of a cache: equal, and nothing on this disk that may have changed."""
+    places = settings.places() if isinstance(settings, TextSettings) else [settings.source]
+    fixed = not any(place and is_local(place) and Path(place).expanduser().exists() for place in places)
+    return fixed and stored == settings.model_dump(mode="json")
+
+
+def identity_or_name(settings: TeacherSettings) -> str:
+    """The id of a teacher, which is loaded for it and let go; what the settings say where it cannot be had."""
+    try:
+        return load_teacher(settings).id
+    except PretrainedMissing:
+        return f"{settings.kind} {settings.source}".strip()
+
+
+def stored_text(recipe: Recipe, cache: Cache, device: torch.device) -> ToldText | None:
+    """The recipe's text encoder as the cache knows it; None without text. ValueError where it is another one."""
+    if recipe.text is None:
+        return None
+    facts = cache.manifest.text
+    if facts is None:
+        raise ValueError(f"{cache.folder}: a cache without captions, which this recipe trains on: encode with it")
+    if not same(facts.settings, recipe.text):
+        try:
+            here = load_text(recipe.text).id
+        except PretrainedMissing:
+            here = f"{recipe.text.kind} {recipe.text.source}".strip()
+        if here != facts.id:
+            raise ValueError(
+                f"{cache.folder}: the cache's captions were encoded by {facts.id}, the recipe's text encoder is "
+                f"{here}: name the cache's with --text, or encode again"
+            )
+    return ToldText(StoredText(cache, recipe.text, device))
+
+
+def marks(cache: Cache | None) -> dict[str, str]:
+    """What a cache's rounding adds to the identity of codec, teachers and text; nothing where it is exact.
+
+    So a run may go on from images to an exact cache and back, and never from one rounding to another.
+    """
+    if cache is None:
+        return {"codec": "", "teachers": "", "text": ""}
+    stored = cache.manifest.stored
+    by = "" if stored.precision == "fp32" else f" computed in {stored.precision}"
+    half = {"fp16": " in half precision", "fp32": ""}.get(stored.texts, f" in {stored.texts}")
+    return {
+        "codec": by + ("" if stored.dtype in EXACT else f" stored in {stored.dtype}"),
+        "teachers": by + ("" if stored.features in EXACT else f" stored in {stored.features}"),
+        "text": half,
+    }
