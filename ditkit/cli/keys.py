@@ -26,7 +26,12 @@ KEYS = {
     "split": "data.split",
 }
 FAMILIES = "dit, sit, repa, ddt, improved-dit, diffusers-dit, sd3, diffusers-sd3, repa-mmdit"  # of published files
-FLAGS = {"geneval": "geneval=auto", "exact": "exact=true", "per-class": "per-class=true"}  # --KEY alone
+FLAGS = {
+    "geneval": "geneval=auto",
+    "exact": "exact=true",
+    "per-class": "per-class=true",
+    "compare": "compare=true",
+}  # --KEY alone
 BOTH = ("out", "device", "source", "extractor", "against")  # options that may be written as KEY=VALUE too
 WORDS = ("prompt", "negative")  # texts, which may be empty
 

@@ -15,7 +15,7 @@ from ditkit.training.guard import Interrupted, Stop
 from ditkit.training.log import Clock, Log
 from ditkit.training.online import Evaluations, check_alone, farewell
 from ditkit.training.optim import apply, gradient_norm, learning_rate, pieces, set_rate
-from ditkit.training.precision import autocast, compile_blocks, matmul_precision
+from ditkit.training.precision import autocast, hasten, matmul_precision
 from ditkit.training.readings import Reading, Row
 from ditkit.training.report import note, report, rescue, save
 from ditkit.training.start import Resume, announce, open_batches, resume_run
@@ -45,8 +45,8 @@ def fit(
     log = Log(job.folder, on_log, on_message, writes=job.rank == 0)
     state = State.fresh(job)
     resume_run(state, resume, log)
-    if settings.compile:
-        log.say(f"compiling {compile_blocks(job.model, settings.backend)} blocks with {settings.backend}")
+    for line in hasten(job.model, settings):
+        log.say(line)
     announce(state, log)
     with matmul_precision(settings.tf32) as outside, Stop() as stop:
         batches, clock = pinned(open_batches(state, log), job.device), Clock(torch.device(job.device))

@@ -45,7 +45,7 @@ class BenchSettings(Settings):
     every: int = Field(5, ge=1, description="sharing: the encoder runs at 1 evaluation in so many")
     against: str = Field("", description="sharing: a recipe to compare with; '': SiT of the same size; none: nothing")
     compare: bool = Field(False, description="train: a plain eager fp32 step of the same model takes turns")
-    data: bool = Field(False, description="train: the recipe's own data; else random ones in memory")
+    data: str = Field("", description="train, loader: images or a cache; '': random ones in memory, the recipe's own")
     ceiling: bool = Field(True, description="train: time matrix products alone beside it")
     seconds: float = Field(5.0, gt=0, description="loader: of each measurement")
     extractor: str = Field("inception", description="evaluation: inception, inception:FILE, toy, or a teacher's name")
