@@ -31,7 +31,7 @@ $(CORE): pyproject.toml $(CONSTRAINTS)
 	@touch $@
 
 $(DEV): $(CORE)
-	$(PIP) -c $(CONSTRAINTS) -e '.[hf,data,dev]'
+	$(PIP) -c $(CONSTRAINTS) -e '.[hf,data,track,dev]'
 	@touch $@
 
 demo: $(CORE)
