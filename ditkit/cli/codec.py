@@ -42,7 +42,7 @@ def codec(
     from ditkit.pretrained import load_teacher
     from ditkit.recipes.build import pick_device
     from ditkit.recipes.choose import agreeing, parse_size
-    from ditkit.recipes.own_codec import make_codec, open_images
+    from ditkit.recipes.own_codec import begin, make_codec, open_images
     from ditkit.training.codec_settings import CodecTraining
 
     before = CodecTraining() if steps is None else CodecTraining().with_({"steps": steps})
@@ -50,6 +50,7 @@ def codec(
     where = pick_device(device)
     source, training = open_images(data, asked, None if size is None else parse_size(size))
     seen = None if teacher in (None, "none") else load_teacher(str(teacher), where)
+    begin(source, training, out, seen)
     with bars() as bar:
         for note in source.notes:
             bar.say(note)

@@ -91,6 +91,7 @@ def make_codec(
             **begun(source, training, teacher),
             "images": len(parts[0]), "rejects": len(read_rejects(folder / "rejects.jsonl")),
         }  # fmt: skip
+        card = json.loads(json.dumps(card))  # as it is read back
         write_page(card, folder)
         write_text(folder / CARD, json.dumps(card, indent=2) + "\n")
         shutil.rmtree(checkpoints(folder))

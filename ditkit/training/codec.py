@@ -102,7 +102,8 @@ def train_codec(
     log.rewind(state.step)
     if state.step:
         say(f"going on from step {state.step}")
-    rates = TrainSettings(steps=settings.steps, lr=settings.lr, warmup=settings.warmup, schedule="cosine")
+    warmup = min(settings.warmup, settings.steps // 10)
+    rates = TrainSettings(steps=settings.steps, lr=settings.lr, warmup=warmup, schedule="cosine")
     loader = Loader(
         source, settings.batch, settings.seed, start_step=state.step, workers=settings.workers, flip=settings.flip,
         rejects=folder / "rejects.jsonl",

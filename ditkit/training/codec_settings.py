@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from typing import Any, Literal
 
-from pydantic import Field, model_validator
+from pydantic import Field
 
 from ditkit.config import Settings
 from ditkit.training.codec_loss import Distance
@@ -32,7 +32,7 @@ class CodecTraining(Settings):
     steps: int = Field(1000, ge=1, description="Optimiser steps.")
     batch: int = Field(64, ge=1, description="Images a step.")
     lr: float = Field(1e-3, gt=0, description="AdamW's peak; half a cosine to 0 after the warm-up.")
-    warmup: int = Field(50, ge=0, description="Steps of linear warm-up.")
+    warmup: int = Field(50, ge=0, description="Steps of linear warm-up, a tenth of all at most.")
     weight_decay: float = Field(0.0, ge=0, description="AdamW's decoupled weight decay.")
     clip: float | None = Field(1.0, gt=0, description="Largest gradient norm.")
     ema: float = Field(0.999, ge=0, lt=1, description="Decay of the averaged weights, which are what is written.")
@@ -52,12 +52,6 @@ class CodecTraining(Settings):
     save_every: int = Field(500, ge=1, description="Steps between saved states, from which a stopped run goes on.")
     log_every: int = Field(20, ge=1, description="Steps a row of metrics.jsonl.")
     seed: int = Field(0, ge=0, description="Of weights, order and draws.")
-
-    @model_validator(mode="after")
-    def _consistent(self) -> CodecTraining:
-        if self.warmup >= self.steps:
-            raise ValueError(f"warmup={self.warmup} leaves no steps of {self.steps}")
-        return self
 
     def fitted(self, size: tuple[int, int]) -> CodecTraining:
         """With the factor and width that images of (H, W) ask for, where none is set: a CPU has to train them."""
