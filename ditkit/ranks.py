@@ -1,7 +1,8 @@
 """The processes that share one job, as torchrun starts them: who does which part, and how they wait for each other.
 
-They talk over gloo, also where they compute on accelerators: nothing but "I am here" is exchanged. The first one
-speaks for all; another one is heard only of what it alone has seen.
+Making and scoring images they talk over gloo, also on accelerators: nothing but "I am here" is exchanged. Training
+names the backend of what it exchanges on the device. The first one speaks for all; another one is heard only of what it
+alone has seen.
 """
 
 from __future__ import annotations
@@ -134,9 +135,10 @@ def find_ranks(environment: Mapping[str, str] = os.environ) -> Ranks:
 
 
 @contextmanager
-def together(ranks: Ranks) -> Iterator[Ranks]:
+def together(ranks: Ranks, backend: str = "gloo") -> Iterator[Ranks]:
     """The processes are connected in the block; SIGTERM raises Stopped there. RanksError where they cannot meet.
 
+    backend: of torch's default group ("cpu:gloo,cuda:nccl"); `Ranks` itself always talks over gloo.
     Of the others than the first, what the first says too is silent, and errors of their own begin with their number.
     """
     if ranks.world == 1:
@@ -144,7 +146,7 @@ def together(ranks: Ranks) -> Iterator[Ranks]:
         return
     before = signal.signal(signal.SIGTERM, _stop)
     try:
-        yield replace(ranks, group=_meet(ranks))
+        yield replace(ranks, group=_meet(ranks, backend))
     except (RanksError, KeyboardInterrupt) as error:
         if ranks.first:
             raise
@@ -159,11 +161,11 @@ def together(ranks: Ranks) -> Iterator[Ranks]:
             distributed.destroy_process_group()
 
 
-def _meet(ranks: Ranks) -> distributed.ProcessGroup | None:
+def _meet(ranks: Ranks, backend: str) -> distributed.ProcessGroup | None:
     where = os.environ.get(RENDEZVOUS, "env://")
     try:
-        distributed.init_process_group("gloo", where, MEETING, world_size=ranks.world, rank=ranks.rank)
-        return distributed.new_group(timeout=PATIENCE)
+        distributed.init_process_group(backend, where, MEETING, world_size=ranks.world, rank=ranks.rank)
+        return distributed.new_group(timeout=PATIENCE, backend="gloo")
     except (RuntimeError, ValueError) as error:
         raise RanksError(f"the {ranks.world} processes cannot meet: {str(error).splitlines()[0]}") from None
 

@@ -7,6 +7,8 @@ from copy import deepcopy
 import torch
 from torch import Tensor, nn
 
+from ditkit.training.parallel import local
+
 
 class Ema:
     """Exponential moving average: starts as a copy, then w <- decay w + (1 - decay) model, without bias correction.
@@ -29,8 +31,8 @@ class Ema:
         """
         pairs = zip(self.model.parameters(), model.parameters(), strict=True)
         trained = [(mine, other) for mine, other in pairs if other.requires_grad]
-        ours: list[Tensor] = [mine for mine, _ in trained]
-        theirs: list[Tensor] = [other for _, other in trained]
+        ours: list[Tensor] = [local(mine) for mine, _ in trained]  # of cut weights this process's parts
+        theirs: list[Tensor] = [local(other) for _, other in trained]
         if good is None:
             torch._foreach_lerp_(ours, theirs, 1 - self.decay)
         else:

@@ -9,6 +9,7 @@ from collections.abc import Iterable
 import torch
 from torch import Tensor, nn
 
+from ditkit.training.parallel import total_norm
 from ditkit.training.settings import TrainSettings
 
 
@@ -70,7 +71,7 @@ def gradient_norm(parameters: Iterable[Tensor], clip: float | None) -> Tensor:
     REPA clips network and projectors jointly at 1.0; DiT, SiT and DDT do not clip.
     """
     used = [p for p in parameters if p.grad is not None]
-    norm = nn.utils.get_total_norm([p.grad for p in used if p.grad is not None], foreach=True)
+    norm = total_norm([p.grad for p in used if p.grad is not None])
     if clip is not None:
         nn.utils.clip_grads_with_norm_(used, clip, norm, foreach=True)
     return norm

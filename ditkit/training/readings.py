@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import signal
 from collections import deque
 from collections.abc import Mapping
 from typing import NamedTuple
@@ -10,6 +11,8 @@ import torch
 from torch import Tensor
 
 Row = dict[str, float]
+STOP = "stop"  # of several processes: what they were asked, among the numbers of a step
+TERMINATES = 2.0**12  # what SIGTERM counts there; SIGINT counts 1
 
 
 class Reading(NamedTuple):
@@ -25,16 +28,21 @@ class Reading(NamedTuple):
         values = torch.stack([value.float() for value in totals.values()])
         return cls(tuple(totals), values, values.isfinite().all())
 
+    def plus(self, name: str, value: Tensor) -> Reading:
+        """With one more scalar, which does not count for `good`."""
+        return Reading((*self.names, name), torch.cat((self.values, value.float().view(1))), self.good)
+
 
 class Readings:
     """The readings that the host has not seen yet.
 
     On an accelerator a step's numbers are copied while the next step runs and are read then, so that the host is always
-    a step ahead; on a CPU there is nothing to wait for and they are read at once.
+    a step ahead; on a CPU there is nothing to wait for and they are read at once. signal: SIGINT or SIGTERM, once a
+    step that was read says that one of several processes was asked to stop (parallel.Team.agree).
     """
 
     def __init__(self, device: torch.device):
-        self.late = device.type != "cpu"
+        self.late, self.signal = device.type != "cpu", 0
         self._waiting: deque[tuple[int, tuple[str, ...], Tensor, torch.Event | None]] = deque()
 
     def push(self, step: int, reading: Reading) -> None:
@@ -42,10 +50,13 @@ class Readings:
         if not self.late:
             self._waiting.append((step, reading.names, reading.values, None))
             return
-        host = torch.empty(reading.values.shape, dtype=reading.values.dtype, pin_memory=True)
+        device = reading.values.device
+        host = torch.empty(reading.values.shape, dtype=reading.values.dtype, pin_memory=device.type != "cpu")
         host.copy_(reading.values, non_blocking=True)
-        arrived = torch.Event(reading.values.device)
-        arrived.record()
+        arrived = None
+        if device.type != "cpu":  # there a copy is made at once
+            arrived = torch.Event(device)
+            arrived.record()
         self._waiting.append((step, reading.names, host, arrived))
 
     def take(self, *, everything: bool = False) -> list[tuple[int, Row]]:
@@ -56,7 +67,10 @@ class Readings:
             step, names, values, arrived = self._waiting.popleft()
             if arrived is not None:
                 arrived.synchronize()
-            found.append((step, dict(zip(names, values.tolist(), strict=True))))
+            row = dict(zip(names, values.tolist(), strict=True))
+            if asked := row.pop(STOP, 0.0):
+                self.signal = signal.SIGINT if asked < TERMINATES / 2 else signal.SIGTERM
+            found.append((step, row))
         return found
 
     def clear(self) -> None:
