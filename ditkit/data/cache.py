@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import os
 import zlib
 from collections.abc import Iterable
@@ -30,7 +31,7 @@ from ditkit.data.cache_format import (
 from ditkit.data.cache_read import Damaged, Shards, Stack, Words
 from ditkit.data.cache_write import ranges, read_rejected, read_reports
 from ditkit.data.settings import DataSettings
-from ditkit.data.source import DataError, ImageSource, Subset, stratified_split
+from ditkit.data.source import DataError, ImageSource, stratified_split
 from ditkit.protocols import BadImage, Captions, Item
 
 Corrupt = Literal["stop", "skip"]
@@ -53,9 +54,11 @@ class Cache(ImageSource):
         labels = self._small(of[LABELS])["labels"].numpy()
         super().__init__(labels, source.classes, source.channels)
         self.size = source.size
+        self.rows: np.ndarray | None = None  # those of a part
+        self.plan = self.manifest.plan
         self.rejected = read_rejected(self.folder)
         self.empty = self._small(of[EMPTY]) if EMPTY in of else {}
-        self.shards = Shards(self.folder, self.manifest)
+        self.shards = Shards(self.folder, self.plan)
         self.bad: dict[int, str] = dict(self._wrong_sizes())
         if self.bad and corrupt == "stop":
             shard, reason = next(iter(self.bad.items()))
@@ -84,29 +87,46 @@ class Cache(ImageSource):
             if size != facts.bytes:
                 yield shard, f"is damaged (it has {size:,} bytes, not {facts.bytes:,})"
 
+    def part(self, rows: np.ndarray) -> Cache:
+        """The images `rows` of this cache, in that order, as another one."""
+        found = copy.copy(self)
+        found.rows, found.labels = rows, self.labels[rows]
+        return found
+
+    def content(self) -> Iterable[str]:
+        return (self.manifest.source.content, *map(str, () if self.rows is None else self.rows))
+
     @property
     def fingerprint(self) -> str:  # type: ignore[override]
         """That of the encoded images, with the choices about captions where this run makes them."""
         source = self.manifest.source
+        if self.rows is not None:
+            return super().fingerprint
         return source.fingerprint if self.captioned or self.template is not None else source.content
 
-    def damaged(self, shard: int, reason: str, index: int | None = None) -> DataError | BadImage:
-        """What to raise of a damaged shard."""
+    def damaged(self, shard: int, reason: str, row: int | None = None) -> DataError | BadImage:
+        """What to raise of a damaged shard; row: of the image that was asked for."""
         path = self.folder / shard_name(shard)
-        if self.corrupt == "skip" and index is not None:
-            return BadImage(f"{path}#{index % self.manifest.stored.shard}", f"the shard {reason}; {AGAIN}")
+        if self.corrupt == "skip" and row is not None:
+            return BadImage(f"{path}#{row}", f"the shard {reason}; {AGAIN}")
         return DataError(f"{path}: {reason}; {AGAIN}, data.corrupt=skip trains without what is damaged")
 
     # ---------------------------------------------------------------------------------------- reading
 
     def place(self, index: int) -> tuple[int, int]:
         """(shard, row) of an image. BadImage for one that could not be encoded."""
+        index = self.stored(index)
         if index in self.rejected:
             raise BadImage(*self.rejected[index])
-        shard, row = divmod(index, self.manifest.stored.shard)
+        shard, row = divmod(index, self.plan.stored.shard)
         if shard in self.bad:
-            raise self.damaged(shard, self.bad[shard], index)
+            raise self.damaged(shard, self.bad[shard], row)
         return shard, row
+
+    def stored(self, index: int) -> int:
+        """The number of an image in the whole cache."""
+        index = range(len(self))[index]  # negative ones; IndexError outside
+        return index if self.rows is None else int(self.rows[index])
 
     def put(self, stack: Stack, row: int, index: int, mirrored: bool = False) -> None:
         """Copy image `index` into row `row`. BadImage where it cannot be used, DataError for a damaged shard."""
@@ -114,7 +134,7 @@ class Cache(ImageSource):
         try:
             stack.put(row, self.shards, shard, here, mirrored)
         except Damaged as error:
-            raise self.damaged(shard, f"is damaged ({error})", index) from None
+            raise self.damaged(shard, f"is damaged ({error})", here) from None
 
     def put_text(self, stack: Stack, row: int, index: int, caption: str) -> None:
         """Copy the embedding of one of the image's captions, or of the empty prompt, into row `row`; as `put`."""
@@ -124,15 +144,15 @@ class Cache(ImageSource):
         words = self.words(index)
         if caption not in words.prompts:
             raise DataError(f"{self.folder}: holds no embedding of the caption {caption[:60]!r} of {words.path}")
-        shard, _ = self.place(index)
-        self.put_prompt(stack, row, shard, words.prompts[caption], index)
+        shard, here = self.place(index)
+        self.put_prompt(stack, row, shard, words.prompts[caption], here)
 
-    def put_prompt(self, stack: Stack, row: int, shard: int, place: int, index: int | None = None) -> None:
-        """Copy the embedding `place` of a shard into row `row`; raises as `put`."""
+    def put_prompt(self, stack: Stack, row: int, shard: int, place: int, image: int | None = None) -> None:
+        """Copy the embedding `place` of a shard into row `row`; raises as `put`, of the shard's row `image`."""
         try:
             stack.put_text(row, self.shards, shard, place)
         except Damaged as error:
-            raise self.damaged(shard, f"is damaged ({error})", index) from None
+            raise self.damaged(shard, f"is damaged ({error})", image) from None
 
     def words(self, index: int) -> Words:
         """Key, path and captions of an image; raises as `put`."""
@@ -140,7 +160,7 @@ class Cache(ImageSource):
         try:
             return self.shards.words(shard, row)
         except (Damaged, ValueError, KeyError) as error:
-            raise self.damaged(shard, f"is damaged ({error})", index) from None
+            raise self.damaged(shard, f"is damaged ({error})", row) from None
 
     # ---------------------------------------------------------------------------------------- as an ImageSource
 
@@ -162,10 +182,12 @@ class Cache(ImageSource):
         return self.size
 
     def name(self, index: int) -> str:
-        return self.rejected[index][0] if index in self.rejected else self.words(index).path
+        stored = self.stored(index)
+        return self.rejected[stored][0] if stored in self.rejected else self.words(index).path
 
     def key(self, index: int) -> str:
-        return self.rejected[index][0] if index in self.rejected else self.words(index).key
+        stored = self.stored(index)
+        return self.rejected[stored][0] if stored in self.rejected else self.words(index).key
 
     def caption(self, index: int) -> str:
         return self.captions(index).first
@@ -196,6 +218,12 @@ class Cache(ImageSource):
             )
         self.captioned, self.template = True, self.manifest.source.template
 
+    def require_mirrored(self) -> None:
+        """DataError where the images were encoded one way round only."""
+        if not self.plan.stored.mirror:
+            told = "a cache without mirrored copies: encode with mirror=true, or set data.flip=false"
+            raise DataError(f"{self.folder}: {told}")
+
     def sort_into_buckets(self, settings: BucketSettings, fewest: int = 1) -> None:
         """A cache has images of one size."""
         raise DataError(f"{self.folder}: a cache has images of one size: leave data.buckets out (data.buckets=none)")
@@ -204,53 +232,12 @@ class Cache(ImageSource):
         """Nothing is decoded, nothing kept: the system keeps files that are read often."""
 
 
-class CachePart(Subset):
-    """The "train" or "test" part of a Cache, as of the images themselves."""
-
-    def __init__(self, cache: Cache, rows: np.ndarray):
-        super().__init__(cache, rows)
-        self.cache = cache
-
-    def read(self, index: int) -> Item:
-        raise self.cache.no_pictures()
-
-    def all_captions(self, index: int) -> Captions:
-        return self.cache.captions(int(self.rows[index]))
-
-    def caption_classes(self, template: str) -> None:
-        """As of the whole."""
-        self.cache.caption_classes(template)
-        self.template = template
-
-    def require_captions(self) -> None:
-        """As of the whole."""
-        self.cache.require_captions()
-        self.captioned, self.template = True, self.cache.template
-
-    def sort_into_buckets(self, settings: BucketSettings, fewest: int = 1) -> None:
-        """As of the whole."""
-        self.cache.sort_into_buckets(settings, fewest)
-
-    def keep_in_memory(self, limit: int | None = None) -> None:
-        """As of the whole."""
-
-    def content(self) -> Iterable[str]:
-        return (self.cache.manifest.source.content, *(str(row) for row in self.rows))
-
-
-def cache_of(source: object) -> tuple[Cache, np.ndarray | None] | None:
-    """(the cache behind a source, the rows it takes of it or None for all); None for a source of pictures."""
-    if isinstance(source, Cache):
-        return source, None
-    return (source.cache, source.rows) if isinstance(source, CachePart) else None
-
-
 def is_cache(folder: Path) -> bool:
     """Whether a folder is a cache, finished or not."""
     return kind_of(folder) == KIND or kind_of(folder, PLAN) == PLAN_KIND
 
 
-def open_cache(folder: Path, settings: DataSettings) -> Cache | CachePart:
+def open_cache(folder: Path, settings: DataSettings) -> Cache:
     """The cache in a folder as settings ask for it. DataError, one line, where it holds something else, or not yet all.
 
     What the settings say about reading images (columns, tables) was done when they were encoded.
@@ -258,7 +245,7 @@ def open_cache(folder: Path, settings: DataSettings) -> Cache | CachePart:
     if kind_of(folder) != KIND:
         refuse_unfinished(folder)
     cache = Cache(folder, settings.corrupt)
-    source, stored = cache.manifest.source, cache.manifest.stored
+    source = cache.manifest.source
     height, width = source.size
     if (asked := settings.shape()) not in (None, (height, width)):
         raise DataError(
@@ -267,8 +254,8 @@ def open_cache(folder: Path, settings: DataSettings) -> Cache | CachePart:
         )
     if settings.channels not in (None, source.channels):
         raise DataError(f"{folder}: a cache of images of {source.channels} channels, not of {settings.channels}")
-    if settings.flip and not stored.mirror:
-        raise DataError(f"{folder}: a cache without mirrored copies: encode with mirror=true, or set data.flip=false")
+    if settings.flip:
+        cache.require_mirrored()
     if settings.index not in (None, source.index):
         raise DataError(
             f"{folder}: a cache of the images of {source.index or 'no index'}, data.index={settings.index} names "
@@ -276,7 +263,7 @@ def open_cache(folder: Path, settings: DataSettings) -> Cache | CachePart:
         )
     if settings.pairs == "both":
         raise DataError(f"{folder}: a cache holds single images, data.pairs=both needs the pairs themselves")
-    return cache if settings.split == "all" else CachePart(cache, stratified_split(cache.labels, settings.split))
+    return cache if settings.split == "all" else cache.part(stratified_split(cache.labels, settings.split))
 
 
 def refuse_unfinished(folder: Path) -> NoReturn:
@@ -298,8 +285,8 @@ def describe(manifest: Manifest) -> tuple[str, ...]:
     ]
     holds += [f"captions by {manifest.text.id} in {stored.texts}"] if manifest.text is not None else []
     lines = [
-        f"a cache of {counts.usable:,} images ({counts.rejects:,} of {counts.items:,} rejected) in {manifest.shards} "
-        f"shards of {size / 2**20:,.1f} MiB in all: {'; '.join(holds)}"
+        f"a cache of {counts.usable:,} images ({counts.rejects:,} of {counts.items:,} rejected) in "
+        f"{len(manifest.contents)} shards of {size / 2**20:,.1f} MiB in all: {'; '.join(holds)}"
     ]
     mean, std = found.overall_mean, found.overall_std
     if manifest.codec.factor > 1 and not (abs(mean) < 0.5 and 0.5 < std < 2):

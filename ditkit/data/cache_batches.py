@@ -6,14 +6,14 @@ import threading
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import numpy as np
 import torch
 from torch import Tensor
 
 from ditkit.data.batch import Bad, Batch, first_usable
-from ditkit.data.cache import Cache, cache_of
+from ditkit.data.cache import Cache
 from ditkit.data.cache_read import Stack
 from ditkit.data.mixing import draw_captions, drop_captions
 from ditkit.data.order import Order, flips
@@ -42,17 +42,15 @@ class CachedReader:
     """
 
     def __init__(
-        self, source: Any, batch: int, seed: int, place: tuple[int, int], asked: Asked, flip: bool, share: float
+        self, cache: Cache, batch: int, seed: int, place: tuple[int, int], asked: Asked, flip: bool, share: float
     ):
-        found = cache_of(source)
-        assert found is not None
-        self.cache, self.chosen = found
-        self.seed, self.batch, self.flip, self.empty_share = seed, batch, flip, asked.empty_share
+        self.cache, self.seed, self.batch = cache, seed, batch
+        self.flip, self.empty_share = flip, asked.empty_share
         self.rows = batch // place[1]
         self.first, self.share = place[0] * self.rows, share
-        self.order, self.lock = Order(len(source), seed), threading.Lock()
+        self.order, self.lock = Order(len(cache), seed), threading.Lock()
         self.bad: Bad = {}
-        self.stack = _stacks(self.cache, asked)
+        self.stack = _stacks(cache, asked)
 
     def __getitem__(self, step: int) -> tuple[Batch | None, list[tuple[str, str]]]:
         start = step * self.batch + self.first
@@ -72,18 +70,14 @@ class CachedReader:
                 return None, list(met.values())
             captions.append(found[0])
             used.append(found[1])
-        labels = torch.from_numpy(self.cache.labels[self._stored(np.array(used))])
+        labels = torch.from_numpy(self.cache.labels[np.array(used)])
         batch = Batch(
             stack.moments, labels, tuple(captions), torch.tensor(used), positions, stack.features, stack.cond
         )  # fmt: skip
         return batch, list(met.values())
 
-    def _stored(self, indices: np.ndarray) -> np.ndarray:
-        return indices if self.chosen is None else self.chosen[indices]
-
-    def _read(self, stack: Stack, row: int, candidate: int, position: int, mirrored: bool) -> str:
+    def _read(self, stack: Stack, row: int, index: int, position: int, mirrored: bool) -> str:
         """Put an image, and the caption that it shows at this position, into a row; the caption."""
-        index = candidate if self.chosen is None else int(self.chosen[candidate])
         self.cache.put(stack, row, index, mirrored)
         if not self.cache.manifest.counts.captioned:
             return ""
@@ -103,7 +97,7 @@ def _stacks(cache: Cache, asked: Asked) -> Callable[[int], Stack]:
     texts = manifest.text is not None if asked.texts is None else asked.texts
 
     def stack(rows: int) -> Stack:
-        return Stack(manifest, rows, teachers=teachers, texts=texts, pin=asked.pin)
+        return Stack(cache.plan, rows, teachers=teachers, texts=texts, pin=asked.pin)
 
     return stack
 
@@ -126,7 +120,7 @@ def in_threads(reader: CachedReader, steps: Iterable[int], threads: int) -> Iter
 
 
 class Held(NamedTuple):
-    """Some images of a cache, as they are: moments (n, C, h, w), labels (n,), captions, indices in the source."""
+    """Some images of a cache, as they are: moments (n, C, h, w), labels (n,), captions, indices."""
 
     moments: Tensor
     labels: Tensor
@@ -134,21 +128,17 @@ class Held(NamedTuple):
     indices: list[int]
 
 
-def read_held(source: Any, indices: Sequence[int]) -> Held:
-    """The usable ones of these images of a cache (or a part of it), not mirrored. ValueError where none is."""
-    found = cache_of(source)
-    assert found is not None
-    cache, chosen = found
-    stack, used = Stack(cache.manifest, len(indices)), []
+def read_held(cache: Cache, indices: Sequence[int]) -> Held:
+    """The usable ones of these images, not mirrored. ValueError where none is."""
+    stack, used = Stack(cache.plan, len(indices)), []
     captions: list[Captions] = []
     for index in indices:
-        stored = index if chosen is None else int(chosen[index])
         try:
-            cache.put(stack, len(used), stored)
-            captions.append(cache.captions(stored) if cache.manifest.counts.captioned else Captions())
+            cache.put(stack, len(used), index)
+            captions.append(cache.captions(index) if cache.manifest.counts.captioned else Captions())
         except BadImage:
             continue
-        used.append(stored)
+        used.append(index)
     if not used:
         raise ValueError(f"{cache.folder}: none of the {len(indices)} images looked at can be used")
     labels = torch.from_numpy(cache.labels[np.array(used)])
@@ -163,7 +153,7 @@ class HeldTexts:
 
     def index(self, rows: Tensor) -> Condition:
         """The condition of the samples `rows`, float32."""
-        stack = Stack(self.cache.manifest, len(rows), texts=True)
+        stack = Stack(self.cache.plan, len(rows), texts=True)
         for row, i in enumerate(rows.tolist()):
             self.cache.put_text(stack, row, self.held.indices[i], self.held.captions[i].first)
         assert stack.cond is not None

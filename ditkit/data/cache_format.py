@@ -144,9 +144,12 @@ class FileFacts(Settings):
     crc32: str
 
 
-class ShardFacts(FileFacts):
-    """A shard's part of the counts and statistics; sums and squares are of normalised latents, a number a channel."""
+class ShardFacts(Settings):
+    """A shard, its part of the counts, and of the statistics: sums and squares of normalised latents, one a channel."""
 
+    file: str
+    bytes: int
+    crc32: str
     items: int
     usable: int
     captioned: int = 0
@@ -174,18 +177,27 @@ class Counts(Settings):
     captioned: int
 
 
-class Manifest(Plan):
-    """A finished cache."""
+class Manifest(Settings):
+    """A finished cache: its plan, and what became of it."""
 
-    kind: Literal["ditkit-cache"] = KIND  # type: ignore[assignment]
+    kind: Literal["ditkit-cache"] = KIND
+    version: int = VERSION
+    source: SourceFacts
+    codec: CodecFacts
+    teachers: tuple[TeacherFacts, ...] = ()
+    text: TextFacts | None = None
+    stored: Stored
     counts: Counts
     statistics: Statistics
     files: tuple[FileFacts, ...]
     contents: tuple[ShardFacts, ...]
 
+    @property
     def plan(self) -> Plan:
         """What it was made by."""
-        return Plan(**{name: getattr(self, name) for name in Plan.model_fields if name not in ("kind", "version")})
+        return Plan(
+            source=self.source, codec=self.codec, teachers=self.teachers, text=self.text, stored=self.stored
+        )  # fmt: skip
 
 
 def plain(value: Any) -> float | tuple[float, ...]:
@@ -215,7 +227,7 @@ def read_manifest(folder: Path) -> Manifest:
 def read_plan(folder: Path) -> Plan | None:
     """What the unfinished or finished cache in a folder is made by; None where there is neither."""
     if kind_of(folder) == KIND:
-        return read_manifest(folder).plan()
+        return read_manifest(folder).plan
     return _read(Plan, folder / PLAN) if (folder / PLAN).exists() else None
 
 

@@ -242,10 +242,14 @@ def read_reports(folder: Path, plan: Plan) -> dict[int, ShardReport]:
     found: dict[int, ShardReport] = {}
     mark = fingerprint(essence(plan))
     if (folder / MANIFEST).is_file():
-        rejects = read_rejected(folder)
+        try:
+            rejects = read_rejected(folder)
+        except DataError:  # shards without rejects need no list
+            rejects = {}
         for shard, facts in enumerate(read_manifest(folder).contents):
             mine = tuple((i, *rejects[i]) for i in plan.window(shard) if i in rejects)
-            found[shard] = ShardReport(plan=mark, facts=facts, rejects=mine)
+            if facts.usable + len(mine) == facts.items:
+                found[shard] = ShardReport(plan=mark, facts=facts, rejects=mine)
     for path in folder.glob("shard-*.json"):
         try:
             shard = int(path.stem.removeprefix("shard-"))
@@ -274,9 +278,9 @@ def read_rejected(folder: Path) -> dict[int, tuple[str, str]]:
 
 def wrong_files(
     folder: Path, manifest: Manifest, progress: Callable[[int, int], None] | None = None
-) -> Iterator[tuple[FileFacts, str]]:
+) -> Iterator[tuple[FileFacts | ShardFacts, str]]:
     """The files of a cache that are not what the manifest says, and why; every byte is read."""
-    files: list[FileFacts] = [*manifest.contents, *manifest.files]
+    files: list[FileFacts | ShardFacts] = [*manifest.contents, *manifest.files]
     total, done = sum(file.bytes for file in files), 0
     for facts in files:
         path = folder / facts.file
@@ -322,8 +326,10 @@ def compose(folder: Path, plan: Plan, labels: np.ndarray, empty: dict[str, Tenso
     files = [place(folder / REJECTS, "".join(lines).encode()), place(folder / LABELS, packed)]
     if empty is not None:
         files.append(place(folder / EMPTY, _pack(empty, text_tensors(plan, 1))))
-    told = {name: getattr(plan, name) for name in ("source", "codec", "teachers", "text", "stored")}
-    made = Manifest(**told, counts=counts, statistics=statistics(contents), files=tuple(files), contents=contents)
+    made = Manifest(
+        source=plan.source, codec=plan.codec, teachers=plan.teachers, text=plan.text, stored=plan.stored,
+        counts=counts, statistics=statistics(contents), files=tuple(files), contents=contents,
+    )  # fmt: skip
     place(folder / MANIFEST, (made.model_dump_json(indent=1) + "\n").encode())
     for left in (*folder.glob("shard-*.json"), folder / PLAN, *folder.glob(".shard-*.part")):
         left.unlink(missing_ok=True)

@@ -14,7 +14,7 @@ from torch.utils.data import DataLoader, Dataset
 
 from ditkit.data.batch import Bad, Batch, first_usable, none_usable
 from ditkit.data.buckets import Buckets
-from ditkit.data.cache import cache_of
+from ditkit.data.cache import Cache
 from ditkit.data.cache_batches import Asked, CachedReader, in_threads
 from ditkit.data.mixing import draw_captions
 from ditkit.data.order import BucketOrder, Order, flips
@@ -59,12 +59,8 @@ class Loader:
             )
         if not len(self.source):
             raise DataError("the source holds no images")
-        self._cached = cache_of(self.source)
-        if self._cached is not None and self.flip and not self._cached[0].manifest.stored.mirror:
-            raise DataError(
-                f"{self._cached[0].folder}: a cache without mirrored copies: encode with mirror=true, or set "
-                "data.flip=false"
-            )
+        if self.flip and isinstance(self.source, Cache):
+            self.source.require_mirrored()
         self._rejects = Rejects(self.rejects)
 
     @property
@@ -73,8 +69,8 @@ class Loader:
         return self._rejects.reasons
 
     def __iter__(self) -> Iterator[Batch]:
-        if self._cached is not None:
-            yield from self._of_cache()
+        if isinstance(self.source, Cache):
+            yield from self._of_cache(self.source)
             return
         reader = _Reader(self)
         for path, reason in reader.unsorted:
@@ -89,10 +85,10 @@ class Loader:
                 torch.from_numpy(images), torch.from_numpy(labels), captions, torch.from_numpy(indices), positions
             )
 
-    def _of_cache(self) -> Iterator[Batch]:
+    def _of_cache(self, cache: Cache) -> Iterator[Batch]:
         place = self.rank, self.world
         reader = CachedReader(
-            self.source, self.batch, self.seed, place, self.asked, self.flip, self.synthetic_share
+            cache, self.batch, self.seed, place, self.asked, self.flip, self.synthetic_share
         )  # fmt: skip
         for batch, bad in in_threads(reader, itertools.count(self.start_step), max(1, self.workers)):
             for path, reason in bad:

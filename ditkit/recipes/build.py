@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from ditkit.align import Aligner, compute_targets
 from ditkit.align.targets import GridExtractor
 from ditkit.data import DataSettings, ImageSource, Loader, open_source, to_float
-from ditkit.data.cache import Cache, cache_of, is_cache
+from ditkit.data.cache import Cache, is_cache
 from ditkit.data.cache_batches import Asked, HeldTexts, read_held
 from ditkit.evaluation import read_items, spread
 from ditkit.models import build_model, token_side
@@ -250,9 +250,10 @@ def validation(parts: Parts, encode: Callable[[Tensor, Noise], Tensor]) -> Valid
     recipe = parts.recipe
     source = validation_source(recipe, parts.source)
     chosen = spread(len(source), VALIDATION_IMAGES)
-    if (cached := cache_of(source)) is not None:
+    captions: Captioned | HeldTexts | None = None
+    if isinstance(source, Cache):
         held = read_held(source, chosen)
-        images, labels, captions = held.moments, held.labels, HeldTexts(cached[0], held)
+        images, labels, captions = held.moments, held.labels, HeldTexts(source, held)
     else:
         items = read_items(source, VALIDATION_IMAGES)
         images, labels = torch.stack([item.image for item in items]), torch.tensor([item.label for item in items])

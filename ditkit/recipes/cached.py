@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from ditkit.data import ImageSource
-from ditkit.data.cache import Cache, cache_of
+from ditkit.data.cache import Cache
 from ditkit.data.cache_batches import Asked
 from ditkit.data.cache_format import TeacherFacts, plain
 from ditkit.data.cache_read import Stack, parts_of
@@ -42,7 +42,7 @@ class StoredText:
         assert facts is not None
         self.cache, self.settings, self.device = cache, settings, torch.device(device)
         self.id, self.width, self.length, self.pooled_width = facts.id, facts.width, facts.length, facts.pooled_width
-        self.parts = parts_of(cache.manifest)
+        self.parts = parts_of(cache.plan)
         self.notes: tuple[str, ...] = ()
         self._encoder: TextEncoder | None = None
 
@@ -57,7 +57,7 @@ class StoredText:
         """What the cache holds of the prompts where it holds all of them, else what the encoder says now."""
         if any(prompt and prompt not in self.cache.seen for prompt in prompts):
             return self._loaded()(prompts)
-        stack = Stack(self.cache.manifest, len(prompts), texts=True)
+        stack = Stack(self.cache.plan, len(prompts), texts=True)
         for row, prompt in enumerate(prompts):
             if prompt:
                 self.cache.put_prompt(stack, row, *self.cache.seen[prompt])
@@ -86,27 +86,25 @@ class FromCache(NamedTuple):
 
 def from_cache(recipe: Recipe, source: ImageSource, codec: Codec, device: torch.device) -> FromCache | None:
     """What the cache behind `source` gives this recipe; None for images. ValueError, one line, if it does not fit."""
-    found = cache_of(source)
-    if found is None:
+    if not isinstance(source, Cache):
         return None
-    cache = found[0]
-    check_codec(cache, codec)
-    numbers = teacher_numbers(recipe, cache)
-    text = stored_text(recipe, cache, device)
+    check_codec(source, codec)
+    numbers = teacher_numbers(recipe, source)
+    text = stored_text(recipe, source, device)
     share = recipe.data.empty_share if text is not None else 0.0
     asked = Asked(tuple(numbers), text is not None, share, pin=device.type == "cuda")
-    return FromCache(cache, [StoredTeacher(cache.manifest.teachers[i]) for i in numbers], text, asked)
+    return FromCache(source, [StoredTeacher(source.manifest.teachers[i]) for i in numbers], text, asked)
 
 
 def check_codec_settings(recipe: Recipe, source: ImageSource) -> None:
     """ValueError, before a codec is loaded, where the cache's is of another kind."""
-    if (found := cache_of(source)) is None:
+    if not isinstance(source, Cache):
         return
-    facts = found[0].manifest.codec
+    facts = source.manifest.codec
     if facts.settings.get("kind") != recipe.codec.kind:
         there = CodecSettings(**facts.settings)
         raise ValueError(
-            f"{found[0].folder}: a cache of latents of codec {named(there)} ({facts.id}), this run is set to "
+            f"{source.folder}: a cache of latents of codec {named(there)} ({facts.id}), this run is set to "
             f"{named(recipe.codec)}: give --codec {there.place or there.kind}, or encode again"
         )
 

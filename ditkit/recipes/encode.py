@@ -14,7 +14,7 @@ from pathlib import Path
 import torch
 
 from ditkit.data import DataError, ImageSource
-from ditkit.data.cache import cache_of
+from ditkit.data.cache import Cache
 from ditkit.data.cache_format import (
     KIND,
     REJECTS,
@@ -75,7 +75,7 @@ def open_encoding(
     if stored.dtype == "uint8" and recipe.codec.kind != "pixels":
         raise ValueError("encode: dtype=uint8 is for pixels; latents need fp16, bf16 or fp32")
     parts = prepare(recipe.with_({"data.split": "all"}), device, keep)
-    if cache_of(parts.source) is not None:
+    if isinstance(parts.source, Cache):
         raise ValueError(f"encode: {recipe.data.source} is a cache already; name the images")
     text = None if parts.text is None else ToldText(parts.text.encoder, limit_bytes=0)  # batches as they are cut
     networks = Networks(parts.codec, tuple(parts.teachers), text, device)

@@ -26,7 +26,8 @@ from ditkit.training.loop import fit
 CPU = torch.device("cpu")
 TINY = {
     "model.depth": 2, "model.width": 32, "model.heads": 2, "training.batch": 8, "training.steps": 3,
-    "training.save_every": 3, "training.log_every": 1, "training.validate_every": 3, "sampling.steps": 2, "training.precision": "fp32",
+    "training.save_every": 3, "training.log_every": 1, "training.validate_every": 3, "sampling.steps": 2,
+    "training.precision": "fp32",
 }  # fmt: skip
 ALIGNED = {"align.depth": 1, "align.projector_width": 16, "teachers": ({"kind": "toy"},)}
 EXACT = {"dtype": "fp32", "features": "fp32", "texts": "fp32"}
@@ -281,9 +282,7 @@ def test_a_run_refuses_a_cache_of_something_else(tmp_path, tiny_text_recipe):
     other = on(ours, cache, {"teachers": ({"kind": "dinov2", "source": "./nowhere"},)})
     assert "features of toy-extractor-16-4x4-0, the recipe's teacher is dinov2 ./nowhere" in refused(other)
     assert "on a grid of 2x3, the model has 4x6 tokens" in refused(on(ours, cache, {"model.patch": 1}))
-    text = tiny_text_recipe(
-        {"data.source": str(cache), "data.size": None, "data.caption": None, "codec": {"kind": "toy"}}
-    )
+    text = on(tiny_text_recipe({"codec": {"kind": "toy"}}), cache, {"data.caption": None})
     assert "without the captions that this model is trained with" in refused(text)
     manifest = json.loads((cache / "manifest.json").read_text())
     manifest["codec"]["scale"] = 0.5
