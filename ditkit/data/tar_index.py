@@ -82,6 +82,8 @@ def scan_tar(path: Path) -> Iterator[Member]:
             header = os.pread(file.fileno(), BLOCK, place)
             if header.count(0) == BLOCK:
                 return  # the end mark
+            if len(header) < BLOCK and place:
+                break
             size, kind = _size(header, extra), header[156:157]
             if size is None:
                 raise DataError(_broken(path, header, place))
