@@ -8,13 +8,14 @@ import torch
 from pydantic import Field, model_validator
 
 from ditkit.config import Settings
-from ditkit.pretrained.autoencoder import PlainCodec, kind_of_source
+from ditkit.pretrained.autoencoder import kind_of_source
 from ditkit.pretrained.codec import Affine, PixelCodec
 from ditkit.pretrained.deep import load_deep
-from ditkit.pretrained.kl import KLCodec, Posterior, load_kl
+from ditkit.pretrained.kl import Posterior, load_kl
 from ditkit.pretrained.rae import load_rae
 from ditkit.pretrained.tiny import load_tiny
 from ditkit.pretrained.toy import ToyCodec
+from ditkit.protocols import Codec
 
 Kind = Literal["pixels", "kl", "tiny", "dc", "rae", "toy"]
 
@@ -93,9 +94,7 @@ class CodecSettings(Settings):
         return cls(kind=kind_of_source(text) or "kl", source=text)  # type: ignore[arg-type]
 
 
-def load_codec(
-    spec: CodecSettings | str = "pixels", device: torch.device | str = "cpu", *, channels: int = 3
-) -> PixelCodec | KLCodec | PlainCodec | ToyCodec:
+def load_codec(spec: CodecSettings | str = "pixels", device: torch.device | str = "cpu", *, channels: int = 3) -> Codec:
     """The codec; `channels` are the images' (for pixels and toy). PretrainedMissing if it cannot be had."""
     settings = CodecSettings.parse(spec) if isinstance(spec, str) else spec
     if settings.kind == "pixels":

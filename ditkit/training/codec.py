@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from ditkit.data import Loader, to_float
 from ditkit.diffusion import BatchNoise
@@ -38,7 +38,7 @@ class CodecState:
     """A training at one moment: the network, its average, the optimizer, sums of the next row, steps done."""
 
     settings: CodecTraining
-    vae: nn.Module
+    vae: Any  # AutoencoderKL
     average: Ema
     optimizer: torch.optim.AdamW
     meter: Meter
