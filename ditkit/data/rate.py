@@ -6,6 +6,7 @@ import itertools
 import time
 from collections.abc import Sequence
 
+from ditkit.data.cache import Cache
 from ditkit.data.loader import Loader
 from ditkit.data.source import ImageSource
 from ditkit.protocols import Item, Source
@@ -50,13 +51,16 @@ def loader_rates(
 
     Rows of {"decode", "workers", "batch", "samples", "seconds", "samples_per_s", "first_batch_s"}. Each is measured
     for about `seconds` after the first batches, which start the processes and fill their queues. With decode every
-    image is read and decoded anew, whatever is kept in memory; without, all images are one that is at hand. A source
-    of other things than pictures (a cache of latents) is read as it is.
+    image is read and decoded anew, whatever is kept in memory; without, all images are one that is at hand. A cache of
+    latents has nothing to decode and is read as it is, `workers` being threads (0 is one).
     """
     rows = []
-    for decode, count in itertools.product((True, False), workers):
+    cached = isinstance(source, Cache)
+    for decode, count in itertools.product((False,) if cached else (True, False), workers):
         read: Source = source
-        if not decode:
+        if cached:
+            pass
+        elif not decode:
             read = Undecoded(source)
         elif isinstance(source, ImageSource):
             read = Anew(source)

@@ -76,8 +76,9 @@ def prepare(recipe: Recipe, device: torch.device, keep: Collection[str] = ()) ->
     """
     codec, source = open_images(recipe, device, keep)
     found = from_cache(recipe, source, codec, device)
+    teachers: list = []
     if found is not None:
-        text, teachers = found.text, found.teachers
+        text, teachers = found.text, [*found.teachers]
     else:
         teachers = [load_teacher(settings, device) for settings in recipe.teachers]
         text = open_text(recipe.text, device, recipe.data.text_cache)
