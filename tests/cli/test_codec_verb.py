@@ -135,6 +135,7 @@ def test_images_that_are_not_square_and_one_that_is_broken(tmp_path, pictures, d
     assert codec.encode(torch.zeros(1, 3, 24, 40)).shape == (1, 8, 3, 5)
 
 
+@pytest.mark.long
 def test_sigterm_saves_and_the_same_command_goes_on(tmp_path, own_process, ditkit):
     words = ("codec", "--data", "digits", "--out", tmp_path / "codec", "channels=1", *TINY)
     process = own_process(*words, "--steps", 100_000)
