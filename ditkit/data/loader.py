@@ -16,6 +16,7 @@ from ditkit.data.batch import Bad, Batch, first_usable, none_usable
 from ditkit.data.buckets import Buckets
 from ditkit.data.cache import Cache
 from ditkit.data.cache_batches import Asked, CachedReader, in_threads
+from ditkit.data.lent import Lent
 from ditkit.data.mixing import draw_captions
 from ditkit.data.order import BucketOrder, Order, flips
 from ditkit.data.rejects import Rejects
@@ -75,7 +76,7 @@ class Loader:
         reader = _Reader(self)
         for path, reason in reader.unsorted:
             self._rejects.add(path, reason)
-        for shares, bad, error in read_ahead(reader, itertools.count(self.start_step), self.workers):
+        for shares, bad, error in read_ahead(reader, itertools.count(self.start_step), self.workers, reader.room):
             for path, reason in bad:
                 self._rejects.add(path, reason)
             if error:
@@ -98,26 +99,33 @@ class Loader:
             yield batch
 
 
-def read_ahead(reader: Dataset, steps: Iterable, workers: int) -> Iterator:
-    """reader[step] for each of the steps, in order; `workers` processes read ahead, 0: this one reads when asked."""
+def read_ahead(reader: Dataset, steps: Iterable, workers: int, room: int = 0) -> Iterator:
+    """reader[step] for each of the steps, in order; `workers` processes read ahead, 0: this one reads when asked.
+
+    room: bytes of the arrays of one result, which then come back through shared memory (Lent); 0: through a pipe.
+    """
     if not workers:
         yield from map(reader.__getitem__, steps)
     else:  # own generator: DataLoader otherwise draws from torch's global state
-        yield from DataLoader(
-            reader,
-            batch_size=None,
-            sampler=steps,
-            num_workers=workers,
-            collate_fn=_same,
-            worker_init_fn=_quiet_worker,
-            generator=torch.Generator(),
+        lent = Lent(reader, workers, room)
+        yield from map(
+            lent.take,
+            DataLoader(
+                lent,
+                batch_size=None,
+                sampler=steps,
+                num_workers=workers,
+                collate_fn=_same,
+                worker_init_fn=_quiet_worker,
+                generator=torch.Generator(),
+            ),
         )
 
 
 class _Reader(Dataset):
     """step -> (arrays of one rank's batch, unusable images met, error or None); what runs in worker processes.
 
-    Arrays, not tensors: they travel through a pipe and need no shared memory, of which containers have little.
+    Arrays, not tensors: these would need /dev/shm, of which containers have little.
     Errors travel as values, so that they keep to one line.
     """
 
@@ -126,6 +134,7 @@ class _Reader(Dataset):
         self.flip, self.share = loader.flip, loader.synthetic_share
         self.rows = loader.batch // loader.world
         self.first = loader.rank * self.rows
+        self.room = _room(self.source, self.rows)
         buckets: Buckets | None = getattr(self.source, "buckets", None)  # a source of images of one size needs none
         self.order = BucketOrder(buckets.of, self.batch, self.seed) if buckets else Order(len(self.source), self.seed)
         self.unsorted = buckets.bad if buckets else ()
@@ -152,6 +161,13 @@ class _Reader(Dataset):
 
     def _read(self, index: int) -> Item:
         return self.source[index]
+
+
+def _room(source: Source, rows: int) -> int:
+    """Bytes that hold the arrays of a batch, twice over: pairs have two images an item. Only what is used is taken."""
+    buckets: Buckets | None = getattr(source, "buckets", None)
+    areas = [height * width for height, width in (buckets.sizes if buckets else (source.size,))]
+    return 2 * rows * (source.channels * max(areas) + 64)
 
 
 def _same(share):

@@ -27,7 +27,8 @@ def decode(data: bytes, name: str) -> Image.Image:
     try:
         with Image.open(io.BytesIO(data)) as image:
             image.load()
-            return flatten(ImageOps.exif_transpose(image))
+            ImageOps.exif_transpose(image, in_place=True)  # a copy of every picture costs more than one would think
+            return flatten(image)
     except UnidentifiedImageError:  # its own message holds a memory address
         raise BadImage(name, "not a picture in a known format") from None
     except Exception as error:  # Pillow's decoders raise nearly anything on damaged data
@@ -68,8 +69,8 @@ def flatten(image: Image.Image) -> Image.Image:
         clear = image.convert("RGBA")
         return Image.alpha_composite(Image.new("RGBA", clear.size, "white"), clear).convert("RGB")
     if image.mode in ("L", "1"):
-        return image.convert("L")
-    return image.convert("RGB")
+        return image if image.mode == "L" else image.convert("L")
+    return image if image.mode == "RGB" else image.convert("RGB")
 
 
 def one_line(error: Exception) -> str:
