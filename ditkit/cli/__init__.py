@@ -35,6 +35,7 @@ VERBS = (
     "analyze",
     "convert",
     "doctor",
+    "estimate",
     "bench",
     "reproduce",
     "demo",

@@ -12,6 +12,7 @@ import torch
 
 from ditkit.analysis.cost import cost
 from ditkit.data import ImageSource, open_source, scan
+from ditkit.data.cache import Cache
 from ditkit.diffusion import BatchNoise
 from ditkit.evaluation import read_items
 from ditkit.pretrained import PretrainedMissing, load_teacher
@@ -19,7 +20,10 @@ from ditkit.protocols import Codec, Extractor
 from ditkit.recipes.adapt import adapt, concerns, explain
 from ditkit.recipes.adapters import check_start, check_targets
 from ditkit.recipes.build import encoder_of, open_images
-from ditkit.recipes.memory import Memory, available, folder_bytes, training_memory
+from ditkit.recipes.cached import stored_text
+from ditkit.recipes.estimate import CPU_GMACS, cpu_hours
+from ditkit.recipes.inspect_cache import check_fits, look_through, some_moments, stored_teachers
+from ditkit.recipes.memory import Memory, available, folder_bytes, frozen_memory, training_memory
 from ditkit.recipes.place import nearest
 from ditkit.recipes.prompts import remembered
 from ditkit.recipes.recipe import Recipe
@@ -27,13 +31,14 @@ from ditkit.recipes.run import check_folder, check_same
 from ditkit.recipes.start import open_start
 from ditkit.recipes.text import ToldText, heard, open_text
 from ditkit.training import list_steps
+from ditkit.training.optim import pieces
+from ditkit.training.precision import has_bf16_products
 from ditkit.training.start import latent_warning
 
 LISTED = 10  # unusable images that are named; all are counted
 LOOKED_AT = 16  # images that are encoded
 HOPELESS = 1.5  # times the memory that is there: the estimate is not that wrong
 MOST_VISITS, SOME_VISITS = 2000, 500  # of each image: beyond reason, and plenty
-CPU_GMACS = 50  # a second and core: assumed, not measured
 FOR_A_GPU = 1e7  # GMACs of a run; at the above a day on two cores
 EXPECTED = (ValueError, OSError, RuntimeError)
 
@@ -69,16 +74,15 @@ def inspect(
             source = open_source(recipe.data)
         except EXPECTED as error:
             yield Finding("fail", "data", str(error))
-    usable = 0
+    counted: list[int] = []
     if source is not None:
-        found = scan(source, progress)
-        usable = found.usable
-        yield from data_findings(found.lines(), usable)
+        yield from told("data", image_findings(source, progress, counted))
+    usable = sum(counted)
     seen = source if usable else None
     teachers: list[Extractor] = []
-    yield from teacher_findings(recipe, device, seen, teachers)
+    yield from told("teacher", teacher_findings(recipe, device, seen, teachers))
     texts: list[ToldText] = []
-    yield from text_findings(recipe, device, seen, texts)
+    yield from told("text", text_findings(recipe, device, seen, texts))
     lacking = len(teachers) < len(recipe.teachers) or bool(texts) != (recipe.text is not None)
     reader = texts[0] if texts else None
     if codec is None or source is None or not usable or lacking:
@@ -98,7 +102,7 @@ def inspect(
     yield from told("latents", latent_findings(fitted, codec, source, device))
     checkpoint = 0
     try:
-        memory = training_memory(fitted, codec, teachers, source.size, reader)
+        memory = known_memory(fitted, codec, teachers, source.size, reader)
         checkpoint = memory.checkpoint
         yield memory_finding(memory, device)
     except EXPECTED as error:
@@ -114,9 +118,19 @@ def told(topic: str, findings: Iterator[Finding]) -> Iterator[Finding]:
         yield Finding("fail", topic, str(error))
 
 
+def known_memory(
+    recipe: Recipe, codec: Codec, teachers: list[Extractor], image: tuple[int, int], text: ToldText | None
+) -> Memory:
+    """What training takes with the frozen networks that are here."""
+    rows = max(stop - start for start, stop in pieces(recipe.training.batch, recipe.training))
+    frozen = frozen_memory(codec, teachers, recipe.codec, image, rows, text)
+    return training_memory(recipe, tuple(teacher.width for teacher in teachers), frozen)
+
+
 def memory_finding(memory: Memory, device: torch.device) -> Finding:
     """What training takes, beside what there is."""
-    parts = f"state {gib(memory.state)}, activations {gib(memory.activations)}, frozen networks {gib(memory.frozen)}"
+    frozen, working = memory.frozen.weights, max(memory.working, memory.frozen.encoding)
+    parts = f"state {gib(memory.state)}, activations and gradients {gib(working)}, frozen networks {gib(frozen)}"
     there = available(device)
     much = there is not None and memory.total > 0.9 * there
     mend = "; set training.micro_batch, model.checkpointing=true or a smaller training.batch" if much else ""
@@ -124,6 +138,17 @@ def memory_finding(memory: Memory, device: torch.device) -> Finding:
     text = f"about {gib(memory.total)}{of} on {device} (an estimate: {parts}){mend}"
     hopeless = there is not None and memory.total > HOPELESS * there
     return Finding("fail" if hopeless else "warn" if much else "ok", "memory", text)
+
+
+def image_findings(source: ImageSource, progress: Scanned | None, usable: list[int]) -> Iterator[Finding]:
+    """A look at every image, or at every byte of a cache; puts how many can be used into `usable`."""
+    if isinstance(source, Cache):
+        yield from (Finding(level, "data", line) for level, line in look_through(source, progress))
+        usable.append(source.manifest.counts.usable if source.rows is None else len(source))
+        return
+    found = scan(source, progress)
+    usable.append(found.usable)
+    yield from data_findings(found.lines(), found.usable)
 
 
 def data_findings(lines: list[str], usable: int) -> Iterator[Finding]:
@@ -142,7 +167,12 @@ def data_findings(lines: list[str], usable: int) -> Iterator[Finding]:
 def teacher_findings(
     recipe: Recipe, device: torch.device, source: ImageSource | None, found: list[Extractor]
 ) -> Iterator[Finding]:
-    """Each teacher, put into `found`, and its features of an image, where there is any."""
+    """Each teacher, put into `found`, and its features of an image, where there is any; of a cache those it holds."""
+    if isinstance(source, Cache):
+        for stored in stored_teachers(recipe, source):
+            yield Finding("ok", "teacher", f"{stored.id}: width {stored.width}, its features are in the cache")
+            found.append(stored)
+        return
     for settings in recipe.teachers:
         try:
             teacher = load_teacher(settings, device)
@@ -161,7 +191,7 @@ def text_findings(
 ) -> Iterator[Finding]:
     """The text encoder, put into `found`: its sizes, what it says of itself, what it cuts off the first captions."""
     try:
-        text = open_text(recipe.text, device)
+        text = stored_text(recipe, source, device) if isinstance(source, Cache) else open_text(recipe.text, device)
     except EXPECTED as error:
         yield Finding("fail", "text", str(error))
         return
@@ -224,17 +254,24 @@ def cost_findings(recipe: Recipe, images: int, device: torch.device) -> Iterator
         enough = max(1, SOME_VISITS * images // training.batch)
         text = f"every image is visited {visits / images:,.0f} times; training.steps={enough} makes it {SOME_VISITS}"
         yield Finding("warn", "compute", text)
+    if training.precision == "bf16" and not has_bf16_products(device):
+        text = "this processor has no bf16 matrix units: training.precision=bf16 is tens of times slower than fp32 here"
+        yield Finding("warn", "compute", text)
     if device.type == "cpu" and total > FOR_A_GPU:
-        cores = torch.get_num_threads()
-        text = f"some {total / (CPU_GMACS * cores * 3600):,.0f} hours on {cores} CPU cores (an estimate that assumes "
+        hours, cores = cpu_hours(total)
+        text = f"some {hours:,.0f} hours on {cores} CPU cores (an estimate that assumes "
         yield Finding("warn", "compute", text + f"{CPU_GMACS} GMACs a second and core); it asks for a GPU")
 
 
 def latent_findings(recipe: Recipe, codec: Codec, source: ImageSource, device: torch.device) -> Iterator[Finding]:
     """Mean and standard deviation of a few latents: a missing or doubled scale ruins a run silently."""
-    items = read_items(source, LOOKED_AT)
-    same = [item.image for item in items if item.image.shape == items[0].image.shape]  # buckets have many sizes
-    images = torch.stack(same)
+    if isinstance(source, Cache):
+        check_fits(recipe, source, codec)
+        images = some_moments(source, LOOKED_AT)
+    else:
+        items = read_items(source, LOOKED_AT)
+        same = [item.image for item in items if item.image.shape == items[0].image.shape]  # buckets have many sizes
+        images = torch.stack(same)
     noise = BatchNoise(recipe.training.seed, 0, len(images), device=device)
     with torch.no_grad():
         latents = encoder_of(recipe, codec)(images.to(device), noise)

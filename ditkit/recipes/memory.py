@@ -7,73 +7,131 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import torch
-from torch import Tensor, nn
-from torch.autograd.graph import saved_tensors_hooks
+from torch import nn
 
-from ditkit.align import Projector
-from ditkit.models import AnyModel, build_model, example_condition
+from ditkit.models import AnyModel, build_model
+from ditkit.pretrained import CodecSettings
 from ditkit.protocols import Codec, Extractor, TextEncoder
+from ditkit.recipes.alive import Passed, training_pass
 from ditkit.recipes.recipe import Recipe
 from ditkit.training.optim import pieces
+from ditkit.training.settings import TrainSettings
 
-BF16 = 0.6  # share of the float32 activations that remains under autocast: the float32 islands stay
-STATE = 20  # bytes a trained number: weight, gradient, average, two moments of AdamW, 4 each
-SAVED = 16  # bytes a trained number in a checkpoint: all of these but the gradient
+NUMBER = 4  # bytes: weights, gradients, averages and moments are float32 under every precision
 VAE_CHANNELS = 3 * 128  # float32 feature maps at full resolution that an SD-like encoder holds at once
+AT_ONCE = 32  # images that it encodes together
+RESERVE = 0.15  # what allocators and libraries hold beside the tensors; between 0 and a third was seen on a CPU
+
+
+@dataclass(frozen=True)
+class Frozen:
+    """Bytes of networks that are not trained: their weights, and what the codec needs beside them while it encodes."""
+
+    weights: int = 0
+    encoding: int = 0
 
 
 @dataclass(frozen=True)
 class Memory:
-    """Bytes. state: weights, gradients, averages, moments; activations: of a forward pass; frozen: codec, teachers."""
+    """Bytes of one process of a training.
 
-    state: int
-    activations: int
-    frozen: int
+    weights, moments (of the optimizer) and averages stay; working: activations and gradients, the most at once;
+    gathered: what shards of weights are put together for; frozen: networks that are not trained. checkpoint: on disk,
+    of the whole run.
+    """
+
+    weights: int
+    moments: int
+    averages: int
+    working: int
+    gathered: int
+    frozen: Frozen
     checkpoint: int
 
     @property
+    def state(self) -> int:
+        """What stays from step to step."""
+        return self.weights + self.moments + self.averages
+
+    @property
     def total(self) -> int:
-        return self.state + self.activations + self.frozen
+        """The most at once: encoding is over before the forward pass begins."""
+        return self.tensors + self.reserve
+
+    @property
+    def tensors(self) -> int:
+        """Of these, tensors."""
+        return self.state + self.gathered + self.frozen.weights + max(self.working, self.frozen.encoding)
+
+    @property
+    def reserve(self) -> int:
+        """And what lies between them."""
+        return round(RESERVE * self.tensors)
 
 
-def training_memory(
-    recipe: Recipe, codec: Codec, teachers: list[Extractor], image: tuple[int, int], text: TextEncoder | None = None
-) -> Memory:  # fmt: skip
-    """What training `recipe` on images of (H, W) takes, `pieces` of the batch at a time; rough to some 30 per cent."""
+def training_memory(recipe: Recipe, widths: tuple[int, ...], frozen: Frozen, processes: int = 1) -> Memory:
+    """What each of `processes` needs to train `recipe` with teachers of these widths.
+
+    Counted from a step whose tensors have no numbers, `pieces` of the process's rows at a time; measured peaks differ
+    by less than 30 per cent. Compilation, which keeps less for backward, is not seen.
+    """
+    training = recipe.training
+    cut = pieces(max(1, training.batch // processes), training)
+    passed = training_pass(recipe, max(stop - start for start, stop in cut), widths, again=len(cut) > 1)
+    moments = moment_bytes(recipe, passed)
+    averages = passed.trained * (len(training.averages) + len(training.ema_power))
+    reference = passed.weights if recipe.objective.kind == "dpo" and recipe.adapter is None else 0
+    frozen = Frozen(frozen.weights + reference, frozen.encoding)
+    checkpoint = passed.trained + moments + averages
+    shards = shards_of(training, processes)
+    if shards == 1:
+        return Memory(passed.weights, moments, averages, passed.peak, 0, frozen, checkpoint)
+    # each holds its part; a block's weights and gradients are whole while it works, the next one's come meanwhile
+    gathered = passed.weights if not training.parallel.reshard else 2 * passed.block
+    working = passed.forward + passed.trained // shards + passed.block
+    own = (passed.weights // shards, moments // shards, averages // shards)
+    return Memory(*own, working, gathered, frozen, checkpoint)
+
+
+def shards_of(training: TrainSettings, processes: int) -> int:
+    """Into how many parts weights, gradients and state are cut."""
+    if training.parallel.kind != "fsdp":
+        return 1
+    return min(processes, training.parallel.shards or processes)
+
+
+def moment_bytes(recipe: Recipe, passed: Passed) -> int:
+    """Bytes of the optimizer's running means: two a number of AdamW's, one of Muon's (matrices inside blocks)."""
+    if recipe.training.muon is None:
+        return 2 * passed.trained
     with torch.device("meta"):
-        trained = count(build_model(recipe.model))
-        if recipe.align is not None:
-            hidden = recipe.align.projector_width
-            trained += sum(count(Projector(recipe.model.width, t.width, hidden)) for t in teachers)
-    rows = max(stop - start for start, stop in pieces(recipe.training.batch, recipe.training))
-    share = BF16 if recipe.training.precision == "bf16" else 1.0
-    frozen = 4 * count(network(codec)) + sum(4 * count(network(teacher)) for teacher in teachers)
-    frozen += sum(p.numel() * p.element_size() for part in text_networks(text) for p in part.parameters())
-    if recipe.codec.place:
-        frozen += 4 * VAE_CHANNELS * image[0] * image[1] * min(rows, 32)
-    return Memory(STATE * trained, int(share * rows * saved_bytes(recipe.model)), frozen, SAVED * trained)
+        model = build_model(recipe.model)
+    inside = (child for child in model.children() if isinstance(child, nn.ModuleList))
+    matrices = sum(NUMBER * p.numel() for child in inside for p in child.parameters() if p.ndim == 2)
+    return 2 * passed.trained - matrices
 
 
-def saved_bytes(settings: AnyModel) -> int:
-    """Bytes that autograd keeps for one sample in float32: counted on the meta device, parameters left out."""
-    total, kept = 0, {}
+def frozen_memory(
+    codec: Codec, teachers: list[Extractor], settings: CodecSettings, image: tuple[int, int], rows: int,
+    text: TextEncoder | None = None,
+) -> Frozen:  # fmt: skip
+    """Of networks that are here: codec, teachers and text encoder, on images of (H, W), `rows` a pass."""
+    weights = NUMBER * count(network(codec)) + sum(NUMBER * count(network(teacher)) for teacher in teachers)
+    weights += sum(p.numel() * p.element_size() for part in text_networks(text) for p in part.parameters())
+    return Frozen(weights, encoding_bytes(settings, image, rows))
 
-    def pack(tensor: Tensor) -> Tensor:
-        nonlocal total
-        storage = tensor.untyped_storage()
-        if storage._cdata not in kept:
-            kept[storage._cdata] = tensor  # alive, so that no address is used twice
-            total += storage.nbytes()
-        return tensor
 
+def encoding_bytes(settings: CodecSettings, image: tuple[int, int], rows: int) -> int:
+    """What an autoencoder's feature maps take while it encodes images of (H, W); nothing for pixels."""
+    if settings.kind in ("pixels", "toy"):
+        return 0
+    return NUMBER * VAE_CHANNELS * image[0] * image[1] * min(rows, AT_ONCE)
+
+
+def model_bytes(settings: AnyModel) -> int:
+    """Bytes of a network's weights, float32."""
     with torch.device("meta"):
-        model = build_model(settings).train()
-        kept |= {p.untyped_storage()._cdata: p for p in model.parameters()}
-        x = torch.empty(1, settings.channels, *settings.size)
-        cond = example_condition(settings, 1, "meta")
-        with saved_tensors_hooks(pack, lambda tensor: tensor):
-            model(x, torch.zeros(1), cond)
-    return total
+        return NUMBER * count(build_model(settings))
 
 
 def count(module: nn.Module | None) -> int:

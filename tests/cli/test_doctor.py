@@ -7,7 +7,7 @@ import re
 import pytest
 
 PLAIN = ("--codec", "pixels", "--teacher", "none", "--device", "cpu")
-SMALL = ("model.depth=2", "model.width=64", "model.heads=2", "training.batch=8")
+SMALL = ("model.depth=2", "model.width=64", "model.heads=2", "training.batch=8", "training.precision=fp32")
 SHORT = ("--steps", 500, "training.ema=0.99")
 
 
@@ -82,6 +82,13 @@ def test_memory_that_cannot_suffice(home, ditkit):
         "doctor", "repa.sit_s_2", "--data", "data", *PLAIN, "training.batch=1000000", "training.micro_batch=1"
     )
     assert "memory" in lines(result, "ok")
+
+
+@pytest.mark.parametrize("units", [True, False])
+def test_bf16_on_a_processor_without_it_is_a_warning(home, ditkit, monkeypatch, units):
+    monkeypatch.setattr("ditkit.recipes.inspect.has_bf16_products", lambda device: units)
+    result = ditkit("doctor", "repa.sit_s_2", "--data", "data", *PLAIN, *SMALL[:-1], "training.precision=bf16")
+    assert ("no bf16 matrix units" in lines(result, "warn")) is not units
 
 
 def test_more_steps_than_make_sense(home, ditkit):

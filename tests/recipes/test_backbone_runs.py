@@ -13,9 +13,9 @@ from ditkit.models import CrossDiTSettings, JointDiTSettings, UViTSettings, exam
 from ditkit.pretrained import ToyTextEncoder
 from ditkit.recipes import recipe
 from ditkit.recipes.adapt import adapt, concerns
+from ditkit.recipes.alive import training_pass
 from ditkit.recipes.build import build_job, open_images, prepare
 from ditkit.recipes.load import load
-from ditkit.recipes.memory import saved_bytes
 from ditkit.recipes.run import train
 from ditkit.training import fit, read_metrics
 
@@ -109,4 +109,8 @@ def test_what_a_u_net_cannot_carry_is_told_of_its_first_level():
 @pytest.mark.parametrize("name", BACKBONES)
 def test_memory_grows_with_the_text(name):
     settings = BACKBONES[name]
-    assert saved_bytes(settings.model_copy(update={"text_length": 64})) > saved_bytes(settings)
+    few, many = (
+        training_pass(recipe("t2i.digits").with_({"model": settings.model_copy(update={"text_length": n})}), 1)
+        for n in (12, 64)
+    )
+    assert many.forward > few.forward

@@ -6,6 +6,7 @@ import math
 import tempfile
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from typing import NamedTuple
@@ -138,7 +139,7 @@ def make_job(recipe: Recipe, training: TrainSettings, parts: Parts | None, folde
     if parts is None:
         job = random_job(recipe, folder, bench.device, bench.settings.seed)
     else:
-        job = build_job(Parts(recipe, parts.source, parts.codec, parts.teachers, parts.device, parts.text), folder)
+        job = build_job(replace(parts, recipe=recipe), folder)
     awaken(job.model.cpu(), torch.Generator().manual_seed(bench.settings.seed))
     job.model.to(bench.device)
     return job
