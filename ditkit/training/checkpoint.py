@@ -7,6 +7,7 @@
                             optimizer.safetensors   AdamW's moments and counts
                             state.json              step, counters, settings, size and CRC-32 of every file
 
+Several processes may write parts of the same tensors instead (training.checkpoint=sharded, shards.py).
 "Latest" means the highest step number; dates and modification times play no part.
 """
 
@@ -16,9 +17,9 @@ import json
 import os
 import shutil
 import zlib
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
-from typing import Literal
 
 from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
@@ -27,6 +28,8 @@ from torch import Tensor
 from ditkit.checkpoints import CheckpointError
 from ditkit.files import write_text
 from ditkit.training.files import SaveError, sync
+from ditkit.training.shards import is_sharded, read_parts
+from ditkit.training.snapshots import drop_after
 
 Tensors = Mapping[str, Tensor]
 FORMAT = 1
@@ -58,27 +61,50 @@ def write(folder: str | os.PathLike, step: int, files: Mapping[str, Tensors], nu
     is forced to the disk, and takes its final name by one rename. A kill at any moment leaves the earlier checkpoints
     and at most a draft, which the next run removes. SaveError if the disk is full or the folder not writable.
     """
-    final = path_of(folder, step)
-    draft = final.parent / f"{_DRAFT}{final.name}"
-    try:
-        remove_drafts(folder)
-        draft.mkdir(parents=True)
+    with unwritten(folder, step):
+        draft = begin(folder, step)
         listed = {f"{name}.safetensors": _write_tensors(draft / f"{name}.safetensors", files[name]) for name in files}
-        state = {"format": FORMAT, "step": step, "files": listed, **numbers}
-        write_text(draft / STATE, json.dumps(state, indent=1, allow_nan=False))
-        if final.exists():  # the same step again: only a damaged one is ever replaced
-            final.rename(final.parent / f"{_DRAFT}old-{final.name}")
-        draft.rename(final)
-        sync(final.parent)
-        remove_drafts(folder)
+        return commit(folder, step, listed, numbers)
+
+
+def begin(folder: str | os.PathLike, step: int) -> Path:
+    """A new draft folder for one step's checkpoint; older drafts are removed."""
+    draft = _draft_of(folder, step)
+    remove_drafts(folder)
+    draft.mkdir(parents=True)
+    return draft
+
+
+def commit(folder: str | os.PathLike, step: int, listed: Mapping[str, Mapping], numbers: Mapping) -> Path:
+    """Give a draft its final name. listed: the draft's files, on the disk, with their size and CRC-32 (`facts`)."""
+    final, draft = path_of(folder, step), _draft_of(folder, step)
+    state = {"format": FORMAT, "step": step, "files": listed, **numbers}
+    write_text(draft / STATE, json.dumps(state, indent=1, allow_nan=False))
+    if final.exists():  # the same step again: only a damaged one is ever replaced
+        final.rename(final.parent / f"{_DRAFT}old-{final.name}")
+    draft.rename(final)
+    sync(final.parent)
+    remove_drafts(folder)
+    return final
+
+
+@contextmanager
+def unwritten(folder: str | os.PathLike, step: int) -> Iterator[None]:
+    """What keeps a checkpoint from being written becomes SaveError, and its draft is removed."""
+    try:
+        yield
     except (OSError, SafetensorError) as error:
-        shutil.rmtree(draft, ignore_errors=True)
+        shutil.rmtree(_draft_of(folder, step), ignore_errors=True)
         kept = list_steps(folder)
         raise SaveError(
-            f"checkpoint of step {step} could not be written to {final.parent}: {_reason(error)}; "
+            f"checkpoint of step {step} could not be written to {checkpoints(Path(folder))}: {_reason(error)}; "
             + (f"the checkpoint of step {kept[-1]} is intact" if kept else "there is no earlier one")
         ) from None
-    return final
+
+
+def _draft_of(folder: str | os.PathLike, step: int) -> Path:
+    final = path_of(folder, step)
+    return final.parent / f"{_DRAFT}{final.name}"
 
 
 def remove_drafts(folder: str | os.PathLike) -> None:
@@ -96,7 +122,11 @@ def prune(folder: str | os.PathLike, keep_last: int, keep_every: int | None = No
 
 
 def set_aside(folder: str | os.PathLike, step: int) -> None:
-    """Rename checkpoints after `step` to dropped-STEP: they belong to a continuation that is being replaced."""
+    """Rename checkpoints after `step` to dropped-STEP: they belong to a continuation that is being replaced.
+
+    Averages stored after it are deleted.
+    """
+    drop_after(folder, step)
     for later in list_steps(folder):
         if later > step:
             target = checkpoints(Path(folder)) / f"dropped-{later:07d}"
@@ -113,70 +143,65 @@ def read_state(folder: str | os.PathLike, step: int) -> dict:
         raise CheckpointError(f"{home / STATE}: {_reason(error)}") from None
     if state.get("format") != FORMAT:
         raise CheckpointError(f"{home / STATE}: format {state.get('format')}, this version reads {FORMAT}")
-    for name, facts in state["files"].items():
+    for name, wanted in state["files"].items():
         if not (home / name).is_file():
             raise CheckpointError(f"{home / name}: missing")
-        if (size := (home / name).stat().st_size) != facts["bytes"]:
-            raise CheckpointError(f"{home / name}: {size} bytes, written were {facts['bytes']}")
-        if crc(home / name) != facts["crc32"]:
+        if (size := (home / name).stat().st_size) != wanted["bytes"]:
+            raise CheckpointError(f"{home / name}: {size} bytes, written were {wanted['bytes']}")
+        if crc(home / name) != wanted["crc32"]:
             raise CheckpointError(f"{home / name}: the content changed since it was written (CRC-32)")
     return state
 
 
-def read_tensors(folder: str | os.PathLike, step: int, name: str) -> dict[str, Tensor]:
-    """The tensors of one file of a checkpoint, on the CPU."""
-    path = path_of(folder, step) / f"{name}.safetensors"
+def read_tensors(
+    folder: str | os.PathLike, step: int, name: str, like: Mapping[str, Tensor] | None = None
+) -> dict[str, Tensor]:
+    """The tensors of one file of a checkpoint, on the CPU.
+
+    Of a checkpoint in parts, those that are cut in `like` are read and given back as this process's parts (DTensors).
+    """
+    home = path_of(folder, step)
+    path = home / f"{name}.safetensors"
     try:
-        return load_file(path)
+        return load_file(path) if path.exists() or not is_sharded(home) else read_parts(home, name, like)
     except (OSError, SafetensorError) as error:
         raise CheckpointError(f"{path}: {_reason(error)}") from None
 
 
-def latest(folder: str | os.PathLike, say: Callable[[str], None] = lambda text: None) -> tuple[int, dict] | None:
+def latest(
+    folder: str | os.PathLike,
+    say: Callable[[str], None] = lambda text: None,
+    accept: Callable[[int, dict], bool] = lambda step, state: True,
+) -> tuple[int, dict] | None:
     """(step, state) of the newest whole checkpoint by step number; None if the run has none at all.
 
-    Each damaged one that had to be skipped is named through `say`. CheckpointError if all are damaged.
+    Each damaged one that had to be skipped is named through `say`. CheckpointError if all are damaged. accept: which
+    ones count; None if none of the whole ones does.
     """
-    steps, problem = list_steps(folder), None
+    steps, problem, whole = list_steps(folder), None, 0
     for step in reversed(steps):
         try:
-            return step, read_state(folder, step)
+            state = read_state(folder, step)
         except CheckpointError as error:
             problem = error
             say(f"checkpoint of step {step} is damaged and skipped: {error}")
-    if problem is not None:
+            continue
+        if accept(step, state):
+            return step, state
+        whole += 1
+    if problem is not None and not whole:
         raise CheckpointError(f"{checkpoints(Path(folder))}: none of the {len(steps)} checkpoints is whole; {problem}")
     return None
-
-
-def read(
-    folder: str | os.PathLike,
-    step: int | None = None,
-    weights: Literal["ema", "raw"] = "ema",
-    part: Literal["model", "align"] = "model",
-) -> dict[str, Tensor]:
-    """The weights of a run: of its newest whole checkpoint, or of `step`; averaged or raw; network or projectors.
-
-    CheckpointError (a ValueError) if the run has no checkpoint, not that one, or it is damaged.
-    """
-    name = {"ema": {"model": "ema", "align": "align_ema"}, "raw": {"model": "model", "align": "align"}}.get(weights)
-    if name is None:
-        raise CheckpointError(f"weights={weights!r}: a run has 'ema' (averaged) and 'raw' weights")
-    found = latest(folder) if step is None else None
-    if step is None and found is None:
-        raise CheckpointError(f"{folder}: no checkpoint in this run yet; `ditkit train` makes them")
-    chosen = found[0] if found else step
-    assert chosen is not None
-    if chosen not in (steps := list_steps(folder)):
-        raise CheckpointError(f"{folder}: no checkpoint of step {chosen}; there are {steps}")
-    if not found:
-        read_state(folder, chosen)
-    return read_tensors(folder, chosen, name[part])
 
 
 def _write_tensors(path: Path, tensors: Tensors) -> dict[str, int]:
     save_file({key: value.detach().cpu().contiguous() for key, value in tensors.items()}, path)
     sync(path)
+    return facts(path)
+
+
+def facts(path: Path) -> dict[str, int]:
+    """Size and CRC-32 of a file, as state.json lists them."""
     return {"bytes": path.stat().st_size, "crc32": crc(path)}
 
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import torch
@@ -11,13 +11,16 @@ from torch import Tensor
 from ditkit.protocols import Features
 from ditkit.training.ahead import pinned
 from ditkit.training.files import prepare
-from ditkit.training.guard import Interrupted, Stop
+from ditkit.training.guard import Interrupted, NonFinite, Stop
 from ditkit.training.log import Clock, Log
 from ditkit.training.online import Evaluations, check_alone, farewell
 from ditkit.training.optim import apply, gradient_norm, learning_rate, pieces, set_rate
 from ditkit.training.precision import autocast, hasten, matmul_precision
+from ditkit.training.ratio import Movement
 from ditkit.training.readings import Reading, Row
-from ditkit.training.report import note, report, rescue, save
+from ditkit.training.report import RATIO, note, report
+from ditkit.training.rollback import roll_back
+from ditkit.training.saves import Saves, rescue
 from ditkit.training.start import Resume, announce, open_batches, resume_run
 from ditkit.training.state import Job, State
 
@@ -36,8 +39,8 @@ def fit(
     step number continues from there. on_log gets every row of metrics.jsonl, on_step every finished step and its
     values (for a progress bar), on_message every line of log.txt.
     Raises Unwritable or CheckpointError (no whole one is left) before anything starts; Interrupted after Ctrl-C or
-    SIGTERM, NonFinite after too many skipped steps in a row, and whatever data, codec, teacher or network raise, all
-    with the state saved; SaveError on a full disk.
+    SIGTERM, NonFinite where skipping steps and going back to a checkpoint have not helped, and whatever data, codec,
+    teacher or network raise, all with the state saved; SaveError on a full disk.
     """
     settings = job.settings
     check_alone(job)
@@ -48,28 +51,55 @@ def fit(
     for line in hasten(job.model, settings):
         log.say(line)
     announce(state, log)
-    with matmul_precision(settings.tf32) as outside, Stop() as stop:
-        batches, clock = pinned(open_batches(state, log), job.device), Clock(torch.device(job.device))
-        evaluate = Evaluations(state, clock, log, stop, outside)
+    with (
+        matmul_precision(settings.tf32) as outside,
+        Stop() as stop,
+        Saves(state, Clock(torch.device(job.device)), log) as saves,
+    ):
+        batches = pinned(open_batches(state, log), job.device)
+        evaluate = Evaluations(saves, stop, outside)
         evaluate()  # one that was broken off
         while state.step < settings.steps:
-            with rescue(state, clock, log):
-                batch = next(batches)
-                clock.lap("data")
-                totals = forward_backward(state, batch)
-                clock.lap("model")
-            update(state, Reading.of({name: state.team.mean(value) for name, value in totals.items()}))
-            clock.step("optimizer")
-            failure, asked = note(state, log, on_step), stop.signal
-            report(state, clock, log)
-            if failure or asked or state.step % settings.save_every == 0 or state.step == settings.steps:
-                save(state, clock, log)
-            if failure:
-                raise failure
-            if asked:
-                raise Interrupted(farewell(state), 128 + asked)
-            evaluate()
+            train_step(saves, batches, stop)
+            try:
+                follow(saves, stop, on_step)
+                evaluate()
+            except NonFinite as failure:
+                roll_back(saves, failure)
+                del batches  # and what fetches them
+                batches = pinned(open_batches(state, log), job.device)
     return state
+
+
+def train_step(saves: Saves, batches: Iterator[Any], stop: Stop) -> None:
+    """The next batch, its gradient, the update. Processes tell each other whether one was asked to stop."""
+    state, clock = saves.state, saves.clock
+    with rescue(saves):
+        batch = next(batches)
+        clock.lap("data")
+        totals = forward_backward(state, batch)
+        clock.lap("model")
+    update(state, state.team.agree(Reading.of(totals), stop.signal))
+    clock.step("optimizer")
+
+
+def follow(saves: Saves, stop: Stop, on_step: Callable[[int, Row], None] | None) -> None:
+    """What comes after an update: numbers that have arrived, a row, a checkpoint, a request to stop.
+
+    NonFinite if the run cannot go on from here; Interrupted if it was asked to stop, with the state saved.
+    """
+    state, settings = saves.state, saves.state.job.settings
+    failure = note(state, saves.log, on_step)
+    asked = state.readings.signal if state.team.many else stop.signal
+    report(state, saves.clock, saves.log)
+    saves.poll()
+    if failure:
+        raise failure
+    last = asked or state.step == settings.steps
+    if last or state.step % settings.save_every == 0:
+        saves(last=last)
+    if asked:
+        raise Interrupted(farewell(state), 128 + asked)
 
 
 def forward_backward(state: State, batch: Any) -> dict[str, Tensor]:
@@ -123,13 +153,21 @@ def alignment(state: State, images: Tensor, features: tuple[Features, ...] = ())
 
 
 def update(state: State, reading: Reading) -> None:
-    """Apply the gradient, average the weights, count the step; a gradient that is not finite changes nothing."""
-    settings = state.job.settings
+    """Apply the gradient, average the weights, count the step; a gradient that is not finite changes nothing.
+
+    At the last step of a row the size of the update is measured too.
+    """
+    settings, step = state.job.settings, state.step + 1
+    measured = step == settings.steps or step % settings.log_every == 0
+    before = Movement(state.parameters) if measured else None
     set_rate(state.optimizer, learning_rate(settings, state.step))
     apply(state.optimizer, reading.good)
-    if (state.step + 1) % settings.ema_every == 0:
+    if step % settings.ema_every == 0:
         for ema, module in zip(state.emas, state.job.modules, strict=True):
             ema.update(module, reading.good)
+        state.averages.update(reading.good)
     state.optimizer.zero_grad(set_to_none=True)
-    state.step += 1
-    state.readings.push(state.step, reading)
+    state.step = step
+    if before is not None:
+        reading = reading.plus(RATIO, before.ratio(state.team))
+    state.readings.push(step, reading)

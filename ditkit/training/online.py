@@ -7,9 +7,9 @@ from dataclasses import dataclass
 import torch
 
 from ditkit.training.guard import Interrupted, Stop
-from ditkit.training.log import Clock, Log, read_metrics
+from ditkit.training.log import Log, read_metrics
 from ditkit.training.precision import Switches, switched
-from ditkit.training.report import rescue, save
+from ditkit.training.saves import Saves, rescue
 from ditkit.training.state import Job, State
 
 PREFIX = "eval_"  # of these numbers in metrics.jsonl
@@ -29,11 +29,19 @@ def check_alone(job: Job) -> None:
 class Evaluations:
     """The job's evaluation inside a run. outside: the process's switches, so that scores are those of `evaluate`."""
 
-    state: State
-    clock: Clock
-    log: Log
+    saves: Saves
     stop: Stop
     outside: Switches
+
+    @property
+    def state(self) -> State:
+        """Of the run."""
+        return self.saves.state
+
+    @property
+    def log(self) -> Log:
+        """Of the run."""
+        return self.saves.log
 
     def due(self) -> bool:
         """Whether this step is to be scored and has no scores in metrics.jsonl yet."""
@@ -55,14 +63,15 @@ class Evaluations:
         if not self.due():
             return
         state, step = self.state, self.state.step
-        save(state, self.clock, self.log)  # scoring may take long: a machine that dies meanwhile loses no training
+        self.saves()  # scoring may take long: a machine that dies meanwhile loses no training
         try:
-            with rescue(state, self.clock, self.log):
+            with rescue(self.saves):
                 values = self._undisturbed()
         except Interrupted as asked:
+            self.saves(last=True)
             raise Interrupted(farewell(state), asked.exit_code) from None
         finally:
-            self.clock.lap("evaluation")
+            self.saves.clock.lap("evaluation")
         if values:
             self.log.row({"step": step, **{f"{PREFIX}{name}": value for name, value in values.items()}})
 

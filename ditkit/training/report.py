@@ -1,17 +1,17 @@
-"""Rows of metrics and checkpoints, when they are due."""
+"""The numbers of steps: what guard and alarms make of them, and the rows of metrics that they become."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
 
 import torch
 
-from ditkit.training import checkpoint
 from ditkit.training.guard import NonFinite
 from ditkit.training.log import Clock, Log, Row, peak_memory
 from ditkit.training.optim import learning_rate
 from ditkit.training.state import State
+
+RATIO = "update_ratio"  # norm of an update over that of the weights, measured at the last step of a row
 
 
 def due(state: State) -> bool:
@@ -27,13 +27,14 @@ def note(
     """Look at the numbers that have arrived from the device: sums, guard, alarms; what to raise, if anything."""
     failure = None
     for step, values in state.readings.take(everything=everything or due(state)):
-        if state.guard.accept(values):
+        judged = {name: value for name, value in values.items() if name != RATIO}
+        if state.guard.accept(judged):
             state.meter.add(values)
+            for line in state.alarms.watch(step, judged):
+                log.say(line)
         else:
             log.say(f"step {step} skipped: loss or gradient is not finite ({state.guard.in_row} in a row)")
-        if state.guard.dead == 100:
-            log.say(f"warning: step {step}: the gradient has been exactly 0 for 100 steps; the model no longer learns")
-        failure = failure or state.guard.failure(step, values)
+        failure = failure or state.guard.failure(step, judged)
         if on_step:
             on_step(step, values)
     return failure
@@ -48,6 +49,7 @@ def report(state: State, clock: Clock, log: Log) -> None:
         state.seconds += clock.spent()
         row |= state.meter.take()
         row |= {"lr": learning_rate(settings, step - 1), "skipped": state.guard.skipped}
+        row |= {"spikes": state.alarms.spikes.count, "rollbacks": state.attempt}
         row |= {"images": step * settings.batch, "seconds": state.seconds}
         row |= clock.take(settings.batch) | {"memory_gib": peak_memory(clock.device)}
     if last or (settings.validate_every and step % settings.validate_every == 0):
@@ -70,47 +72,3 @@ def validate(state: State) -> Row:
         row |= {f"validation_raw_{k}": v for k, v in job.validate(state.model).items()}
         state.model.train()
     return row
-
-
-def save(state: State, clock: Clock, log: Log) -> None:
-    """Write a checkpoint of this step unless there is one already, then remove what keep_last no longer keeps.
-
-    Weights that are not finite are never saved: NonFinite says which checkpoint to go back to.
-    """
-    settings, folder = state.job.settings, state.job.folder
-    if state.saved == state.step or state.job.rank != 0:
-        return
-    note(state, log, everything=True)
-    state.seconds += clock.spent()
-    if not state.finite():
-        raise NonFinite(
-            f"step {state.step}: the weights are not finite and were not saved; good checkpoints: "
-            f"{checkpoint.list_steps(folder) or 'none'}. Resume from one with a lower training.lr or training.clip=1.0"
-        )
-    checkpoint.write(folder, state.step, state.files(), state.numbers())
-    state.saved = state.step
-    checkpoint.prune(folder, settings.keep_last, settings.keep_every)
-    clock.lap("checkpoint")
-    log.say(f"checkpoint of step {state.step} written")
-
-
-class OutOfMemory(RuntimeError):
-    """The accelerator's memory does not hold one forward and backward pass."""
-
-
-@contextmanager
-def rescue(state: State, clock: Clock, log: Log) -> Iterator[None]:
-    """Errors before the update leave a whole state: it is saved, so that hours of training outlive a bad file."""
-    try:
-        yield
-    except Exception as error:
-        if state.step:
-            save(state, clock, log)
-        if isinstance(error, StopIteration):
-            raise ValueError(f"the batches ended at step {state.step} of {state.job.settings.steps}") from None
-        if isinstance(error, torch.OutOfMemoryError):
-            raise OutOfMemory(
-                f"step {state.step + 1}: out of memory on {clock.device}; set training.micro_batch (fewer rows a pass, "
-                "the same numbers), model.checkpointing=true or training.precision=bf16"
-            ) from None
-        raise

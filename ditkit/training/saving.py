@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import threading
 import time
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
+from pathlib import Path
 from typing import NamedTuple, Protocol
 
 import torch
@@ -14,6 +15,8 @@ from ditkit.training import checkpoint
 from ditkit.training.files import SaveError
 from ditkit.training.settings import TrainSettings
 from ditkit.training.state import State
+
+Files = Mapping[str, Mapping[str, Tensor]]  # file -> name -> tensor
 
 
 class Saved(NamedTuple):
@@ -30,7 +33,8 @@ class Writer(Protocol):
     pending: the step that is being written in the background, or None. One write at a time.
     """
 
-    pending: int | None
+    @property
+    def pending(self) -> int | None: ...
 
     def save(self, state: State) -> None:
         """Write the state's checkpoint and prune old ones, or begin to. `wait` must have been called before."""
@@ -49,42 +53,27 @@ class Writer(Protocol):
         ...
 
 
-class Whole:
-    """Whole checkpoints, written by the first process. background: by a thread, from a copy in main memory.
+class Task:
+    """A write, done at once or by a thread, and what came of it; nothing that goes wrong in it is lost."""
 
-    The copy is made when `save` is called: on an accelerator into pinned memory that is kept for the next time, behind
-    the work that is queued there, and the host does not wait for it.
-    """
-
-    def __init__(self, settings: TrainSettings, *, background: bool | None = None):
-        self.settings, self.background = settings, settings.save_async if background is None else background
+    def __init__(self) -> None:
         self.pending: int | None = None
-        self._stage = Stage()
         self._thread: threading.Thread | None = None
         self._outcome: Saved | SaveError | None = None
 
-    def save(self, state: State) -> None:
-        """Write, or copy and begin to write. Every process must call it: sharded weights are gathered for it."""
-        folder, step, files, numbers = state.job.folder, state.step, state.files(), state.numbers()
-        if state.job.rank != 0:
-            self._outcome = Saved(step, 0.0, self.background)
-            return
-        if not self.background:
-            self._outcome = None
-            self._write(folder, step, files, numbers)
-            if isinstance(failed := self._outcome, SaveError):
-                self._outcome = None
-                raise failed
-            return
-        copies, ready = self._stage.copy(files)
+    def now(self, step: int, write: Callable[[], Saved]) -> None:
+        """Do it."""
+        try:
+            self._outcome = write()
+        except SaveError as error:
+            self._outcome = error
+        except Exception as error:
+            self._outcome = SaveError(f"checkpoint of step {step} could not be written: {error}")
 
-        def write() -> None:
-            if ready is not None:
-                ready.synchronize()
-            self._write(folder, step, copies, numbers)
-
+    def begin(self, step: int, write: Callable[[], Saved]) -> None:
+        """Let a thread do it. The process does not wait for it at its end: a second Ctrl-C acts at once."""
         self.pending = step
-        self._thread = threading.Thread(target=write, name="checkpoint", daemon=True)  # a second Ctrl-C does not wait
+        self._thread = threading.Thread(target=self.now, args=(step, write), name="checkpoint", daemon=True)
         self._thread.start()
 
     def poll(self) -> Saved | None:
@@ -97,27 +86,62 @@ class Whole:
             raise outcome
         return outcome
 
-    def wait(self) -> Saved | None:
-        """The same, after the write that is under way."""
+    def join(self) -> None:
+        """Return when nothing is under way."""
         if self._thread is not None:
             self._thread.join()
-        return self.poll()
+
+
+class Whole:
+    """Whole checkpoints, written by the first process. background: by a thread, from a copy in main memory.
+
+    The copy is made when `save` is called: on an accelerator into pinned memory that is kept for the next time, behind
+    the work that is queued there, and the host does not wait for it.
+    """
+
+    def __init__(self, settings: TrainSettings, *, background: bool | None = None):
+        self.settings, self.background = settings, settings.save_async if background is None else background
+        self._stage, self._task = Stage(), Task()
+
+    @property
+    def pending(self) -> int | None:
+        """The step that is being written in the background."""
+        return self._task.pending
+
+    def save(self, state: State) -> None:
+        """Write, or copy and begin to write. Every process must call it: sharded weights are gathered for it."""
+        folder, step, files, numbers = state.job.folder, state.step, state.files(), state.numbers()
+        if state.job.rank != 0:
+            return
+        if not self.background:
+            return self._task.now(step, lambda: self._write(folder, step, files, numbers))
+        copies, ready = self._stage.copy(files)
+
+        def write() -> Saved:
+            if ready is not None:
+                ready.synchronize()
+            return self._write(folder, step, copies, numbers)
+
+        self._task.begin(step, write)
+
+    def poll(self) -> Saved | None:
+        """What has been finished since the last call. SaveError if it failed."""
+        return self._task.poll()
+
+    def wait(self) -> Saved | None:
+        """The same, after the write that is under way."""
+        self._task.join()
+        return self._task.poll()
 
     def close(self) -> None:
         """Let the write that is under way end."""
-        if self._thread is not None:
-            self._thread.join()
+        self._task.join()
 
-    def _write(self, folder, step: int, files: Mapping[str, Mapping[str, Tensor]], numbers: Mapping) -> None:
+    def _write(self, folder: Path, step: int, files: Files, numbers: Mapping) -> Saved:
         began = time.perf_counter()
-        try:
-            checkpoint.write(folder, step, files, numbers)
-            checkpoint.prune(folder, self.settings.keep_last, self.settings.keep_every)
-            self._outcome = Saved(step, time.perf_counter() - began, self.background)
-        except SaveError as error:
-            self._outcome = error
-        except Exception as error:  # a thread must not lose it
-            self._outcome = SaveError(f"checkpoint of step {step} could not be written to {folder}: {error}")
+        checkpoint.write(folder, step, files, numbers)
+        checkpoint.prune(folder, self.settings.keep_last, self.settings.keep_every)
+        return Saved(step, time.perf_counter() - began, self.background)
 
 
 class Stage:

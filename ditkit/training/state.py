@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Protocol
@@ -13,17 +13,21 @@ from torch import Tensor, nn
 from ditkit.checkpoints import CheckpointError
 from ditkit.protocols import Condition, Features, Noise
 from ditkit.ranks import ALONE, Ranks
-from ditkit.training.adapters import adapter_layers, adapter_tensors, fill_adapter
+from ditkit.training.adapters import NAME as ADAPTER
+from ditkit.training.adapters import adapter_layers, adapter_tensors
 from ditkit.training.ahead import Draws
+from ditkit.training.alarms import Alarms, Spikes
 from ditkit.training.checkpoint import read_tensors
-from ditkit.training.ema import Ema
-from ditkit.training.guard import Guard
+from ditkit.training.ema import Averages, Ema, file_of
+from ditkit.training.guard import Guard, guard_numbers
 from ditkit.training.log import Meter
-from ditkit.training.optim import make_optimizer
-from ditkit.training.parallel import Team
+from ditkit.training.muon import MuonAdamW
+from ditkit.training.optim import make_optimizer, moments_of
+from ditkit.training.parallel import Team, fill, local, placed
 from ditkit.training.readings import Readings
 from ditkit.training.settings import TrainSettings
 
+PARTS = (("model", ""), ("align", "align_"))  # of a checkpoint: the raw file of each module, the prefix of its averages
 ATTEMPT = 2**40  # between the seeds of a run before and after a rollback; users' seeds are smaller
 
 
@@ -98,16 +102,19 @@ class State:
     """A run at one moment: `step` updates done, raw and averaged weights, optimizer, counters.
 
     team: the processes that train together; shared: what is called instead of the job's modules, so that gradients are
-    the global batch's. readings: numbers that the host has not seen yet. attempt: rollbacks so far; the draws of a
-    step depend on it, so that what failed is not repeated.
+    the global batch's. emas: the averages that are sampled; averages: those beside them. readings: numbers that the
+    host has not seen yet. attempt: rollbacks so far; the draws of a step depend on it, so that what failed is not
+    repeated.
     """
 
     job: Job
     team: Team
     shared: list[nn.Module]
     emas: list[Ema]
-    optimizer: torch.optim.AdamW
+    averages: Averages
+    optimizer: torch.optim.AdamW | MuonAdamW
     guard: Guard
+    alarms: Alarms
     readings: Readings
     source: Draws
     meter: Meter = field(default_factory=Meter)
@@ -120,14 +127,20 @@ class State:
     def fresh(cls, job: Job) -> State:
         """The state before the first step; averages start as copies."""
         job.model.train()
-        settings, team = job.settings, Team(job.ranks, job.settings.parallel)
+        settings = job.settings
+        team = Team(job.ranks, settings.parallel, precision=settings.precision, device=job.device)
+        emas = [Ema(module, settings.ema) for module in job.modules]  # copies are made before anything is cut
+        for ema in emas:
+            team.spread(ema.model)
         return cls(
             job,
             team,
             shared=[team.share(module) for module in job.modules],
-            emas=[Ema(module, settings.ema) for module in job.modules],
+            emas=emas,
+            averages=Averages(job.modules, settings),
             optimizer=make_optimizer(job.modules, settings),
             guard=Guard(settings.max_nonfinite),
+            alarms=Alarms(Spikes(settings.spike)),
             readings=Readings(torch.device(job.device)),
             source=Draws(settings.seed, settings.batch, torch.device(job.device)),
         )
@@ -150,24 +163,37 @@ class State:
     @torch.no_grad()
     def finite(self) -> bool:
         """Whether every weight that the optimizer updates is a number."""
-        return bool(torch.stack([p.isfinite().all() for p in self.parameters]).all())
+        good = bool(torch.stack([local(p).isfinite().all() for p in self.parameters]).all())
+        return not self.team.any(not good)
 
     def draws(self, start: int, stop: int) -> Noise:
         """The noise of rows [start, stop) of this step's global batch; of another stream after a rollback."""
         return self.source(self.step, start, stop, seed=self.job.settings.seed + ATTEMPT * self.attempt)
 
     def files(self) -> dict[str, dict[str, Tensor]]:
-        """The tensors of a checkpoint: file name -> tensors."""
-        pairs = zip((("model", "ema"), ("align", "align_ema")), self.job.modules, self.emas, strict=False)
+        """The tensors of a checkpoint: file name -> tensors. Where they are cut: gathered in the first process."""
+        return self.team.whole(self.tensors())
+
+    def tensors(self) -> dict[str, dict[str, Tensor]]:
+        """The same as they are: of weights that are cut, this process's parts (DTensors)."""
         weights = {}
-        for (raw, averaged), module, ema in pairs:
-            weights[raw], weights[averaged] = kept(module), kept(ema.model)
+        for (raw, prefix), module, ema in zip(PARTS, self.job.modules, self.emas, strict=False):
+            weights[raw], weights[f"{prefix}ema"] = kept(module), kept(ema.model)
         moments = {
             f"{key}.{name}": value
             for name, parameter in self._named()
             for key, value in self.optimizer.state.get(parameter, {}).items()
         }
-        return {**weights, "optimizer": moments}
+        return {**weights, **self.averaged(self.averages.tensors), "optimizer": moments}
+
+    def averaged(self, names: Iterable[str]) -> dict[str, dict[str, Tensor]]:
+        """The tensors of some averages beside the first: file name -> what a checkpoint holds of these weights."""
+        found = {}
+        for number, ((_, prefix), module) in enumerate(zip(PARTS, self.job.modules, strict=False)):
+            for name in names:
+                own = self.averages.of(name, number)
+                found[f"{prefix}{name}"] = kept(module) | {kept_name(module, k): v for k, v in own.items()}
+        return found
 
     def numbers(self) -> dict:
         """The rest of a checkpoint: JSON values."""
@@ -176,37 +202,74 @@ class State:
             "identity": self.job.identity,
             "images": self.step * self.job.settings.batch,
             "attempt": self.attempt,
-            "skipped": self.guard.skipped,
-            "skipped_in_row": self.guard.in_row,
+            "guard": self.guard.numbers(),
+            "alarms": self.alarms.numbers(),
             "meter": {"steps": self.meter.steps, "sums": self.meter.sums},
             "seconds": self.seconds,
+            **({"averagings": int(self.averages.count.item())} if self.averages.powers else {}),
         }
 
-    def restore(self, step: int, numbers: dict) -> None:
-        """Become the state of a checkpoint. CheckpointError if weights do not fit; names the keys."""
+    def restore(self, step: int, numbers: dict) -> list[str]:
+        """Become the state of a checkpoint; lines for the log. CheckpointError if it does not fit; names the keys."""
         folder = self.job.folder
-        pairs = zip((("model", "ema"), ("align", "align_ema")), self.job.modules, self.emas, strict=False)
-        for (raw, averaged), module, ema in pairs:
-            _load(module, read_tensors(folder, step, raw), raw)
-            _load(ema.model, read_tensors(folder, step, averaged), averaged)
-        moments = read_tensors(folder, step, "optimizer")
-        for name, parameter in self._named():
-            keys = {k: f"{k}.{name}" for k in ("step", "exp_avg", "exp_avg_sq")}
-            if keys["step"] in moments:
-                # a copy: the loaded tensors are a mapped file, which may be removed while the run goes on
-                own = {k: moments[full].to(parameter.device, copy=True) for k, full in keys.items()}
-                self.optimizer.state[parameter] = own
+        for (raw, prefix), module, ema in zip(PARTS, self.job.modules, self.emas, strict=False):
+            _load(module, read_tensors(folder, step, raw, kept(module)), raw)
+            _load(ema.model, read_tensors(folder, step, f"{prefix}ema", kept(ema.model)), f"{prefix}ema")
+        lines = self._restore_averages(step, numbers)
+        self._restore_moments(step)
         self.step = self.saved = step
         self.seconds, self.attempt = numbers["seconds"], numbers.get("attempt", 0)
         self.readings.clear()
-        self.guard.skipped, self.guard.in_row = numbers["skipped"], numbers["skipped_in_row"]
+        self.guard.restore(guard_numbers(numbers))
+        self.alarms.restore(numbers.get("alarms", {}))
         self.meter = Meter(**numbers["meter"])
+        return lines
+
+    def _restore_averages(self, step: int, numbers: dict) -> list[str]:
+        """Averages that the checkpoint has not begin as copies; a power function cannot, its profile begins at 0."""
+        before, lines = numbers["settings"], []
+        held = {file_of("ema", decay) for decay in before.get("ema_also", [])}
+        held |= {file_of("power", width) for width in before.get("ema_power", [])}
+        for name in self.averages.tensors:
+            if name in held:
+                for number, ((_, prefix), module) in enumerate(zip(PARTS, self.job.modules, strict=False)):
+                    found = read_tensors(self.job.folder, step, f"{prefix}{name}", kept(module))
+                    own = self.averages.of(name, number)
+                    for key, value in own.items():
+                        fill(value, found[kept_name(module, key)])
+            elif name in self.averages.powers and step:
+                raise CheckpointError(
+                    f"{self.job.folder}: a power-function average begins with the run, and {name} is not in the "
+                    f"checkpoint of step {step}: leave it out of training.ema_power, or begin another run"
+                )
+            else:
+                self.averages.begin(name)
+                lines.append(f"the average {name} begins at step {step}, as a copy of the raw weights")
+        self.averages.count.fill_(numbers.get("averagings", 0))
+        return lines
+
+    def _restore_moments(self, step: int) -> None:
+        kinds = moments_of(self.optimizer)
+        cut = {f"{k}.{name}": p for name, p in self._named() for k in kinds(p) if k != "step"}
+        moments = read_tensors(self.job.folder, step, "optimizer", cut)
+        self.optimizer.state.clear()  # of a run that is rolled back
+        stored = {key.partition(".")[2] for key in moments}
+        for name, parameter in self._named():
+            if name not in stored:
+                continue
+            keys = {k: f"{k}.{name}" for k in kinds(parameter)}
+            if missing := keys.values() - moments.keys():
+                raise CheckpointError(
+                    f"{self.job.folder}: the checkpoint of step {step} has no {_few(sorted(missing))}: it is "
+                    "another optimizer's; set training.muon as it was, or begin another run with --start"
+                )
+            # a copy: the loaded tensors are a mapped file, which may be removed while the run goes on
+            self.optimizer.state[parameter] = {k: placed(moments[full], parameter) for k, full in keys.items()}
 
     def _named(self) -> list[tuple[str, nn.Parameter]]:
-        prefixes = ("model", "align")
         return [
-            (f"{prefix}.{name}", parameter)
-            for prefix, module in zip(prefixes, self.job.modules, strict=False)
+            (f"{part}.{name}", parameter)
+            for (part, _), module in zip(PARTS, self.job.modules, strict=False)
             for name, parameter in module.named_parameters()
             if parameter.requires_grad
         ]
@@ -217,6 +280,11 @@ def kept(module: nn.Module) -> dict[str, Tensor]:
     return adapter_tensors(module) or module.state_dict()
 
 
+def kept_name(module: nn.Module, name: str) -> str:
+    """What `kept` calls a trained parameter of the module."""
+    return name.replace(f".{ADAPTER}.weight", ".weight") if adapter_layers(module) else name
+
+
 def _load(module: nn.Module, tensors: dict[str, Tensor], name: str) -> None:
     own = kept(module)
     wrong = [k for k in own.keys() & tensors.keys() if own[k].shape != tensors[k].shape]
@@ -225,10 +293,8 @@ def _load(module: nn.Module, tensors: dict[str, Tensor], name: str) -> None:
             raise CheckpointError(f"{name}.safetensors does not fit this model: {what} {_few(sorted(keys))}")
     if wrong:
         raise CheckpointError(f"{name}.safetensors does not fit this model: other shapes of {_few(sorted(wrong))}")
-    if adapter_layers(module):
-        fill_adapter(module, tensors)
-    else:
-        module.load_state_dict(tensors)
+    for key, value in own.items():
+        fill(value, tensors[key])
 
 
 def _few(keys: list[str]) -> str:
