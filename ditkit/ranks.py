@@ -119,6 +119,13 @@ class Ranks:
 ALONE = Ranks()
 
 
+def device_backend() -> str:
+    """The backend of processes that exchange tensors: gloo on the CPU, and the accelerator's own where there is one."""
+    found = torch.accelerator.current_accelerator() if torch.accelerator.is_available() else None
+    own = None if found is None else distributed.get_default_backend_for_device(found)
+    return "gloo" if found is None or own in ("gloo", None) else f"cpu:gloo,{found.type}:{own}"
+
+
 def find_ranks(environment: Mapping[str, str] = os.environ) -> Ranks:
     """This process's place among those of torchrun, from RANK, WORLD_SIZE and LOCAL_RANK; ValueError for nonsense."""
     given = {name: environment.get(name) for name in ("RANK", "WORLD_SIZE", "LOCAL_RANK")}

@@ -28,14 +28,15 @@ def note(ctx, words: Sequence[str]) -> list[str]:
     return rest
 
 
-def launch(ctx, images: int | None = None) -> None:
+def launch(ctx, images: int | None = None, patience: float = GRACE) -> None:
     """Where `--processes N` was noted with N above 1, the verb is run N times instead and ends (Exit).
 
     No more are started than there are batches to share. images: how many the verb makes where it is not told; None: it
-    makes no images, and as many are started as were asked for. One
-    that was started so ends when the process that started it is gone. ValueError, one line, under torchrun.
+    makes no images, and as many are started as were asked for. One that was started so ends when the process that
+    started it is gone. patience: seconds that they have to end when they are asked to. ValueError, one line, under
+    torchrun.
     """
-    follow(int(os.environ.pop(PARENT, "0")))
+    follow(int(os.environ.pop(PARENT, "0")), patience)
     count, words = ctx.meta[OPTION]
     if count > 1 and "WORLD_SIZE" in os.environ:
         raise ValueError(f"{OPTION} {count} under torchrun: its --nproc_per_node says how many; leave one of them out")
@@ -45,7 +46,7 @@ def launch(ctx, images: int | None = None) -> None:
         typer.echo(f"ditkit: {OPTION} {count}: {idle}; smaller batches are shared by more", err=True)
         count = parts
     if count > 1:
-        raise typer.Exit(start([ctx.info_name, *words], count))
+        raise typer.Exit(start([ctx.info_name, *words], count, patience))
 
 
 def take_processes(words: Sequence[str]) -> tuple[int, list[str]]:
@@ -76,24 +77,25 @@ def batches(params: Mapping, images: int) -> tuple[int, str] | None:
     return parts, f"{int(n):,} images are {parts:,} batch{'es' if parts > 1 else ''} of {name}={size}"
 
 
-def follow(parent: int) -> None:
+def follow(parent: int, patience: float = GRACE) -> None:
     """End this process soon after `parent` (0: nobody) is gone: a launcher that was killed cannot say so itself."""
     if parent:
-        threading.Thread(target=_outlive, args=(parent,), daemon=True).start()
+        threading.Thread(target=_outlive, args=(parent, patience), daemon=True).start()
 
 
-def _outlive(parent: int) -> None:
+def _outlive(parent: int, patience: float) -> None:
     while os.getppid() == parent:
         time.sleep(LOOK)
     os.kill(os.getpid(), signal.SIGTERM)
-    time.sleep(GRACE)
+    time.sleep(patience)
     os._exit(143)
 
 
-def start(words: Sequence[str], count: int) -> int:
+def start(words: Sequence[str], count: int, patience: float = GRACE) -> int:
     """Run `ditkit WORDS` in `count` processes that share the work; returns their exit code.
 
-    One that dies ends the others. A process that was killed says nothing itself, so it is told here.
+    One that dies ends the others. A process that was killed says nothing itself, so it is told here. Ctrl-C and SIGTERM
+    are passed on once, and there are `patience` seconds to end; the next Ctrl-C ends them at once.
     """
     threads = os.environ.get("OMP_NUM_THREADS", str(max(1, (os.cpu_count() or 1) // count)))
     with tempfile.TemporaryDirectory() as folder:
@@ -101,15 +103,19 @@ def start(words: Sequence[str], count: int) -> int:
         shared = os.environ | meeting | {"WORLD_SIZE": str(count), PARENT: str(os.getpid())}
         running = [
             subprocess.Popen(
-                [sys.executable, "-m", "ditkit", *words], env=shared | {"RANK": str(i), "LOCAL_RANK": str(i)}
+                [sys.executable, "-m", "ditkit", *words],
+                env=shared | {"RANK": str(i), "LOCAL_RANK": str(i)},
+                start_new_session=True,  # Ctrl-C in a terminal reaches them through this process only
             )
             for i in range(count)
         ]
         before = signal.signal(signal.SIGTERM, _stop)
         try:
             return _watch(running)
-        except KeyboardInterrupt as interrupt:  # Ctrl-C in a terminal has told the others too
-            return _end(running, 143 if interrupt.args else 130)
+        except KeyboardInterrupt as interrupt:
+            if interrupt.args:
+                return _end(running, 143, signal.SIGTERM, patience)
+            return _end(running, 130, signal.SIGINT, patience)
         finally:
             signal.signal(signal.SIGTERM, before)
             for process in running:
@@ -134,12 +140,12 @@ def _watch(running: Sequence[subprocess.Popen]) -> int:
     return max(128 - p.returncode if p.returncode < 0 else p.returncode for p in running)
 
 
-def _end(running: Sequence[subprocess.Popen], code: int) -> int:
+def _end(running: Sequence[subprocess.Popen], code: int, number: int = signal.SIGTERM, patience: float = GRACE) -> int:
     """Ask those that still run to end, and wait for them a while."""
-    deadline = time.monotonic() + GRACE
+    deadline = time.monotonic() + patience
     for process in running:
         if process.poll() is None:
-            process.terminate()
+            process.send_signal(number)
     while any(process.poll() is None for process in running) and time.monotonic() < deadline:
         time.sleep(LOOK)
     return code

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
+import os
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -11,6 +12,7 @@ import typer
 from typer.core import TyperCommand
 
 from ditkit.cli.keys import as_options, respell
+from ditkit.cli.processes import launch, note
 
 if TYPE_CHECKING:
     from ditkit.recipes import Recipe
@@ -38,16 +40,25 @@ Teacher = Annotated[
 ]
 Steps = Annotated[int | None, typer.Option("--steps", min=1, help="Optimizer steps of the whole run.")]
 Out = Annotated[Path | None, typer.Option("--out", help="Run folder. Default: runs/NAME.")]
+UNSHARED = "TORCH_DISABLE_SHARE_RDZV_TCP_STORE"
+SAVING = 900.0  # seconds that processes which were asked to stop have for their last checkpoint
 Device = Annotated[str, typer.Option("--device", help="auto, cpu, cuda, cuda:1, mps, ...")]
 
 
 class Command(TyperCommand):
-    """A verb that reads `--start PATH` and `--text ENCODERS` as the overrides start=PATH and text=ENCODERS."""
+    """A verb that reads `--start PATH` and `--text ENCODERS` as the overrides start=PATH and text=ENCODERS.
+
+    `--processes N` starts it N times.
+    """
 
     def parse_args(self, ctx, args):
         declared = {name for parameter in self.params for name in parameter.opts}
-        words = respell(as_options(args, declared), set(), {"start": "start", "text": "text"})
+        words = respell(as_options(note(ctx, args), declared), set(), {"start": "start", "text": "text"})
         return super().parse_args(ctx, words)
+
+    def invoke(self, ctx):
+        launch(ctx, patience=SAVING)
+        return super().invoke(ctx)
 
 
 def train(
@@ -74,24 +85,48 @@ def train(
     evaluation.every=5000 evaluation.n=2000 scores the averaged weights while they train, as `ditkit evaluate` does.
     Preference tuning needs pairs (--data pairs.jsonl data.pairs=both, lines of winner, loser and caption).
 
+    Several processes or GPUs train together, with the numbers of one: --processes 4, or torchrun --nproc-per-node 4 -m
+    ditkit train ..., on several machines with its rendezvous. training.parallel.kind=fsdp cuts weights into shards.
+
     Example: ditkit train repa.sit_s_2 --data ./my_images --codec pixels --teacher runs/teacher
     """
+    from contextlib import nullcontext
+
     from ditkit.cli.progress import bars
+    from ditkit.ranks import device_backend, find_ranks, together
     from ditkit.recipes.build import pick_device
     from ditkit.recipes.choose import choose
     from ditkit.recipes.run import train as train_run
 
     keys = overrides or []
-    chosen = choose(recipe, keys, data=data, size=size, codec=codec, teachers=teacher or (), steps=steps)
-    folder = out or run_folder(recipe, chosen)
-    where = pick_device(device)
-    with bars() as bar:
-        on_step = losses(bar, chosen.training.steps, chosen.training.log_every)
-        state = train_run(chosen, folder, where, keep=set_keys(keys), on_step=on_step, say=bar.say, bar=bar)
+    with together(find_ranks(), device_backend()) as ranks:
+        with ranks.agreed():
+            chosen = choose(recipe, keys, data=data, size=size, codec=codec, teachers=teacher or (), steps=steps)
+            folder = out or run_folder(recipe, chosen)
+            where = ranks.device(pick_device(device))
+        if ranks.first and (doubt := restarts_in_doubt(os.environ)):
+            typer.echo(f"ditkit: {doubt}", err=True)
+        with bars() if ranks.first else nullcontext() as bar:
+            told = {} if bar is None else {
+                "on_step": losses(bar, chosen.training.steps, chosen.training.log_every), "say": bar.say, "bar": bar,
+            }  # fmt: skip
+            state = train_run(chosen, folder, where, keep=set_keys(keys), ranks=ranks, **told)
+    if not ranks.first:
+        return
     typer.echo(f"step {state.step}: {folder}")
     typer.echo(f"samples: {folder / 'samples' / f'{state.step:07d}.png'}   report: {folder / 'report.html'}")
     words = '--prompt "..."' if chosen.text is not None else "--n 64"
     typer.echo(f"next: ditkit sample {folder} {words}")
+
+
+def restarts_in_doubt(environment: Mapping[str, str]) -> str | None:
+    """A line if torchrun is to start killed processes again and is not set up for it (pytorch#135712)."""
+    if environment.get("TORCHELASTIC_MAX_RESTARTS", "0") == "0" or environment.get(UNSHARED, "0") == "1":
+        return None
+    return (
+        f"torchrun --max-restarts often fails to restart without {UNSHARED}=1 in its own environment: "
+        f"{UNSHARED}=1 torchrun ...; a start by hand continues the run in any case"
+    )
 
 
 def losses(show: Callable[..., None], steps: int, every: int) -> Callable[[int, dict[str, float]], None]:

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Collection
+from collections.abc import Callable, Collection, Iterator
+from contextlib import contextmanager
 from pathlib import Path
+from typing import TypeVar
 
 import torch
 
@@ -13,11 +15,12 @@ from ditkit.evaluation import make_request, save_png
 from ditkit.evaluation.generate import sample_chunk
 from ditkit.evaluation.sheet import contact_sheet
 from ditkit.files import write_text
+from ditkit.ranks import ALONE, Ranks
 from ditkit.recipes.adapt import concerns, explain
 from ditkit.recipes.adapters import check_start, check_targets, tune
 from ditkit.recipes.build import Parts, build_job, prepare
 from ditkit.recipes.environment import ENVIRONMENT, data_facts, environment
-from ditkit.recipes.load import load
+from ditkit.recipes.load import Loaded, load
 from ditkit.recipes.online import Bar, hidden, open_online
 from ditkit.recipes.place import check_writable
 from ditkit.recipes.prompts import prompt_request, remembered
@@ -27,11 +30,15 @@ from ditkit.recipes.run_page import write_run_report
 from ditkit.recipes.start import begin, open_start
 from ditkit.recipes.text import listening
 from ditkit.training import list_steps
+from ditkit.training.files import SaveError
 from ditkit.training.files import prepare as prepare_folder
+from ditkit.training.guard import NonFinite
 from ditkit.training.log import Log, Row
 from ditkit.training.loop import fit
 from ditkit.training.start import Resume
-from ditkit.training.state import State
+from ditkit.training.state import Job, State
+
+T = TypeVar("T")
 
 RECIPE = "recipe.json"
 MAY_CHANGE = {
@@ -50,6 +57,7 @@ PREVIEW = 64  # images of the sheet that ends a run
 def train(
     recipe: Recipe, folder: Path, device: torch.device, *, keep: Collection[str] = (), resume: Resume = "auto",
     on_step: Callable[[int, Row], None] | None = None, say: Callable[[str], None] | None = None, bar: Bar | None = None,
+    ranks: Ranks = ALONE,
 ) -> State:  # fmt: skip
     """Train `recipe` in `folder` (made if needed; a run that is there is continued) and return the final state.
 
@@ -58,22 +66,25 @@ def train(
     said of themselves, what they changed in the recipe, what to doubt, what weights it begins from, images that cannot
     be used; bar(stage, done, total) how far the scores are that `evaluation` asks for. Nothing is written before data,
     codec, teachers, extractors and weights to begin from are there; a run that has all its steps keeps its recipe.
-    Raises what `prepare`, `open_start`, `open_online` and `fit` raise, one line each.
+    ranks: this process among all that train, inside `ditkit.ranks.together`; each calls this alike, and the first one
+    writes. Raises what `prepare`, `open_start`, `open_online` and `fit` raise, one line each.
     """
-    check_folder(folder)
-    check_start(recipe, folder)
-    parts = prepare(recipe, device, keep)
-    check_targets(parts.recipe)
-    begun = open_start(parts.recipe, folder)
-    online = open_online(parts, folder)
-    prepare_folder(folder)
-    check_same(parts.recipe, folder, parts.source.fingerprint)
-    if nothing_left(parts.recipe, folder, resume):
-        kept = from_file(folder / RECIPE)  # what made the weights; nothing is trained now
-    else:
+    with ranks.agreed():
+        check_folder(folder)
+        check_start(recipe, folder)
+    parts = in_turn(ranks, lambda: prepare(recipe, device, keep))
+    with ranks.agreed():
+        check_targets(parts.recipe)
+        begun = open_start(parts.recipe, folder)
+        online = open_online(parts, folder)
+        prepare_folder(folder)
+        check_same(parts.recipe, folder, parts.source.fingerprint)
         kept = parts.recipe
-        write_run_files(parts, folder)
-    log = Log(folder, on_message=say)
+        if done := nothing_left(parts.recipe, folder, resume):
+            kept = from_file(folder / RECIPE)  # what made the weights; nothing is trained now
+    if not done:
+        in_turn(ranks, lambda: write_run_files(parts, folder) if ranks.first else None)
+    log = Log(folder, on_message=say, writes=ranks.first)
     for line in (
         *parts.source.notes,
         *getattr(parts.text, "notes", ()),
@@ -82,16 +93,48 @@ def train(
         *(online.notes if online else ()),
     ):
         log.say(line)
-    with listening(log.say):
-        job = build_job(parts, folder)
-        for line in (*begin(job, parts.recipe, begun), *tune(job, parts.recipe)):
-            log.say(line)
+    with listening(log.say), one_voice(ranks):
+        job = in_turn(ranks, lambda: open_job(parts, folder, begun, log.say, ranks))
         if online is not None:
             online.attach(job, bar or hidden, log.say)
-        del begun  # a second copy of the weights
+        begun = None  # a second copy of the weights
         state = fit(job, resume=resume, on_step=on_step, on_message=say)
-    write_run_report(kept, folder, preview(folder, parts, state.step))
+    in_turn(ranks, lambda: write_run_report(kept, folder, preview(folder, parts, state.step)) if ranks.first else None)
     return state
+
+
+def open_job(parts: Parts, folder: Path, begun: Loaded | None, say: Callable[[str], None], ranks: Ranks) -> Job:
+    """The Job of these parts, begun from the weights that the recipe names, with what tunes it."""
+    job = build_job(parts, folder, ranks)
+    for line in (*begin(job, parts.recipe, begun), *tune(job, parts.recipe)):
+        say(line)
+    return job
+
+
+def in_turn(ranks: Ranks, what: Callable[[], T]) -> T:
+    """What each process makes of it: the first one before all others, who find what it has left on the disk.
+
+    What goes wrong in the first one ends all, in one line.
+    """
+    if ranks.world == 1:
+        return what()
+    made: list[T] = []
+    for turn in (True, False):
+        with ranks.agreed():
+            if ranks.first == turn:
+                made.append(what())
+    return made[0]
+
+
+@contextmanager
+def one_voice(ranks: Ranks) -> Iterator[None]:
+    """What all processes find out together is told by the first one only."""
+    try:
+        yield
+    except (NonFinite, SaveError):
+        if ranks.first:
+            raise
+        raise SystemExit(2) from None
 
 
 def nothing_left(recipe: Recipe, folder: Path, resume: Resume) -> bool:

@@ -72,7 +72,9 @@ class Team:
             return self._cut(module, self._policy())
         if not any(p.requires_grad for p in module.parameters()):
             return module
-        return Passing(module, broadcast_buffers=False, gradient_as_bucket_view=True)  # buffers never change
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore", FutureWarning)  # its name is to become forward_sync_buffers
+            return Passing(module, broadcast_buffers=False, gradient_as_bucket_view=True)  # buffers never change
 
     def spread(self, average: nn.Module) -> nn.Module:
         """Cut averaged weights as `share` cuts the module that they follow; they are float32 also where they run."""
@@ -259,8 +261,8 @@ def local(tensor: Tensor) -> Tensor:
 
 @torch.no_grad()
 def fill(own: Tensor, value: Tensor) -> None:
-    """Copy a whole tensor into `own`, or this process's part of it where `own` is cut; nothing is exchanged."""
-    if isinstance(own, DTensor):
+    """Copy a tensor into `own`; of a whole one this process's part where `own` is cut. Nothing is exchanged."""
+    if isinstance(own, DTensor) and not isinstance(value, DTensor):
         moved = value.to(own.device)
         value = distribute_tensor(moved, own.device_mesh, own.placements, src_data_rank=None)
     own.copy_(value)
@@ -268,7 +270,9 @@ def fill(own: Tensor, value: Tensor) -> None:
 
 @torch.no_grad()
 def placed(value: Tensor, beside: Tensor) -> Tensor:
-    """A copy of a whole tensor on the device of `beside`, cut as it is where both have one shape."""
+    """A copy of a tensor on the device of `beside`, a whole one cut as it is where both have one shape."""
+    if isinstance(value, DTensor):
+        return value.clone()
     if not isinstance(beside, DTensor) or value.shape != beside.shape:
         return value.to(beside.device, copy=True)
     own = torch.empty_like(beside, dtype=value.dtype, requires_grad=False)

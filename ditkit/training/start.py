@@ -12,9 +12,10 @@ from torch import Tensor
 
 from ditkit.checkpoints import CheckpointError
 from ditkit.diffusion import BatchNoise
+from ditkit.ranks import ALONE
 from ditkit.training import checkpoint
 from ditkit.training.log import Log
-from ditkit.training.optim import pieces
+from ditkit.training.optim import describe, pieces
 from ditkit.training.state import Job, State
 
 Resume = Literal["auto", "never"] | int
@@ -22,9 +23,28 @@ FIXED = ("batch", "seed")  # data position and draws follow from these
 
 
 def resume_run(state: State, resume: Resume, log: Log) -> None:
-    """Bring `state` and the run folder to the step that training goes on from."""
-    folder, writes = state.job.folder, state.job.rank == 0
-    steps = checkpoint.list_steps(folder)
+    """Bring `state` and the run folder to the step that training goes on from. The first process chooses for all."""
+    folder, ranks = state.job.folder, state.job.ranks if state.team.many else ALONE
+    found = None
+    with ranks.agreed():
+        if ranks.first:
+            found = _choose(state.job, resume, log)
+    found = ranks.tell(found)
+    if found is not None:
+        with ranks.agreed():
+            for line in state.restore(*found):
+                log.say(line)
+    if state.job.rank == 0:
+        checkpoint.remove_drafts(folder)
+        checkpoint.set_aside(folder, state.step)
+    dropped = log.rewind(state.step)
+    if found is not None:
+        log.say(f"resumed at step {state.step}" + (f"; {dropped} later rows of metrics dropped" if dropped else ""))
+
+
+def _choose(job: Job, resume: Resume, log: Log) -> tuple[int, dict] | None:
+    """(step, numbers) of the checkpoint to go on from, or None; ValueError where it belongs to another run."""
+    folder, steps = job.folder, checkpoint.list_steps(job.folder)
     if resume == "never":
         if steps:
             raise ValueError(f"{folder} holds a run up to step {steps[-1]}; resume it or name another folder")
@@ -36,15 +56,8 @@ def resume_run(state: State, resume: Resume, log: Log) -> None:
             raise CheckpointError(f"{folder}: no checkpoint of step {resume}; there are {steps}")
         found = resume, checkpoint.read_state(folder, resume)
     if found is not None:
-        step, numbers = found
-        _check_same(state.job, numbers, log)
-        state.restore(step, numbers)
-    if writes:
-        checkpoint.remove_drafts(folder)
-        checkpoint.set_aside(folder, state.step)
-    dropped = log.rewind(state.step)
-    if found is not None:
-        log.say(f"resumed at step {state.step}" + (f"; {dropped} later rows of metrics dropped" if dropped else ""))
+        _check_same(job, found[1], log)
+    return found
 
 
 def announce(state: State, log: Log) -> None:
@@ -59,8 +72,20 @@ def announce(state: State, log: Log) -> None:
     name = torch.cuda.get_device_name(device) if device.type == "cuda" else device.type
     what = f"{sizes[0]:,} parameters" + (f" and {sizes[1]:,} of projectors" if sizes[1:] else "")
     batch = f"batch {settings.batch} = {job.world} x {len(cut)} passes of {max(b - a for a, b in cut)}"
-    tf32 = f", TF32 {'on' if settings.tf32 else 'off'}" if device.type == "cuda" else ""
-    log.say(f"training {what} on {name}, steps {state.step} to {settings.steps}, {batch}, {settings.precision}{tf32}")
+    more = f", TF32 {'on' if settings.tf32 else 'off'}" if device.type == "cuda" else ""
+    more += f", {_spread(job)}" if job.world > 1 else ""
+    log.say(f"training {what} on {name}, steps {state.step} to {settings.steps}, {batch}, {settings.precision}{more}")
+    if settings.muon is not None:
+        log.say(describe(state.optimizer))
+
+
+def _spread(job: Job) -> str:
+    """How the processes share the model, in words."""
+    parallel = job.settings.parallel
+    if parallel.kind == "ddp":
+        return "a copy of the model a process (ddp)"
+    shards = parallel.shards or job.world
+    return f"weights in {shards} shards (fsdp)" + (f", {job.world // shards} copies" if shards < job.world else "")
 
 
 def _check_same(job: Job, numbers: dict, log: Log) -> None:

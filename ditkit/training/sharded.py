@@ -1,0 +1,103 @@
+"""The writer of checkpoints in parts: every process writes its own, the first one gives them all their final name."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Mapping
+from concurrent.futures import Future
+from pathlib import Path
+from typing import Any, TypeVar
+
+from torch import distributed
+from torch.distributed.checkpoint.api import CheckpointException
+
+from ditkit.ranks import PATIENCE, Ranks
+from ditkit.training import checkpoint
+from ditkit.training.files import SaveError
+from ditkit.training.saving import Saved, Task
+from ditkit.training.settings import TrainSettings
+from ditkit.training.shards import begin_parts, parts_of, reason
+from ditkit.training.state import State
+
+T = TypeVar("T")
+
+
+class Sharded:
+    """A saving.Writer. Tensors are copied when `save` is called, threads write and exchange what must be known.
+
+    A checkpoint is complete or absent: parts go to a draft folder, every process reads its own again for its checksum,
+    then the first one writes state.json and renames the folder. What fails in one process fails in all.
+    """
+
+    def __init__(self, settings: TrainSettings, ranks: Ranks):
+        self.settings, self.ranks, self._task = settings, ranks, Task()
+        self._group = distributed.new_group(backend="gloo", timeout=PATIENCE)  # the threads' own
+
+    @property
+    def pending(self) -> int | None:
+        """The step that is being written."""
+        return self._task.pending
+
+    def save(self, state: State) -> None:
+        """Copy this process's part and begin to write it."""
+        folder, step, numbers, began = state.job.folder, state.step, state.numbers(), time.perf_counter()
+        draft = self._first(lambda: checkpoint.begin(folder, step), folder, step)
+        writing = begin_parts(draft, state.tensors(), self._group)
+
+        def finish() -> Saved:
+            self._finish(writing, folder, draft, step, numbers)
+            return Saved(step, time.perf_counter() - began, self.settings.save_async)
+
+        self._task.begin(step, finish)
+
+    def poll(self) -> Saved | None:
+        """What has been finished since the last call. SaveError if it failed."""
+        return self._task.poll()
+
+    def wait(self) -> Saved | None:
+        """The same, after the write that is under way."""
+        self._task.join()
+        return self._task.poll()
+
+    def close(self) -> None:
+        """Nothing can be finished without the others: a draft stays, which the next run removes."""
+
+    def _finish(self, writing: Future[Any], folder: Path, draft: Path, step: int, numbers: Mapping) -> None:
+        """In the thread: checksums of this process's part, then one rename for all."""
+        problem, listed = None, {}
+        try:
+            writing.result()
+            listed = {part.name: checkpoint.facts(part) for part in parts_of(draft, self.ranks.rank)}
+        except (Exception, CheckpointException) as error:
+            problem = reason(error)
+        told = self._all((problem, listed))
+        problems = [text for text, _ in told if text]
+        files = {name: facts for _, own in told for name, facts in own.items()}
+
+        def commit() -> None:
+            if problems:
+                raise OSError(problems[0])
+            checkpoint.commit(folder, step, files, numbers)
+            checkpoint.prune(folder, self.settings.keep_last, self.settings.keep_every)
+
+        self._first(commit, folder, step)
+
+    def _all(self, mine: T) -> list[T]:
+        """What each process gives."""
+        given: list[Any] = [None] * self.ranks.world
+        distributed.all_gather_object(given, mine, group=self._group)
+        return given
+
+    def _first(self, what: Callable[[], T], folder: Path, step: int) -> T:
+        """What the first process makes of it, in all of them; its SaveError too."""
+        made: Any = None
+        if self.ranks.first:
+            try:
+                with checkpoint.unwritten(folder, step):
+                    made = what()
+            except SaveError as error:
+                made = error
+        made = self._all(made)[0]
+        if isinstance(made, SaveError):
+            raise made
+        return made
