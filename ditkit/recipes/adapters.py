@@ -25,6 +25,7 @@ from ditkit.training.adapter_files import read_tensors, save_adapter, save_diffu
 from ditkit.training.adapters import add_adapter, fill_adapter, merge, target_names
 from ditkit.training.preference import Preference, frozen_copy
 from ditkit.training.state import Job
+from ditkit.training.weights import read
 
 BASE = "base.safetensors"
 
@@ -125,7 +126,7 @@ def export_adapter(
     recipe = from_file(folder / "recipe.json")
     if recipe.adapter is None:
         raise CheckpointError(f"{folder}: this run trains no adapter (adapter.rank=... does)")
-    tensors = checkpoint.read(folder, step, "raw" if weights == "raw" else "ema")
+    tensors = read(folder, step, weights)
     said = f"LoRA of rank {recipe.adapter.rank}, {sum(v.numel() for v in tensors.values()):,} parameters"
     if layout == "diffusers":
         if recipe.model.kind != "mmdit":

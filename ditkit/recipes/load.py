@@ -7,7 +7,7 @@ import os
 from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
-from typing import Any, Literal, get_args
+from typing import Any
 
 import torch
 from safetensors import SafetensorError
@@ -29,12 +29,12 @@ from ditkit.recipes.recipe import Recipe
 from ditkit.recipes.registry import RECIPES, from_file
 from ditkit.recipes.text import open_text
 from ditkit.training import checkpoint
+from ditkit.training import weights as stored
 from ditkit.training.adapter_files import CARD as ADAPTER
 
 FAMILIES = {"diffusers-dit": "dit", "improved-dit": "ddt", "diffusers-sd3": "sd3", "repa-mmdit": "repa_t2i"}
 LARGEST = {"sd3": "medium", "repa_t2i": "coco"}  # rows that stand in for sizes that no row has; else xl_2_256
 MODEL, PROJECTORS, CARD = "model.safetensors", "projectors.safetensors", "model.json"
-Weights = Literal["ema", "raw"]
 
 
 @dataclass
@@ -55,7 +55,7 @@ class Loaded:
     images: str = ""  # fingerprint of the images that it was trained on, where that is known
     captions: tuple[str, ...] = ()  # some of theirs, where it was trained on text
     encoder: str = ""  # id of the text encoder that it was trained with
-    notes: tuple[str, ...] = ()  # what of a published file was left aside
+    notes: tuple[str, ...] = ()  # what of a published file was left aside, how an average was made
     device: torch.device = field(default_factory=lambda: torch.device("cpu"))
 
     @cached_property
@@ -82,22 +82,28 @@ class Loaded:
 
 
 def load(
-    path: str | os.PathLike, weights: Weights = "ema", *, step: int | None = None, source: str | None = None,
+    path: str | os.PathLike, weights: str = "ema", *, step: int | None = None, source: str | None = None,
     **shape: Any,
 ) -> Loaded:  # fmt: skip
     """A run folder, a folder that `ditkit convert` wrote, or a published file -> Loaded, on the CPU, in eval mode.
 
-    weights: averaged ("ema") or raw; step: of a run, default its newest whole checkpoint. source and `shape` are those
-    of `load_published` and needed for published files only. Raises CheckpointError or SettingsError, one line.
+    weights: averaged ("ema") or raw; of a run also "ema:0.999" and "power:0.08", which it kept or which are made of
+    what it kept (training/weights.py; `notes` say so). step: of a run, default its newest whole checkpoint. source
+    and `shape` are those of `load_published` and needed for published files only. Raises CheckpointError or
+    SettingsError, one line.
     """
     place = Path(path).expanduser()
-    if weights not in get_args(Weights):
-        raise CheckpointError(f"weights={weights!r}: choose 'ema' or 'raw'")
+    try:
+        kind, number = stored.parse(weights)
+    except ValueError as error:
+        raise CheckpointError(str(error)) from None
     if not place.exists():
         raise CheckpointError(f"{place}: no such run, model folder or checkpoint file")
     run = (place / "recipe.json").is_file() and (place / "checkpoints").is_dir()
     if source is not None and (run or (place / CARD).is_file()):
         raise CheckpointError(f"{place}: a ditkit model, which knows what it is: leave --source {source} out")
+    if number is not None and not run:
+        raise CheckpointError(f"{place}: weights={weights} are of a run; here choose 'ema' or 'raw'")
     if run:
         loaded = _run(place, weights, step)
     elif (place / CARD).is_file():
@@ -105,7 +111,7 @@ def load(
     elif source is None:
         raise CheckpointError(f"{place}: {_unknown(place)}")
     else:
-        loaded = of_published(load_published(place, source, weights=weights, **shape))
+        loaded = of_published(load_published(place, source, weights="raw" if kind == "raw" else "ema", **shape))
         loaded.recipe = loaded.recipe.model_copy(update={"name": loaded.recipe.name or place.stem})
     loaded.model.eval().requires_grad_(False)
     return loaded
@@ -171,31 +177,33 @@ def _objective(base: Recipe, published: Published) -> AnyObjective:
     return given.model_copy(update={"path": path, "prediction": kind, "variance": variance})
 
 
-def _run(folder: Path, weights: Weights, step: int | None) -> Loaded:
+def _run(folder: Path, weights: str, step: int | None) -> Loaded:
     recipe = from_file(folder / "recipe.json")
     if step is None:
         found = checkpoint.latest(folder)
         if found is None:
             raise CheckpointError(f"{folder}: no checkpoint in this run yet; `ditkit train` makes them")
         step = found[0]
-    state = checkpoint.read(folder, step, weights)
+    notes: list[str] = []
+    state = stored.read(folder, step, weights, say=notes.append)
     model = _filled(recipe, state, folder) if recipe.adapter is None else tuned(folder, recipe, state)
     projectors = None
     if recipe.align is not None:
-        state = checkpoint.read(folder, step, weights, "align")
+        state = stored.read(folder, step, weights, "align")
         projectors = projectors_of({k.removeprefix("projectors."): v for k, v in state.items()})
-    return _loaded(recipe, model, projectors, source="ditkit", weights=weights, step=step, **_data(data_facts(folder)))
+    facts = {"source": "ditkit", "weights": weights, "step": step, "notes": tuple(notes), **_data(data_facts(folder))}
+    return _loaded(recipe, model, projectors, **facts)
 
 
-def _exported(folder: Path, weights: Weights) -> Loaded:
+def _exported(folder: Path, weights: str) -> Loaded:
     recipe = from_file(folder / "recipe.json")
     try:
         card = json.loads((folder / CARD).read_text(encoding="utf-8"))
         facts = {key: card[key] for key in ("source", "weights", "step")} | _data(card.get("data", {}))
     except (ValueError, KeyError, TypeError, AttributeError) as error:
         raise CheckpointError(f"{folder / CARD}: not what `ditkit convert` writes ({error!r})") from None
-    if facts["weights"] == "ema" and weights == "raw":
-        raise CheckpointError(f"{folder}: holds averaged (EMA) weights only; convert the run again with weights=raw")
+    if str(facts["weights"]).startswith(("ema", "power")) and weights == "raw":
+        raise CheckpointError(f"{folder}: holds averaged weights only; convert the run again with weights=raw")
     model = _filled(recipe, _tensors(folder / MODEL), folder)
     projectors = projectors_of(_tensors(folder / PROJECTORS)) if (folder / PROJECTORS).is_file() else None
     return _loaded(recipe, model, projectors, **facts)

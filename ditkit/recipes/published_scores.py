@@ -51,7 +51,7 @@ class PublishedTable:
 def scored(loaded: Loaded) -> Scored:
     """What a loaded model tells of its weights: a run and its exports all of it, a published file what is in it."""
     data = loaded.recipe.data.source if loaded.source == "ditkit" else ""
-    return Scored(loaded.step, {"ema": True, "raw": False}.get(loaded.weights), data)
+    return Scored(loaded.step, None if loaded.weights == "flat" else loaded.weights != "raw", data)
 
 
 def published_table(recipe: Recipe, scores: Scores, of: Scored | None = None) -> PublishedTable | None:

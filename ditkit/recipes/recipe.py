@@ -14,6 +14,7 @@ from ditkit.models import AnyModel, reads_text
 from ditkit.pretrained import CodecSettings, TeacherSettings, TextSettings
 from ditkit.recipes.online_settings import EvaluationSettings, complete
 from ditkit.training import AdapterSettings, TrainSettings
+from ditkit.training.weights import Weights
 
 
 class Published(Settings):
@@ -43,7 +44,7 @@ class Start(Settings):
 
     path: str = Field(description="a run, a folder of `ditkit convert`, or a published file (with source)")
     source: str | None = Field(None, description="family of a published file: dit, sit, repa, ddt, improved-dit, ...")
-    weights: Literal["ema", "raw"] = Field("ema", description="averaged or raw; both of the new run begin from them")
+    weights: Weights = Field("ema", description="averaged or raw (or, of a run, ema:DECAY, power:WIDTH) to begin from")
     step: int | None = Field(None, ge=0, description="of a run; none: its newest")
 
     @model_validator(mode="before")

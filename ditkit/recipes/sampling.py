@@ -5,7 +5,6 @@ from __future__ import annotations
 import hashlib
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Literal
 
 import torch
 from pydantic import Field, field_validator
@@ -26,6 +25,7 @@ from ditkit.recipes.prompts import EACH, data_prompts, prompt_request, read_prom
 from ditkit.recipes.sampling_words import describe_doubts, describe_sample, describe_sampler, describe_weights
 from ditkit.recipes.sharing import Place, parse_sharing
 from ditkit.training.files import prepare as prepare_folder
+from ditkit.training.weights import Weights
 
 __all__ = ["describe_doubts", "describe_sample", "describe_sampler", "describe_weights"]  # beside what is made here
 # choices that `ditkit analyze sharing` must be given too
@@ -56,7 +56,7 @@ class Choices(Settings):
     seed: int = Field(0, ge=0, description="of all draws; image i is the same in any n and chunk")
     guidance: float | None = Field(None, ge=0, description="guidance scale; 1 is none; None: the recipe's")
     interval: tuple[float, float] | None = Field(None, description="guide between these times: LOW,HIGH; 0 = data")
-    weights: Literal["ema", "raw"] = Field("ema", description="averaged or raw weights")
+    weights: Weights = Field("ema", description="averaged or raw; of a run also ema:DECAY or power:WIDTH")
     step: int | None = Field(None, ge=0, description="which checkpoint of a run; None: the newest")
     codec: str | None = Field(None, description="'pixels', 'ft-ema', 'ft-mse', 'sd3', a hub id or a folder")
     text: str | None = Field(None, description="text models: 'toy', 'clip', 'sd3', clip:SOURCE, sd3:SOURCE or a folder")
@@ -299,7 +299,7 @@ def folder_for(what: Path, loaded: Loaded, sampling: SamplerSettings, request: R
     first = f"{loaded.step:07d}" if loaded.step is not None else what.stem
     asked = "".join(fingerprint(settings) for settings in (loaded.recipe.codec, sampling, request.essence))
     digest = hashlib.sha256(asked.encode()).hexdigest()[:8]
-    name = f"{first}-{loaded.weights}-{sampling.solver}-{sampling.steps}-n{request.n}-{digest}"
+    name = f"{first}-{loaded.weights.replace(':', '-')}-{sampling.solver}-{sampling.steps}-n{request.n}-{digest}"
     return home_of(what) / "samples" / name
 
 

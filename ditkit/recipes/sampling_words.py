@@ -9,6 +9,7 @@ from ditkit.diffusion import AnyGuidance, SamplerSettings, Sharing, SkipLayer
 from ditkit.evaluation import Generated, Request
 from ditkit.evaluation.folder import SampleFolder
 from ditkit.recipes.load import Loaded
+from ditkit.training.weights import describe
 
 NAMED = 20  # classes whose names are told
 
@@ -43,9 +44,9 @@ def describe_classes(loaded: Loaded, request: Request) -> str:
 
 def describe_weights(loaded: Loaded) -> str:
     """Which weights these are, for people: "averaged (EMA), step 800"."""
-    told = {"ema": "averaged (EMA)", "raw": "raw", "flat": "as in the file, which does not say (publishers ship EMA)"}
+    untold = "as in the file, which does not say (publishers ship EMA)"
     step = f", step {loaded.step:,}" if loaded.step is not None else ""
-    return f"{told.get(loaded.weights, loaded.weights)}{step}"
+    return f"{untold if loaded.weights == 'flat' else describe(loaded.weights)}{step}"
 
 
 def describe_doubts(loaded: Loaded) -> list[str]:

@@ -15,6 +15,7 @@ from ditkit.recipes.load import CARD, Loaded, load
 from ditkit.recipes.recipe import Recipe, Start
 from ditkit.training import list_steps
 from ditkit.training.state import Job
+from ditkit.training.weights import describe
 
 # no weights hang on them, or their shapes tell
 FREE = {"size", "checkpointing", "adaln_zero", "mlp_ratio", "text_length", "table", "step", "init"}
@@ -92,7 +93,8 @@ def begin(job: Job, recipe: Recipe, loaded: Loaded | None) -> list[str]:
     if loaded is None or recipe.start is None:
         return []
     job.model.load_state_dict(fitted(loaded, recipe.model, job.model.state_dict()))
-    which = {"ema": "averaged", "raw": "raw"}.get(loaded.weights, "the file's")
+    plain = {"ema": "averaged", "flat": "the file's"}
+    which = plain.get(loaded.weights) or describe(loaded.weights)
     step = "" if loaded.step is None else f", step {loaded.step}"
     lines = [f"begins from {recipe.start.path}{step}, {which} weights{_projectors(job, recipe, loaded)}"]
     there, here = loaded.settings, recipe.model

@@ -255,7 +255,7 @@ def sight_of(
 def place_for(what: Path, loaded: Loaded, sight: str) -> Path:
     """RUN/sweeps/...: one folder for all sweeps of these weights against these real images in these spaces."""
     first = f"{loaded.step:07d}" if loaded.step is not None else what.stem
-    return home_of(what) / "sweeps" / f"{first}-{loaded.weights}-{sight[:8]}"
+    return home_of(what) / "sweeps" / f"{first}-{loaded.weights.replace(':', '-')}-{sight[:8]}"
 
 
 @dataclass(frozen=True)

@@ -3,7 +3,7 @@
 from ditkit.checkpoints import CheckpointError
 from ditkit.training.adapter_files import load_adapter, save_adapter, save_diffusers
 from ditkit.training.adapters import Adapter, AdapterSettings, adapter_off, add_adapter, merge
-from ditkit.training.checkpoint import list_steps, read
+from ditkit.training.checkpoint import list_steps
 from ditkit.training.ema import Ema
 from ditkit.training.files import SaveError, Unwritable
 from ditkit.training.guard import Interrupted, NonFinite
@@ -14,6 +14,7 @@ from ditkit.training.preference import Preference
 from ditkit.training.settings import TrainSettings
 from ditkit.training.state import Job, State
 from ditkit.training.validation import ValidationLoss
+from ditkit.training.weights import read
 
 __all__ = [
     "Adapter",

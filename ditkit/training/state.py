@@ -27,7 +27,7 @@ from ditkit.training.parallel import Team, fill, local, placed
 from ditkit.training.readings import Readings
 from ditkit.training.settings import TrainSettings
 
-PARTS = (("model", ""), ("align", "align_"))  # of a checkpoint: the raw file of each module, the prefix of its averages
+PARTS = (("model", ""), ("align", "align_"))  # each module's raw file in a checkpoint, the prefix of its averages
 ATTEMPT = 2**40  # between the seeds of a run before and after a rollback; users' seeds are smaller
 
 
@@ -195,6 +195,10 @@ class State:
                 found[f"{prefix}{name}"] = kept(module) | {kept_name(module, k): v for k, v in own.items()}
         return found
 
+    def trained(self) -> set[str]:
+        """What checkpoints call the parameters that are averaged, of all modules."""
+        return {kept_name(m, n) for m in self.job.modules for n, p in m.named_parameters() if p.requires_grad}
+
     def numbers(self) -> dict:
         """The rest of a checkpoint: JSON values."""
         return {
@@ -204,7 +208,7 @@ class State:
             "attempt": self.attempt,
             "guard": self.guard.numbers(),
             "alarms": self.alarms.numbers(),
-            "meter": {"steps": self.meter.steps, "sums": self.meter.sums},
+            "meter": self.meter.numbers(),
             "seconds": self.seconds,
             **({"averagings": int(self.averages.count.item())} if self.averages.powers else {}),
         }

@@ -19,7 +19,8 @@ from ditkit.recipes.choose import choose
 from ditkit.recipes.load import load, save_exported
 from ditkit.recipes.run import train
 from ditkit.recipes.start import begin, open_start
-from ditkit.training.checkpoint import read, read_tensors
+from ditkit.training.checkpoint import read_tensors
+from ditkit.training.weights import read
 
 CPU = torch.device("cpu")
 SMALL = {

@@ -130,7 +130,7 @@ def remembered(subject: Subject, settings: AttentionSettings, n: int, bar: Bar) 
     parts = list(noised(subject, settings.t[middle(settings.t)], n, null=False))
     moments = []
     for done, step in enumerate(chosen, start=1):
-        earlier = load(folder, loaded.weights, step=step).to(loaded.device)  # type: ignore[arg-type]
+        earlier = load(folder, loaded.weights, step=step).to(loaded.device)
         moments.append(Moment(step=step, blocks=look(subject, earlier.model, parts)))
         bar("attention over training", done, count)
     return moments

@@ -32,6 +32,7 @@ from ditkit.recipes.analyses.verdicts import HALVES, changed, gap, judged, ranke
 from ditkit.recipes.analyses.words import check_times
 from ditkit.recipes.load import load
 from ditkit.training import list_steps
+from ditkit.training.weights import describe
 
 MOST = 12  # checkpoints that are looked at, where none are named
 
@@ -92,10 +93,10 @@ def measure(subject: Subject, settings: ProgressSettings, bar: Bar) -> Found:
     steps = sorted(settings.checkpoints) or [there[i] for i in spread(len(there), MOST)]
     blocks = chosen_blocks(settings.blocks, loaded.settings.depth)
     bench = Bench(subject, How(probe=settings.probe, paper=PaperProbe(), k=settings.k, prepare=settings.prepare), bar)
-    teachers, weights, seen = bench.teacher_looks(), "raw" if loaded.weights == "raw" else "ema", []
+    teachers, weights, seen = bench.teacher_looks(), loaded.weights, []
     ends: list[dict[tuple[str, int], Tensor]] = []  # of the first and the last: teacher, time -> the best's features
     for step in steps:
-        model = load(folder, weights, step=step).model.to(loaded.device)  # type: ignore[arg-type]
+        model = load(folder, weights, step=step).model.to(loaded.device)
         looks: list[Look] = []
         peaks: dict[str, list[Peak | None]] = {}
         leaders: dict[tuple[str, int], Tensor] = {}
@@ -242,7 +243,7 @@ def _table(results: Mapping[str, ProgressResult]) -> Table:
 def _note(r: ProgressResult) -> str:
     probe = "" if r.unprobed else f" Probe: {PROBES[r.how.probe]}, {r.train_images:,} images of {r.classes} classes."
     alike = f" CKNNA: k = {r.how.k}, features {PREPARED[r.how.prepare]}." if r.teachers else ""
-    averaged = "averaged (EMA)" if r.weights == "ema" else "raw"
+    averaged = describe(r.weights)
     return (
         f"Of each checkpoint's {averaged} weights, on {r.images:,} {r.watched} with the same noise; null condition, "
         f"mean token, the best of blocks {', '.join(map(str, r.blocks))}.{probe}{alike} {HALVES}."

@@ -39,7 +39,7 @@ from ditkit.evaluation.generate import decode_latents, evaluating, sample_latent
 from ditkit.evaluation.metrics.agreement import agreement
 from ditkit.recipes import t2i
 from ditkit.recipes.build import prepare, validation_source
-from ditkit.recipes.load import Loaded, Weights, load
+from ditkit.recipes.load import Loaded, load
 from ditkit.recipes.prompts import data_prompts
 from ditkit.recipes.reproduce.claim import JUDGES, Arm, Claim, Finding, Question, Show
 from ditkit.recipes.reproduce.formulation_ranks import RULE, judge
@@ -68,7 +68,7 @@ SMOKE = FormulationBudget(steps=4, batch=16, width=32, depth=1, ema=0.5, images=
 SMALL = FormulationBudget()
 LARGE = FormulationBudget(width=96, steps=1000, ema=0.99, images=1000, chunk=250)
 
-PARTS: dict[str, tuple[int, float, Weights]] = {
+PARTS: dict[str, tuple[int, float, str]] = {
     f"{steps} steps, guidance {scale:g}, {weights}": (steps, scale, weights)
     for weights in ("ema", "raw")
     for steps, scale in SAMPLERS
@@ -172,7 +172,7 @@ class FormulationStudy:
         seen = agreement(self.classifier.probabilities(images), torch.tensor(request.labels))
         return {"agreement": seen, "frechet": distance, "step": chosen}
 
-    def load(self, folder: Path, step: int, weights: Weights) -> Loaded:
+    def load(self, folder: Path, step: int, weights: str) -> Loaded:
         """A checkpoint, with the codec and the text encoder that are here already."""
         wanted = (str(folder), step, weights)
         if self._loaded is None or self._loaded[0] != wanted:
