@@ -8,7 +8,7 @@ import os
 import secrets
 from collections import Counter
 from collections.abc import Iterator
-from pathlib import Path, PurePosixPath
+from pathlib import Path
 from typing import NamedTuple
 
 import numpy as np
@@ -108,7 +108,7 @@ def _group(path: Path) -> Shard:
     try:
         for member in scan_tar(path):
             name = member.name.removeprefix("./")
-            if any(part.startswith(".") for part in PurePosixPath(name).parts):
+            if "/." in f"/{name}":  # hidden
                 continue
             twice += name in members
             members[name] = member._replace(name=name)
@@ -193,7 +193,7 @@ def _size(header: bytes, extra: dict[str, str]) -> int | None:
         stated, size = _number(header[148:156]), int(extra.get("size") or _number(header[124:136]))
     except ValueError:
         return None
-    sound = stated in (sum(rest), sum(rest) - 256 * sum(byte > 127 for byte in rest))
+    sound = stated == sum(rest) or stated == sum(rest) - 256 * sum(byte > 127 for byte in rest)
     return size if sound and size >= 0 else None
 
 

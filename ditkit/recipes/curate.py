@@ -10,7 +10,8 @@ from typing import NamedTuple
 import numpy as np
 import torch
 
-from ditkit.data import DataSettings, ImageSource, Rule, open_source, write_index
+from ditkit.data import DataError, DataSettings, ImageSource, Rule, open_source, write_index
+from ditkit.data.cache import Cache
 from ditkit.data.duplicate_clusters import (
     Clusters,
     DuplicateSettings,
@@ -58,7 +59,7 @@ def find_duplicates(
     half precision, a row an image, of length 1. FileExistsError if `out` is there.
     """
     check_new(out)
-    source = open_source(data.model_copy(update={"cache": False}))
+    source = _open(data)
     with new_folder(out) as draft:
         if extractor is None:
             looks = hash_all(source, told)
@@ -144,6 +145,17 @@ def _product(device: torch.device | str) -> Callable[[np.ndarray, np.ndarray], n
     return product
 
 
+def _open(data: DataSettings) -> ImageSource:
+    """The pictures to choose from, as stored. DataError where there are none to choose."""
+    source = open_source(data.model_copy(update={"cache": False}))
+    if source.made or isinstance(source, Cache):
+        what = (
+            "pictures made when they are read" if source.made else "a cache of latents; choose before `ditkit encode`"
+        )
+        raise DataError(f"data {data.source!r}: {what}: there is nothing to choose from")
+    return source
+
+
 class Filtered(NamedTuple):
     """How many images there were, how many stay, and what each rule takes."""
 
@@ -159,7 +171,7 @@ def filter_data(
     if out.exists():
         raise FileExistsError(f"{out}: exists already; remove it, or choose another with --out")
     check_writable(out.parent)
-    source = open_source(data.model_copy(update={"cache": False}))
+    source = _open(data)
     kept, rules = filter_source(source, settings, told)
     write_index(out, source, data.source, kept, rules)
     return Filtered(len(source), len(kept), rules)

@@ -82,6 +82,8 @@ def test_a_zip_and_a_tar_are_trained_on(data, tmp_path, ditkit):
 @pytest.mark.parametrize(
     ("words", "message"),
     [
+        (("filter", "scenes", "--min-side", "5"), "there is nothing to choose from"),
+        (("duplicates", "scenes"), "there is nothing to choose from"),
         (("filter", "DATA"), "no rule is given"),
         (("filter", "DATA", "--min-score", "aesthetic"), "--min-score aesthetic: COLUMN=VALUE is asked for"),
         (("filter", "DATA", "--min-score", "a=b"), "--min-score a=b: COLUMN=VALUE is asked for"),
