@@ -7,7 +7,7 @@ import json
 import os
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -34,6 +34,10 @@ class Meter:
             total = self.sums.setdefault(name, [0.0, 0])
             total[0] += value
             total[1] += 1
+
+    def numbers(self) -> dict:
+        """What a checkpoint keeps of it; a copy, since the sums go on while it is written."""
+        return {"steps": self.steps, "sums": {name: list(pair) for name, pair in self.sums.items()}}
 
     def take(self) -> Row:
         """The mean of each name over the steps that had it, and empty the meter."""
@@ -100,7 +104,11 @@ class Clock:
 
 
 class Log:
-    """Writes a run's two files and tells a listener. Only the process with `writes` touches the disk."""
+    """Writes a run's two files and tells a listener. Only the process with `writes` touches the disk.
+
+    What cannot be written, as on a full disk, is SaveError; with `patient` it is told to the listener and kept, and
+    written before the next line.
+    """
 
     def __init__(
         self,
@@ -109,9 +117,11 @@ class Log:
         on_message: Callable[[str], None] | None = None,
         *,
         writes: bool = True,
+        patient: bool = False,
     ):
         self.metrics, self.text = folder / "metrics.jsonl", folder / "log.txt"
-        self.on_log, self.on_message, self.writes = on_log, on_message, writes
+        self.on_log, self.on_message, self.writes, self.patient = on_log, on_message, writes, patient
+        self._kept: dict[Path, list[str]] = {}
 
     def row(self, row: Row) -> None:
         """Append one line of numbers; a value that is not finite is left out (JSON has none)."""
@@ -130,6 +140,8 @@ class Log:
 
     def rewind(self, step: int) -> int:
         """Drop the rows after `step` and a line cut off by a kill; returns how many went."""
+        unwritten = self._kept.get(self.metrics, [])
+        unwritten[:] = [line for line in unwritten if json.loads(line)["step"] <= step]
         if not self.writes or not self.metrics.exists():
             return 0
         lines = self.metrics.read_text(encoding="utf-8").splitlines(keepends=True)
@@ -138,15 +150,39 @@ class Log:
             write_text(self.metrics, "".join(kept))
         return len(lines) - len(kept)
 
-    @staticmethod
-    def _append(path: Path, line: str) -> None:
+    def flush(self) -> None:
+        """Write what was kept; SaveError if that still cannot be."""
+        self.patient = False
+        for path in list(self._kept):
+            self._append(path)
+
+    def _append(self, path: Path, *lines: str) -> None:
+        kept = [*self._kept.pop(path, []), *lines]
         try:
-            with path.open("a", encoding="utf-8") as file:
-                file.write(line + "\n")
-                file.flush()
-                os.fsync(file.fileno())
+            append(path, kept)
         except OSError as error:
-            raise SaveError(f"{path} could not be written: {error.strerror}") from None
+            told = f"{path} could not be written: {error.strerror}"
+            if not self.patient:
+                raise SaveError(told) from None
+            self._kept[path] = kept
+            if len(kept) == 1 and self.on_message:
+                self.on_message(f"{told}; training goes on, its lines are kept and written when that is possible")
+
+
+def append(path: Path, lines: Sequence[str]) -> None:
+    """Append whole lines to a file, forced to the disk. OSError, and the file is as before, if they do not fit."""
+    if not lines:
+        return
+    with path.open("ab", buffering=0) as file:
+        before = file.seek(0, os.SEEK_END)
+        content = memoryview("".join(f"{line}\n" for line in lines).encode())
+        try:
+            while content:  # a disk that fills up takes a part first
+                content = content[file.write(content) :]
+            os.fsync(file.fileno())
+        except OSError:
+            file.truncate(before)
+            raise
 
 
 def read_metrics(folder: str | os.PathLike) -> list[Row]:

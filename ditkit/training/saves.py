@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 
 import torch
 
@@ -62,7 +62,7 @@ class Saves:
 
     def poll(self) -> None:
         """Hear of what was written in the background since; several processes do so where a row or a save is due."""
-        if self.state.job.settings.save_async and (self.state.job.world == 1 or due(self.state)):
+        if self.state.job.settings.save_async and (not self.state.team.many or due(self.state)):
             self._do(self.writer.poll)
 
     def _do(self, what: Callable[[], Saved | None], *, strict: bool = False, fatal: bool = True) -> None:
@@ -99,8 +99,11 @@ class Saves:
     def __exit__(self, kind: type | None, error: BaseException | None, trace: object) -> None:
         if error is None:
             self._do(self.writer.wait, strict=True)
+            self.log.flush()
         elif not (isinstance(error, Interrupted) and error.at_once):
             self.writer.close()
+            with suppress(SaveError):  # what came first is raised
+                self.log.flush()
 
 
 class OutOfMemory(RuntimeError):
