@@ -85,7 +85,8 @@ def training_memory(recipe: Recipe, widths: tuple[int, ...], frozen: Frozen, pro
     checkpoint = passed.trained + moments + averages
     shards = shards_of(training, processes)
     if shards == 1:
-        return Memory(passed.weights, moments, averages, passed.peak, 0, frozen, checkpoint)
+        working = max(passed.peak, 2 * passed.trained)  # the update: gradients, and where a row is due the old weights
+        return Memory(passed.weights, moments, averages, working, 0, frozen, checkpoint)
     # each holds its part; a block's weights and gradients are whole while it works, the next one's come meanwhile
     gathered = passed.weights if not training.parallel.reshard else 2 * passed.block
     working = passed.forward + passed.trained // shards + passed.block

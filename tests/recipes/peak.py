@@ -29,7 +29,7 @@ def steps(which, count: int = 2) -> None:
         state, batches = State.fresh(job), job.batches(0)
         for _ in range(count):
             totals = forward_backward(state, next(batches))
-            update(state, Reading.of({name: state.team.mean(value) for name, value in totals.items()}))
+            update(state, state.team.agree(Reading.of(totals)))
 
 
 if __name__ == "__main__":

@@ -78,5 +78,5 @@ def watch_state(state: State, laps: Laps) -> None:
         return TimedNoise(source(*given, **named), laps)
 
     state.source = draws  # type: ignore[assignment]
-    for ema in state.emas:
-        ema.update = laps.around("ema", ema.update)  # type: ignore[method-assign]
+    for average in (*state.emas, state.averages):
+        average.update = laps.around("ema", average.update)  # type: ignore[method-assign]

@@ -65,8 +65,7 @@ class Side:
         state, laps = self.state, self.laps
         batch = laps.lap("data", lambda: next(self.batches))
         totals = laps.lap("backward", lambda: forward_backward(state, batch))
-        reading = {name: state.team.mean(value) for name, value in totals.items()}
-        laps.lap("optimizer", lambda: update(state, Reading.of(reading)))
+        laps.lap("optimizer", lambda: update(state, state.team.agree(Reading.of(totals))))
         laps.lap("logging", self.tell)
         self.clock.step("optimizer")
 
