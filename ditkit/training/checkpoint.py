@@ -45,7 +45,10 @@ def checkpoints(folder: Path) -> Path:
 def list_steps(folder: str | os.PathLike) -> list[int]:
     """The steps that have a checkpoint under its final name, ascending by number; they may still be damaged."""
     home = checkpoints(Path(folder))
-    found = home.iterdir() if home.is_dir() else ()
+    try:
+        found = list(home.iterdir()) if home.exists() else []
+    except OSError as error:
+        raise CheckpointError(f"{home}: {_reason(error)}") from None
     return sorted(int(p.name) for p in found if p.name.isdecimal() and path_of(folder, int(p.name)) == p and p.is_dir())
 
 
@@ -141,6 +144,8 @@ def read_state(folder: str | os.PathLike, step: int) -> dict:
         state = json.loads((home / STATE).read_text(encoding="utf-8"))
     except (OSError, ValueError) as error:
         raise CheckpointError(f"{home / STATE}: {_reason(error)}") from None
+    if not isinstance(state, dict) or not isinstance(state.get("files"), dict):
+        raise CheckpointError(f"{home / STATE}: not what a run writes")
     if state.get("format") != FORMAT:
         raise CheckpointError(f"{home / STATE}: format {state.get('format')}, this version reads {FORMAT}")
     for name, wanted in state["files"].items():

@@ -139,13 +139,13 @@ class Log:
             self.on_message(text)
 
     def rewind(self, step: int) -> int:
-        """Drop the rows after `step` and a line cut off by a kill; returns how many went."""
+        """Drop the rows after `step` and lines that a kill or a dying disk left unreadable; returns how many went."""
         unwritten = self._kept.get(self.metrics, [])
         unwritten[:] = [line for line in unwritten if json.loads(line)["step"] <= step]
         if not self.writes or not self.metrics.exists():
             return 0
-        lines = self.metrics.read_text(encoding="utf-8").splitlines(keepends=True)
-        kept = [line for line in lines if line.endswith("\n") and json.loads(line)["step"] <= step]
+        lines = self.metrics.read_text(encoding="utf-8", errors="replace").splitlines(keepends=True)
+        kept = [line for line in lines if (row := read_row(line)) and row["step"] <= step]
         if len(kept) < len(lines):
             write_text(self.metrics, "".join(kept))
         return len(lines) - len(kept)
@@ -186,10 +186,19 @@ def append(path: Path, lines: Sequence[str]) -> None:
 
 
 def read_metrics(folder: str | os.PathLike) -> list[Row]:
-    """The rows of a run's metrics.jsonl, oldest first; a last line cut off by a kill is left out."""
+    """The rows of a run's metrics.jsonl, oldest first; lines cut off by a kill, or else damaged, are left out."""
     path = Path(folder) / "metrics.jsonl"
-    lines = path.read_text(encoding="utf-8").splitlines(keepends=True) if path.exists() else []
-    return [json.loads(line) for line in lines if line.endswith("\n")]
+    lines = path.read_text(encoding="utf-8", errors="replace").splitlines(keepends=True) if path.exists() else []
+    return [row for line in lines if (row := read_row(line))]
+
+
+def read_row(line: str) -> Row | None:
+    """One line of metrics.jsonl; None if it is not whole."""
+    try:
+        row = json.loads(line) if line.endswith("\n") else None
+    except ValueError:
+        return None
+    return row if isinstance(row, dict) and "step" in row else None
 
 
 def peak_memory(device: torch.device) -> float:

@@ -6,6 +6,7 @@ from ditkit.checkpoints import CheckpointError
 from ditkit.training import checkpoint
 from ditkit.training.files import SaveError
 from ditkit.training.guard import NonFinite, guard_numbers
+from ditkit.training.report import note
 from ditkit.training.saves import Saves
 
 
@@ -25,7 +26,8 @@ def roll_back(saves: Saves, failure: NonFinite) -> None:
     assert found is not None
     (step, numbers), attempt = found, state.attempt + 1
     trouble = max(state.step, guard.trouble if tried else 0)
-    state.restore(step, numbers)
+    for line in state.restore(step, numbers):
+        log.say(line)
     state.attempt, guard.rollbacks, guard.trouble, guard.in_row = attempt, tried + 1, trouble, 0
     saves.begun = state.saved
     if state.job.rank == 0:
@@ -55,6 +57,7 @@ def good_checkpoint(saves: Saves) -> tuple[int, dict] | None:
 def _give_up(saves: Saves, failure: NonFinite, tried: int, step: int | None) -> None:
     """Save what is good, and raise."""
     state, most = saves.state, saves.state.job.settings.max_rollbacks
+    note(state, saves.log, everything=True)
     state.guard.in_row = state.guard.rollbacks = state.guard.trouble = 0
     if state.finite():
         try:
@@ -63,5 +66,6 @@ def _give_up(saves: Saves, failure: NonFinite, tried: int, step: int | None) -> 
             saves.log.say(str(error))
     if not most:
         raise failure
-    what = f"rolled back {tried} times to step {step} with other draws" if tried else "no good checkpoint to go back to"
+    times = "once" if tried == 1 else f"{tried} times"
+    what = f"rolled back {times} to step {step} with other draws" if tried else "no good checkpoint to go back to"
     raise NonFinite(f"{failure} (tried: steps skipped; {what})")
