@@ -64,10 +64,10 @@ def encode(
             encoding = _open(recipe, overrides or [], options, out, device, ranks)
             window = None if shards is None else parse_shards(shards)
         with bars() if ranks.first else nullcontext() as bar:
-            say = None if bar is None else bar.say
-            for line in encoding.notes if say is not None else ():
-                say(line)
-            made = write(encoding, window, ranks, bar, say)
+            if bar is not None:
+                for line in encoding.notes:
+                    bar.say(line)
+            made = write(encoding, window, ranks, bar, None if bar is None else bar.say)
     if ranks.first:
         _say(out, made, encoding, recipe)
 

@@ -130,7 +130,8 @@ class Held(NamedTuple):
 
 def read_held(cache: Cache, indices: Sequence[int]) -> Held:
     """The usable ones of these images, not mirrored. ValueError where none is."""
-    stack, used = Stack(cache.plan, len(indices)), []
+    stack = Stack(cache.plan, len(indices))
+    used: list[int] = []
     captions: list[Captions] = []
     for index in indices:
         try:

@@ -18,7 +18,7 @@ import os
 from collections.abc import Mapping
 from math import prod
 from pathlib import Path
-from typing import Any, Literal, NamedTuple
+from typing import Any, Final, Literal, NamedTuple
 
 import torch
 from pydantic import Field, ValidationError
@@ -26,7 +26,9 @@ from pydantic import Field, ValidationError
 from ditkit.config import Settings
 from ditkit.data.source import DataError
 
-KIND, PLAN_KIND, VERSION = "ditkit-cache", "ditkit-cache-plan", 1
+KIND: Final = "ditkit-cache"
+PLAN_KIND: Final = "ditkit-cache-plan"
+VERSION = 1
 MANIFEST, PLAN, REJECTS, LABELS, EMPTY = (
     "manifest.json", "plan.json", "rejects.jsonl", "labels.safetensors", "empty.safetensors"
 )  # fmt: skip
@@ -49,6 +51,7 @@ class Stored(Settings):
     features: Literal["fp32", "fp16", "bf16", "int8"] = Field("fp16", description="int8: one scale a token")
     texts: Number = Field("fp16", description="of text embeddings; the pooled ones are always fp32")
     precision: Literal["fp32", "bf16"] = Field("fp32", description="in which codec and teachers compute")
+    tf32: bool = Field(False, description="TensorFloat-32 in their float32 products (GPU only)")
 
 
 class SourceFacts(Settings):

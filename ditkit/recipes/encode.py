@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import math
 import time
 from collections import deque
 from collections.abc import Callable, Collection, Iterator, Sequence
@@ -10,6 +11,7 @@ from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Literal
 
 import torch
 
@@ -38,6 +40,7 @@ from ditkit.recipes.encode_shard import Networks, Reader, ShardWork, Totals
 from ditkit.recipes.place import check_writable
 from ditkit.recipes.recipe import Recipe
 from ditkit.recipes.text import ToldText
+from ditkit.training.precision import matmul_precision
 
 Progress = Callable[[str, int, int], None]  # (stage, done, total)
 LOOK = 5.0  # seconds between looks at what other processes have written
@@ -56,7 +59,8 @@ class Encoding:
 
 def default_stored(recipe: Recipe) -> Stored:
     """How a recipe's cache is stored where nobody says: pixels exactly, latents in half precision."""
-    return Stored(mirror=recipe.data.flip, dtype="uint8" if recipe.codec.kind == "pixels" else "fp16")
+    dtype: Literal["uint8", "fp16"] = "uint8" if recipe.codec.kind == "pixels" else "fp16"
+    return Stored(mirror=recipe.data.flip, dtype=dtype, tf32=recipe.training.tf32)
 
 
 def open_encoding(
@@ -212,13 +216,15 @@ def encode_shards(encoding: Encoding, todo: Sequence[int], progress: Callable[[i
     """
     plan, source = encoding.plan, encoding.parts.source
     reader = Reader(source, plan)
-    jobs = list(reader.jobs(todo))
+    jobs, workers = list(reader.jobs(todo)), encoding.parts.recipe.data.workers
+    room = plan.stored.batch * math.prod((plan.source.channels, *plan.source.size, 2))  # of the arrays of a batch
     done = 0
-    with one_thread_each(encoding.parts.device) as threads, ThreadPoolExecutor(threads, "encode") as pool:
+    switches = matmul_precision(plan.stored.tf32)
+    with switches, one_thread_each(encoding.parts.device) as threads, ThreadPoolExecutor(threads, "encode") as pool:
         pending: deque[tuple[Sequence[int], Future[Totals]]] = deque()
         work: ShardWork | None = None
         try:
-            for job, read in zip(jobs, read_ahead(reader, jobs, encoding.parts.recipe.data.workers), strict=True):
+            for job, read in zip(jobs, read_ahead(reader, jobs, workers, room), strict=True):
                 if job.texts:
                     work = ShardWork(encoding.folder, plan, job.shard, read, encoding.networks)
                     continue

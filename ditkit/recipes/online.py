@@ -16,6 +16,7 @@ import torch
 from torch import nn
 
 from ditkit.config import fingerprint
+from ditkit.data.cache import is_cache
 from ditkit.diffusion import SamplerSettings
 from ditkit.evaluation import Request, generate
 from ditkit.evaluation.generate import weights_fingerprint
@@ -125,6 +126,8 @@ def open_online(parts: Parts, folder: Path) -> Online | None:
         return None
     if recipe.text is not None and settings.labels != "random":
         raise ValueError("evaluation.labels: the model reads text and knows no classes; it draws captions of the data")
+    if parts.cache is not None and not settings.reference and judged_by_cache(recipe, settings):
+        raise ValueError(f"evaluation: {parts.cache.no_pictures()}: evaluation.data.source=IMAGES")
     loaded, judging = template(parts), judging_of(recipe, settings)
     doubts = check_belongs(loaded, judging)
     choices = Choices(
@@ -141,6 +144,11 @@ def open_online(parts: Parts, folder: Path) -> Online | None:
     extractors = load_extractors(settings.extractors, parts.device)
     told = tuple(f"evaluation: {line}" for line in (*doubts, *notes))
     return Online(loaded, sampling, request, judging, real, extractors, folder, told)
+
+
+def judged_by_cache(recipe: Recipe, settings: EvaluationSettings) -> bool:
+    """Whether the real side of an evaluation would be a cache of latents."""
+    return is_cache(Path((settings.data or recipe.data).source).expanduser())
 
 
 def template(parts: Parts) -> Loaded:

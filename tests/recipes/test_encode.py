@@ -21,6 +21,7 @@ from ditkit.recipes import recipe
 from ditkit.recipes.build import build_job, prepare
 from ditkit.recipes.choose import choose
 from ditkit.recipes.encode import default_stored, encode, open_encoding
+from ditkit.recipes.run import train
 from ditkit.training.loop import fit
 
 CPU = torch.device("cpu")
@@ -325,6 +326,15 @@ def test_nothing_usable_and_no_pictures(tmp_path):
     write(toy(pictures(tmp_path / "good")), tmp_path / "two")
     with pytest.raises(DataError, match="a cache of latents holds no pictures"):
         open_source(str(tmp_path / "two"))[0]
+
+
+def test_scores_while_training_ask_for_pictures_before_anything_is_written(tmp_path):
+    ours = toy(pictures(tmp_path / "images"))
+    write(ours, tmp_path / "cache")
+    scored = on(ours, tmp_path / "cache", {"evaluation": {"n": 4, "extractors": ("pixels",)}})
+    with pytest.raises(ValueError, match=r"holds no pictures; name the images.*evaluation\.data\.source=IMAGES"):
+        train(scored, tmp_path / "run", CPU)
+    assert not (tmp_path / "run").exists()
 
 
 # ------------------------------------------------------------------------------------------------ resuming
