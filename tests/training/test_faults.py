@@ -120,19 +120,19 @@ def test_a_checkpoint_amid_skipped_steps_is_not_gone_back_to(make_job, returns, 
 
 def test_after_the_last_try_it_stops_and_says_what_was_tried(late, make_job, returns, tmp_path):
     """And the next start of the same command has all tries again."""
-    bad = poisoned(lambda step, attempt: step >= 6)
+    bad, folder = poisoned(lambda step, attempt: step >= 6), tmp_path / "run"
     with pytest.raises(
         NonFinite, match=r"step 9: .* 3 steps in a row.*tried: .*rolled back 2 times to step 5 with other draws"
     ):
-        fit(make_job(tmp_path, **RUN, job=bad))
+        fit(make_job(folder, **RUN, job=bad))
     assert [(step, attempt) for step, attempt, *_ in returns] == [(5, 1), (5, 2)]
     end = 10 if late else 9
-    assert list_steps(tmp_path) == [5, end]
+    assert list_steps(folder) == [5, end]
     left = {"skipped": 3 + late, "in_row": 0, "rollbacks": 0, "trouble": 0}
-    assert read_state(tmp_path, end)["guard"] == left
-    shutil.copytree(tmp_path, mended := tmp_path.with_name("mended"))
+    assert read_state(folder, end)["guard"] == left
+    shutil.copytree(folder, mended := tmp_path / "mended")
     with pytest.raises(NonFinite, match="3 steps in a row"):
-        fit(make_job(tmp_path, **RUN | {"steps": 20}, job=bad))
+        fit(make_job(folder, **RUN | {"steps": 20}, job=bad))
     assert len(returns) == 4, "tried twice more"
     assert fit(make_job(mended, **RUN)).step == 12
 
