@@ -165,7 +165,7 @@ def test_threads_of_the_cpu_change_nothing(tmp_path):
 def test_an_error_in_the_middle_leaves_whole_shards_and_the_next_call_goes_on(tmp_path, monkeypatch):
     ours = toy(pictures(tmp_path / "images"))
     write(ours, tmp_path / "one")
-    encoding = open_encoding(ours, tmp_path / "two", CPU, Stored(shard=8, batch=3, mirror=False))
+    encoding = open_encoding(ours, tmp_path / "two", CPU, default_stored(ours).with_({"shard": 8, "batch": 3}))
     seen = []
 
     def failing(read, encode=encoding.networks.encode):
