@@ -76,7 +76,7 @@ def train(
     with ranks.agreed():
         check_targets(parts.recipe)
         begun = open_start(parts.recipe, folder)
-        online = open_online(parts, folder)
+        online = open_online(parts, folder) if ranks.first else None
         prepare_folder(folder)
         check_same(parts.recipe, folder, parts.source.fingerprint)
         kept = parts.recipe
@@ -97,6 +97,8 @@ def train(
         job = in_turn(ranks, lambda: open_job(parts, folder, begun, log.say, ranks))
         if online is not None:
             online.attach(job, bar or hidden, log.say)
+        elif parts.recipe.evaluation is not None:  # another process scores
+            job.evaluate, job.evaluate_every = lambda model, step: {}, parts.recipe.evaluation.every
         begun = None  # a second copy of the weights
         state = fit(job, resume=resume, on_step=on_step, on_message=say)
     in_turn(ranks, lambda: write_run_report(kept, folder, preview(folder, parts, state.step)) if ranks.first else None)

@@ -10,10 +10,11 @@ from torch import Tensor
 
 from ditkit.protocols import Features
 from ditkit.training.ahead import pinned
+from ditkit.training.averaging import keep_averages
 from ditkit.training.files import prepare
 from ditkit.training.guard import Interrupted, NonFinite, Stop
 from ditkit.training.log import Clock, Log
-from ditkit.training.online import Evaluations, check_alone, farewell
+from ditkit.training.online import Evaluations, farewell
 from ditkit.training.optim import apply, gradient_norm, learning_rate, pieces, set_rate
 from ditkit.training.precision import autocast, hasten, matmul_precision
 from ditkit.training.ratio import Movement
@@ -43,9 +44,8 @@ def fit(
     teacher or network raise, all with the state saved; SaveError on a full disk.
     """
     settings = job.settings
-    check_alone(job)
     prepare(job.folder)
-    log = Log(job.folder, on_log, on_message, writes=job.rank == 0)
+    log = Log(job.folder, on_log, on_message, writes=job.rank == 0, patient=settings.on_save_error == "continue")
     state = State.fresh(job)
     resume_run(state, resume, log)
     for line in hasten(job.model, settings):
@@ -95,6 +95,7 @@ def follow(saves: Saves, stop: Stop, on_step: Callable[[int, Row], None] | None)
     saves.poll()
     if failure:
         raise failure
+    keep_averages(state, saves.clock, saves.log)
     last = asked or state.step == settings.steps
     if last or state.step % settings.save_every == 0:
         saves(last=last)

@@ -5,29 +5,25 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 import torch
+from torch import nn
 
+from ditkit.ranks import ALONE
 from ditkit.training.guard import Interrupted, Stop
 from ditkit.training.log import Log, read_metrics
 from ditkit.training.precision import Switches, switched
 from ditkit.training.saves import Saves, rescue
-from ditkit.training.state import Job, State
+from ditkit.training.state import State
 
 PREFIX = "eval_"  # of these numbers in metrics.jsonl
 SURVIVED = (ValueError, OSError, torch.OutOfMemoryError, torch.linalg.LinAlgError)  # training does not end of these
 
 
-def check_alone(job: Job) -> None:
-    """ValueError, one line, for scores in a job of several processes: one would score while the others train on."""
-    if job.evaluate is not None and job.world > 1:
-        raise ValueError(
-            f"evaluation needs a training of one process, this one has {job.world}: leave it out (evaluation=none) and "
-            "score the checkpoints by `ditkit evaluate`"
-        )
-
-
 @dataclass
 class Evaluations:
-    """The job's evaluation inside a run. outside: the process's switches, so that scores are those of `evaluate`."""
+    """The job's evaluation inside a run. outside: the process's switches, so that scores are those of `evaluate`.
+
+    Of several processes the first one scores, the others wait.
+    """
 
     saves: Saves
     stop: Stop
@@ -50,8 +46,9 @@ class Evaluations:
             return False
         if step < job.settings.steps and (job.evaluate_every is None or step % job.evaluate_every):
             return False
-        rows = (row for row in read_metrics(job.folder) if row["step"] == step)
-        return not any(name.startswith(PREFIX) for row in rows for name in row)
+        ranks = job.ranks if self.state.team.many else ALONE
+        rows = (row for row in read_metrics(job.folder) if row["step"] == step) if ranks.first else ()
+        return not ranks.tell(any(name.startswith(PREFIX) for row in rows for name in row))
 
     def __call__(self) -> None:
         """Score the averaged weights if that is due, and write the row.
@@ -66,7 +63,7 @@ class Evaluations:
         self.saves()  # scoring may take long: a machine that dies meanwhile loses no training
         try:
             with rescue(self.saves):
-                values = self._undisturbed()
+                values = self._scores()
         except Interrupted as asked:
             self.saves(last=True)
             raise Interrupted(farewell(state), asked.exit_code) from None
@@ -75,7 +72,26 @@ class Evaluations:
         if values:
             self.log.row({"step": step, **{f"{PREFIX}{name}": value for name, value in values.items()}})
 
-    def _undisturbed(self) -> dict[str, float]:
+    def _scores(self) -> dict[str, float]:
+        """The first process's scores, in all of them; Interrupted in all where it was broken off."""
+        team, ranks = self.state.team, self.state.job.ranks
+        model = team.loose(self.state.ema)
+        if not team.many:
+            assert model is not None
+            return self._undisturbed(model)
+        values, code = {}, 0
+        if model is not None:
+            try:
+                values = self._undisturbed(model)
+            except Interrupted as asked:
+                code = asked.exit_code
+        ranks.wait()  # for hours, if need be
+        values, code = ranks.tell((values, code))
+        if code:
+            raise Interrupted("", code)
+        return values
+
+    def _undisturbed(self, model: nn.Module) -> dict[str, float]:
         """The scores as a process that does not train computes them; torch's random state is as before after it."""
         job, step, device = self.state.job, self.state.step, torch.device(self.state.job.device)
         assert job.evaluate is not None
@@ -84,7 +100,7 @@ class Evaluations:
             if self.stop.signal:
                 raise Interrupted("stopped before it began", 128 + self.stop.signal)
             with switched(self.outside), torch.random.fork_rng([device] if device.type == "cuda" else []):
-                return job.evaluate(self.state.ema, step)
+                return job.evaluate(model, step)
         except SURVIVED as error:
             reason = (str(error).strip() or type(error).__name__).splitlines()[0]
             self.log.say(f"step {step}: no scores: {reason}; training goes on")

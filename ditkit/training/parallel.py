@@ -57,6 +57,7 @@ class Team:
         self.ranks, self.settings, self.precision = ranks, settings or ParallelSettings(), precision
         self.many = ranks.world > 1 and ranks.group is not None
         self.sharded = self.many and self.settings.kind == "fsdp"
+        self._bare: dict[nn.Module, nn.Module] = {}  # of each average that is cut
         self.mesh = make_mesh(ranks.world, self.settings.shards, torch.device(device)) if self.sharded else None
 
     # ---------------------------------------------------------------------------------------- the modules
@@ -78,14 +79,19 @@ class Team:
 
     def spread(self, average: nn.Module) -> nn.Module:
         """Cut averaged weights as `share` cuts the module that they follow; they are float32 also where they run."""
-        return self._cut(average, MixedPrecisionPolicy()) if self.sharded else average
+        if not self.sharded:
+            return average
+        self._bare[average] = bare(average)
+        return self._cut(average, MixedPrecisionPolicy(), averages=True)
 
-    def _cut(self, module: nn.Module, policy: MixedPrecisionPolicy) -> nn.Module:
-        again = self.settings.reshard
+    def _cut(self, module: nn.Module, policy: MixedPrecisionPolicy, *, averages: bool = False) -> nn.Module:
+        """averages: no backward pass cuts them again, so each forward does."""
         for child in module.children():
             for block in child if isinstance(child, nn.ModuleList) else ():
+                again = averages or self.settings.reshard
                 fully_shard(block, mesh=self.mesh, reshard_after_forward=again, mp_policy=policy)
-        fully_shard(module, mesh=self.mesh)  # the rest stays float32: times and conditions are never rounded
+        rest = True if averages else None  # what is not in blocks is float32 always
+        fully_shard(module, mesh=self.mesh, reshard_after_forward=rest)
         return module
 
     def _policy(self) -> MixedPrecisionPolicy:
@@ -197,19 +203,19 @@ class Team:
                     found[file][name] = full.cpu()
         return found
 
-    def loose(self, module: nn.Module) -> nn.Module | None:
-        """A whole copy of a module that is cut, on its device, in the first process; None in the others.
+    def loose(self, average: nn.Module) -> nn.Module | None:
+        """A whole copy of averaged weights that are cut, on their device, in the first process; None in the others.
 
         All processes call it alike. What is not cut is given back itself.
         """
         if not self.sharded:
-            return module if self.ranks.first else None
-        tensors = self.whole({"": dict(module.state_dict())})[""]
+            return average if self.ranks.first or not self.many else None
+        tensors = self.whole({"": dict(average.state_dict())})[""]
         if not self.ranks.first:
             return None
-        plain = uncut(module)
+        plain = deepcopy(self._bare[average])
         plain.load_state_dict(tensors, assign=True)
-        return plain.to(next(module.parameters()).device).requires_grad_(False).eval()
+        return plain.to(next(average.parameters()).device).requires_grad_(False).eval()
 
 
 def make_mesh(world: int, shards: int | None, device: torch.device) -> DeviceMesh:
@@ -221,29 +227,13 @@ def make_mesh(world: int, shards: int | None, device: torch.device) -> DeviceMes
     return init_device_mesh(device.type, (world // shards, shards), mesh_dim_names=("copies", SHARD))
 
 
-def uncut(module: nn.Module) -> nn.Module:
-    """A module that `fully_shard` cut, as it was before, its parameters and buffers without numbers (meta)."""
+def bare(module: nn.Module) -> nn.Module:
+    """A copy whose parameters and buffers have no numbers (meta): what is loaded into it, it becomes."""
     memo: dict[int, Any] = {}
     for tensor in (*module.parameters(), *module.buffers()):
-        bare = torch.empty(tensor.shape, dtype=tensor.dtype, device="meta")
-        memo[id(tensor)] = nn.Parameter(bare, tensor.requires_grad) if isinstance(tensor, nn.Parameter) else bare
-    return _rebuilt(module, memo)
-
-
-def _rebuilt(module: nn.Module, memo: dict[int, Any]) -> nn.Module:
-    """A deep copy without what fully_shard has put on it: its class, its hooks and its state."""
-    kind = type(module).__mro__[2] if isinstance(module, FSDPModule) else type(module)
-    plain = kind.__new__(kind)
-    nn.Module.__init__(plain)
-    parts = ("_parameters", "_buffers", "_modules")
-    own = {k: v for k, v in vars(module).items() if k not in vars(plain) and k != "_compiled_call_impl"}
-    vars(plain).update(deepcopy(own, memo))
-    plain.training, plain._non_persistent_buffers_set = module.training, set(module._non_persistent_buffers_set)
-    for part in parts:
-        for name, value in getattr(module, part).items():
-            made = _rebuilt(value, memo) if isinstance(value, nn.Module) else memo.get(id(value))
-            getattr(plain, part)[name] = made
-    return plain
+        empty = torch.empty(tensor.shape, dtype=tensor.dtype, device="meta")
+        memo[id(tensor)] = nn.Parameter(empty, tensor.requires_grad) if isinstance(tensor, nn.Parameter) else empty
+    return deepcopy(module, memo)
 
 
 def _calling(term: Any, shared: nn.Module) -> Any:

@@ -68,7 +68,6 @@ def validate(state: State) -> Row:
     if job.settings.validate_on != "raw":
         row |= {f"validation_{k}": v for k, v in job.validate(state.ema).items()}
     if job.settings.validate_on != "ema":
-        state.model.eval()
-        row |= {f"validation_raw_{k}": v for k, v in job.validate(state.model).items()}
-        state.model.train()
+        with state.team.readable(state.model, state.ema) as model:
+            row |= {f"validation_raw_{k}": v for k, v in job.validate(model).items()}
     return row

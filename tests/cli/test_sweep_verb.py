@@ -89,7 +89,7 @@ def test_processes_are_those_of_one_job_and_a_killed_one_ends_the_others(monkeyp
 
 def test_no_more_processes_start_than_there_are_batches(monkeypatch, ditkit, tiny_run, tmp_path):
     started = []
-    monkeypatch.setattr(processes, "start", lambda words, count: started.append(count) or 0)
+    monkeypatch.setattr(processes, "start", lambda words, count, patience: started.append(count) or 0)
     out = ("--out", tmp_path / "out", "steps=2")
     result = ditkit("sample", tiny_run, "--n", 40, "--processes", 64, *out)
     assert result.exit_code == 0 and started == [] and len(list((tmp_path / "out").glob("0*.png"))) == 40

@@ -8,7 +8,6 @@ import signal
 import pytest
 import torch
 
-from ditkit.ranks import Ranks
 from ditkit.training import Interrupted, fit, list_steps, read, read_metrics
 from ditkit.training.checkpoint import read_tensors
 
@@ -122,15 +121,6 @@ def test_a_defect_ends_the_run_with_its_state_saved(toy, tmp_path):
     with pytest.raises(TypeError, match="mine"):
         fit(make(toy, tmp_path, Judge({4: TypeError("mine")}), save_every=100))
     assert list_steps(tmp_path) == [4]
-
-
-def test_several_processes_are_refused_before_anything_is_written(toy, tmp_path):
-    """One of them would score while the others wait in a collective until it times out."""
-    for rank in (0, 1):
-        job = toy.make_job(tmp_path / "run", job={"evaluate": Judge(), "ranks": Ranks(rank, 2)})
-        with pytest.raises(ValueError, match=r"^evaluation needs a training of one process, this one has 2: [^\n]*$"):
-            fit(job)
-    assert not (tmp_path / "run").exists()
 
 
 @pytest.mark.parametrize("number, code", [(signal.SIGINT, 130), (signal.SIGTERM, 143)])
