@@ -366,6 +366,24 @@ def test_teachers_and_the_encoder_of_images_do_not_run(tmp_path, monkeypatch):
     losses(on(ours, tmp_path / "cache"), tmp_path / "run")
 
 
+def test_a_text_run_on_a_cache_never_loads_its_encoder(tmp_path, tiny_text_recipe, monkeypatch):
+    images = pictures(tmp_path / "images", size=(8, 8))
+    changes = {"data.source": str(images), "data.caption": None, "training.batch": 8, "training.steps": 2}
+    ours = tiny_text_recipe(changes)
+    write(ours, tmp_path / "cache")
+
+    def never(*_, **__):
+        raise AssertionError("loaded")
+
+    monkeypatch.setattr("ditkit.recipes.build.open_text", never)
+    monkeypatch.setattr("ditkit.recipes.cached.load_text", never)
+    train(on(ours, tmp_path / "cache"), tmp_path / "run", CPU)
+    assert (tmp_path / "run/samples/0000002.png").is_file(), "drawn from captions of the data, the cache knows them"
+    parts = prepare(on(ours, tmp_path / "cache"), CPU)
+    with pytest.raises(AssertionError, match="loaded"):
+        parts.text(["a prompt that no image has"])
+
+
 def test_ranges_for_people():
     assert ranges([0, 1, 2, 7, 9, 10]) == "0-2, 7, 9-10"
     assert ranges(range(0, 40, 2)).endswith("and 14 more")
