@@ -96,7 +96,7 @@ def load(
     try:
         kind, number = stored.parse(weights)
     except ValueError as error:
-        raise CheckpointError(str(error)) from None
+        raise CheckpointError(f"weights={weights!r}: {error}") from None
     if not place.exists():
         raise CheckpointError(f"{place}: no such run, model folder or checkpoint file")
     run = (place / "recipe.json").is_file() and (place / "checkpoints").is_dir()

@@ -67,7 +67,7 @@ class Averages:
     @torch.no_grad()
     def update(self, good: Tensor) -> None:
         """One averaging of all, unless `good` (scalar bool on the device) is false. The host does not wait for it."""
-        if not self.tensors:
+        if not any(self.tensors.values()):
             return
         theirs = [local(p) for own in self.trained for _, p in own]
         self.count += good

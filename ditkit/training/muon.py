@@ -74,7 +74,8 @@ class MuonAdamW(torch.optim.Optimizer):
         assert settings.muon is not None
         self.adamw, self.muon = adamw, settings.muon
         self.cuts = {id(p): cut for p, cut in taken}
-        own: dict[str, Any] = {"params": [p for p, _ in taken], "scale": settings.muon.lr / settings.lr}
+        rate = settings.muon.lr
+        own: dict[str, Any] = {"params": [p for p, _ in taken], "lr": rate, "scale": rate / settings.lr}
         super().__init__([*adamw.param_groups, own], {"lr": settings.lr, "scale": 1.0})
         adamw.state = self.state  # one state, by parameter
 

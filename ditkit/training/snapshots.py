@@ -54,7 +54,7 @@ def write_snapshots(
     count: averagings so far. Each is written to a draft, forced to the disk and renamed. SaveError on a full disk.
     """
     home = Path(folder) / FOLDER
-    draft = home
+    draft = home / DRAFT
     try:
         home.mkdir(exist_ok=True)
         for name, tensors in files.items():
@@ -65,8 +65,8 @@ def write_snapshots(
             draft.rename(home / f"{step:07d}-{name}.safetensors")
         sync(home)
     except (OSError, SafetensorError) as error:
-        if draft.is_file():
-            draft.unlink()
+        if home.is_dir():
+            draft.unlink(missing_ok=True)
         reason = (isinstance(error, OSError) and error.strerror) or str(error)
         raise SaveError(f"averages of step {step} could not be written to {home}: {reason}") from None
 

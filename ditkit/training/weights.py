@@ -43,15 +43,15 @@ def parse(name: str) -> Wanted:
     if not colon and kind in ("ema", "raw"):
         return Wanted(kind)
     if not colon or kind not in ("ema", "power"):
-        raise ValueError(f"weights={name!r}: choose {CHOICES}")
+        raise ValueError(f"choose {CHOICES}")
     try:
         number = float(rest)
     except ValueError:
-        raise ValueError(f"weights={name!r}: {rest!r} is no number; choose {CHOICES}") from None
+        raise ValueError(f"{rest!r} is no number; choose {CHOICES}") from None
     if kind == "ema" and not 0 <= number < 1:
-        raise ValueError(f"weights={name!r}: a decay is at least 0 and below 1")
+        raise ValueError(f"a decay is at least 0 and below 1")
     if kind == "power" and not 0 < number <= WIDEST:
-        raise ValueError(f"weights={name!r}: widths are above 0 and at most {WIDEST:.3f} (all weights alike)")
+        raise ValueError(f"widths are above 0 and at most {WIDEST:.3f} (all weights alike)")
     return Wanted(kind, number)
 
 
@@ -88,7 +88,7 @@ def read(
     try:
         wanted = parse(weights)
     except ValueError as error:
-        raise CheckpointError(str(error)) from None
+        raise CheckpointError(f"weights={weights!r}: {error}") from None
     found = checkpoint.latest(folder) if step is None else None
     if step is None and found is None:
         raise CheckpointError(f"{folder}: no checkpoint in this run yet; `ditkit train` makes them")

@@ -208,7 +208,7 @@ BAD = [
     (["sede=3"], "did you mean 'seed'?"),
     (["--seed"], "--seed: its value is missing"),
     (["--seed", "x"], "seed: input should be a valid integer"),
-    (["--weights", "best"], "weights: input should be 'ema' or 'raw'"),
+    (["--weights", "best"], "weights: choose 'ema' (averaged), 'raw', 'ema:DECAY' or 'power:WIDTH' (given 'best')"),
     (["--step", "7"], "no checkpoint of step 7"),
     (["--uint8", "sometimes"], "unknown uint8 rule 'sometimes'"),
     (["--size", "9"], "multiples of 2"),

@@ -27,6 +27,17 @@ def make_job():
     return _toy.make_job
 
 
+@pytest.fixture(scope="session")
+def pair(tmp_path_factory):
+    """Two processes that train together over gloo: pair("train", folder=..., **settings) (tests/training/team.py)."""
+    sys.path.insert(0, str(Path(__file__).parent))
+    import team
+
+    crew = team.Crew(2, tmp_path_factory.mktemp("pair"))
+    yield crew
+    crew.close()
+
+
 @pytest.fixture
 def same():
     """same(a, b): two state dicts (or dicts of them) hold equal bits."""
