@@ -65,7 +65,9 @@ def contents(folder: Path) -> dict[str, bytes]:
 
 def losses(ours, folder: Path) -> tuple[list[dict], list[torch.Tensor]]:
     """(rows of metrics, final weights of network and projectors) of a short training."""
-    job = build_job(prepare(ours, CPU), folder)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("ditkit.recipes.build.VALIDATION_IMAGES", 24)
+        job = build_job(prepare(ours, CPU), folder)
     state = fit(job)
     rows = [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
     kept = [{k: v for k, v in row.items() if k == "step" or "loss" in k} for row in rows]
