@@ -6,7 +6,8 @@ lives.py JSON: a list of lives, lived one after the other by forks of this proce
     point, call             SIGKILL from inside, at the call-th time that the run comes to a point (POINTS)
     at, signals             signals to itself after a step
     slow: seconds           each file of a checkpoint takes so long
-    limit: bytes, from      no file may grow beyond that after a step (a full disk)
+    limit: bytes, from, to  no file may grow beyond that after a step (a full disk), until another one
+    after_step              ... once the checkpoint of this step is there
 One line of JSON comes out for each: exit code (minus the signal's number), seconds, what was said on stderr.
 """
 
@@ -23,8 +24,8 @@ import time
 from pathlib import Path
 
 import torch
+import torch._dynamo
 
-from ditkit.cli.errors import Verbs  # noqa: F401  (imported before the forks)
 from ditkit.training import checkpoint, fit, log
 
 _spec = importlib.util.spec_from_file_location("training_toy", Path(__file__).parent / "toy.py")
@@ -154,7 +155,11 @@ def live(life: dict) -> None:
                 os.kill(os.getpid(), number)
                 time.sleep(0.01)
         if step == life.get("from"):
+            while life.get("after_step", 0) not in [0, *checkpoint.list_steps(life["folder"])]:
+                time.sleep(0.01)
             resource.setrlimit(resource.RLIMIT_FSIZE, (life["limit"], resource.RLIM_INFINITY))
+        if step == life.get("to"):
+            resource.setrlimit(resource.RLIMIT_FSIZE, (resource.RLIM_INFINITY, resource.RLIM_INFINITY))
 
     fit(toy.make_job(life["folder"], **life["settings"]), on_step=on_step)
 
@@ -178,6 +183,7 @@ def child(life: dict, stderr: Path) -> None:
 
 def main() -> None:
     torch.set_num_threads(1)
+    signal.signal(signal.SIGXFSZ, signal.SIG_IGN)  # a file that may not grow is an error, as a full disk is
     for life in json.loads(sys.argv[1]):
         stderr, began = Path(life["folder"]).with_suffix(".stderr"), time.monotonic()
         if not (pid := os.fork()):

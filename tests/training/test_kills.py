@@ -1,4 +1,4 @@
-"""Kills at any moment, also in the middle of writing: what continues ends at the same bits."""
+"""Kills at any moment, also in the middle of writing; requests to stop; full disks: what goes on ends the same."""
 
 from __future__ import annotations
 
@@ -72,6 +72,14 @@ PREEMPTED = {
     "once": [dict(at=4, signals=[TERM], slow=0.06), {}],  # step 3 is being written: five files
     "twice": [dict(at=4, signals=[TERM, INT], slow=2.0), {}],
 }
+DISK_RUN = dict(steps=12, save_every=3, log_every=1, keep_last=9)
+FULL = {  # after step 4 no file may grow beyond 3000 bytes
+    "stop": [DISK_RUN, dict(limit=3000) | {"from": 4}, {}],
+    "stop-async": [DISK_RUN | {"save_async": True}, dict(limit=6000, after_step=3) | {"from": 4}, {}],
+    "continue": [DISK_RUN | {"on_save_error": "continue"}, dict(limit=3000, to=10) | {"from": 4}],
+    "to the end": [DISK_RUN | {"on_save_error": "continue"}, dict(limit=3000) | {"from": 4}, {}],
+    "no row": [DISK_RUN | {"save_every": 12}, dict(limit=1000) | {"from": 1}, {}],
+}
 
 
 @pytest.fixture(scope="module")
@@ -83,6 +91,8 @@ def lived(tmp_path_factory):
         lives[f"killed-{background}"] = [common | end for end in ENDS]
     for name, ends in PREEMPTED.items():
         lives[name] = [dict(folder=str(home / name), settings=PREEMPTED_RUN) | end for end in ends]
+    for name, (settings, *ends) in FULL.items():
+        lives[name] = [dict(folder=str(home / name), settings=settings) | end for end in ends]
     told = iter(live([life for own in lives.values() for life in own]))
     return home, {name: [next(told) for _ in own] for name, own in lives.items()}
 
@@ -105,6 +115,38 @@ def forgive(folder: Path, background: bool) -> None:
         for step in list_steps(folder):
             path = folder / "checkpoints" / f"{step:07d}" / "state.json"
             path.write_text(path.read_text().replace('"save_async": true', '"save_async": false'))
+
+
+@pytest.mark.parametrize("name", FULL)
+def test_a_full_disk(name, lived, make_job, same, tmp_path):
+    """on_save_error=stop: one line, the checkpoint before is whole, the next start goes on from it to the same bits.
+
+    continue: told, and tried again; rows of metrics are kept meanwhile. What cannot be written at the end is an error.
+    """
+    home, told = lived[0], lived[1][name]
+    folder, said = home / name, [t["said"].splitlines() for t in told]
+    assert [t["code"] for t in told] == ([0] if name == "continue" else [1, 0]), said
+    if name.startswith("stop"):
+        [line] = said[0]
+        assert line.startswith("SaveError: checkpoint of step 6 could not be written to") and told[0]["steps"] == [3]
+        assert line.endswith("the checkpoint of step 3 is intact")
+    elif name == "no row":
+        [line] = said[0]
+        assert "could not be written: File too large" in line and ("metrics.jsonl" in line or "log.txt" in line)
+    elif name == "to the end":
+        [line] = said[0]
+        assert "step 12 could not be written" in line and told[0]["steps"] == [3]
+    else:
+        text = (folder / "log.txt").read_text()
+        assert "of step 6 could not" in text and "of step 9 could not" in text and told[0]["steps"] == [3, 12]
+        assert text.count("training goes on, the next checkpoint is tried when it is due") == 2
+    assert not told[0]["drafts"] and told[-1]["steps"][-1] == 12
+    fit(make_job(tmp_path / "unbroken", **DISK_RUN))
+    if name != "to the end":  # there the rows behind step 3 went with the process; they are made again all the same
+        assert untimed(folder) == untimed(tmp_path / "unbroken")
+    assert [row["step"] for row in read_metrics(folder)] == list(range(1, 13))
+    for file in FILES:
+        same(read_tensors(folder, 12, file), read_tensors(tmp_path / "unbroken", 12, file))
 
 
 @pytest.mark.long
