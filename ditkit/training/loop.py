@@ -24,6 +24,7 @@ from ditkit.training.rollback import roll_back
 from ditkit.training.saves import Saves, rescue
 from ditkit.training.start import Resume, announce, open_batches, resume_run
 from ditkit.training.state import Job, State
+from ditkit.training.trackers import check_trackers, tracked
 
 
 def fit(
@@ -44,6 +45,7 @@ def fit(
     teacher or network raise, all with the state saved; SaveError on a full disk.
     """
     settings = job.settings
+    check_trackers(settings.trackers)
     prepare(job.folder)
     log = Log(job.folder, on_log, on_message, writes=job.rank == 0, patient=settings.on_save_error == "continue")
     state = State.fresh(job)
@@ -52,6 +54,7 @@ def fit(
         log.say(line)
     announce(state, log)
     with (
+        tracked(state, log),
         matmul_precision(settings.tf32) as outside,
         Stop() as stop,
         Saves(state, Clock(torch.device(job.device)), log) as saves,
@@ -96,7 +99,7 @@ def follow(saves: Saves, stop: Stop, on_step: Callable[[int, Row], None] | None)
     if failure:
         raise failure
     keep_averages(state, saves.clock, saves.log)
-    last = asked or state.step == settings.steps
+    last = asked != 0 or state.step == settings.steps
     if last or state.step % settings.save_every == 0:
         saves(last=last)
     if asked:
@@ -145,11 +148,12 @@ def alignment(state: State, images: Tensor, features: tuple[Features, ...] = ())
     job = state.job
     if job.aligner is None or not job.aligner.active(state.step):
         return ()
-    if not features and job.targets is None:
-        raise ValueError("alignment without targets: the batch brings no features, and the Job names no teachers")
     with torch.no_grad():
-        moved = [Features(f.tokens.to(job.device), f.pooled.to(job.device), f.grid) for f in features]
-        targets = moved or job.targets(images)
+        targets = [Features(f.tokens.to(job.device), f.pooled.to(job.device), f.grid) for f in features]
+        if not targets and job.targets is None:
+            raise ValueError("alignment without targets: the batch brings no features, and the Job names no teachers")
+        if not targets and job.targets is not None:
+            targets = job.targets(images)
     return state.team.terms(job.aligner.terms(targets, state.step), state.shared[1])
 
 

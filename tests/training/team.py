@@ -26,6 +26,7 @@ from ditkit.training.loop import forward_backward, update
 from ditkit.training.precision import hasten
 from ditkit.training.readings import Reading
 from ditkit.training.report import validate
+from ditkit.training.state import ATTEMPT
 
 HERE = Path(__file__)
 PATIENCE = 90.0  # seconds for one request
@@ -208,6 +209,20 @@ def poisoned(ranks: Ranks, folder: str, *, at: int, **settings: Any) -> dict[str
     job.encode = bad
     state = fit(job, on_message=said.append)
     return {"weights": weights(state), "said": said, "skipped": state.guard.skipped}
+
+
+def rolled_back(ranks: Ranks, folder: str, *, bad: list[int], **settings: Any) -> dict[str, Any]:
+    """The latents of one process are not finite at some steps, with the first draws."""
+    job, said = shared_job(ranks, folder, **settings), []
+    encode = job.encode
+
+    def poison(images: Tensor, noise) -> Tensor:
+        hurt = noise.step in bad and noise.seed < ATTEMPT and ranks.rank == ranks.world - 1
+        return encode(images, noise) * (float("nan") if hurt else 1.0)
+
+    job.encode = poison
+    state = fit(job, on_message=said.append)
+    return {"weights": weights(state), "said": said, "attempt": state.attempt, "step": state.step}
 
 
 def halves(ranks: Ranks, folder: str, **settings: Any) -> dict[str, Any]:

@@ -111,6 +111,19 @@ def test_one_process_sees_a_number_that_is_not_finite_and_all_skip_the_step(crew
     assert any("step 3 skipped" in line for line in two[0]["said"])
 
 
+@pytest.mark.parametrize("more", [{"kind": "ddp"}, {"kind": "fsdp"}, {"kind": "fsdp", "checkpoint": "sharded"}])
+def test_one_process_fails_and_all_roll_back(crew, tmp_path, more):
+    """To one step, with one set of new draws: as the one process that does the same alone."""
+    asked = dict(bad=[6, 7, 8], batch=8, max_nonfinite=3, save_every=5, keep_last=9, save_async=True)
+    parallel = {"parallel": {"kind": more["kind"]}, "checkpoint": more.get("checkpoint", "whole")}
+    one = team.rolled_back(ALONE, folder=str(tmp_path / "one"), **asked)
+    two = crew("rolled_back", folder=str(tmp_path / "two"), **asked, **parallel)
+    assert [(part["attempt"], part["step"]) for part in (one, *two)] == 3 * [(1, 12)]
+    assert any("Rolled back to the checkpoint of step 5 (1 of 2)" in line for line in two[0]["said"])
+    same(two[0]["weights"], two[1]["weights"])
+    close(two[0]["weights"], one["weights"], 1e-4)
+
+
 @pytest.mark.parametrize("kind", KINDS)
 @pytest.mark.parametrize("number, code", [(signal.SIGINT, 130), (signal.SIGTERM, 143)])
 def test_a_signal_to_one_stops_all_at_one_step_with_the_state_saved(crew, tmp_path, kind, number, code):
