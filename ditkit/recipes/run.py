@@ -37,6 +37,7 @@ from ditkit.training.log import Log, Row
 from ditkit.training.loop import fit
 from ditkit.training.start import Resume
 from ditkit.training.state import Job, State
+from ditkit.training.trackers import check_trackers, show_picture
 
 T = TypeVar("T")
 
@@ -70,6 +71,7 @@ def train(
     writes. Raises what `prepare`, `open_start`, `open_online` and `fit` raise, one line each.
     """
     with ranks.agreed():
+        check_trackers(recipe.training.trackers)
         check_folder(folder)
         check_start(recipe, folder)
     parts = in_turn(ranks, lambda: prepare(recipe, device, keep))
@@ -213,4 +215,6 @@ def preview(folder: Path, parts: Parts, step: int) -> Path:
     else:
         request = make_request(PREVIEW, parts.recipe.model.num_classes, "balanced", seed=seed, chunk=PREVIEW)
     images, _ = sample_chunk(loaded, parts.recipe.sampling, request, 0, parts.device)
-    return save_png(contact_sheet(images, request, parts.recipe.model.num_classes), path)
+    save_png(contact_sheet(images, request, parts.recipe.model.num_classes), path)
+    show_picture(parts.recipe.training.trackers, folder, path, step)
+    return path
