@@ -107,10 +107,11 @@ def train(
         if ranks.first and (doubt := restarts_in_doubt(os.environ)):
             typer.echo(f"ditkit: {doubt}", err=True)
         with bars() if ranks.first else nullcontext() as bar:
-            told = {} if bar is None else {
-                "on_step": losses(bar, chosen.training.steps, chosen.training.log_every), "say": bar.say, "bar": bar,
-            }  # fmt: skip
-            state = train_run(chosen, folder, where, keep=set_keys(keys), ranks=ranks, **told)
+            on_step = losses(bar, chosen.training.steps, chosen.training.log_every) if bar is not None else None
+            say = bar.say if bar is not None else None  # the first process speaks for all
+            state = train_run(
+                chosen, folder, where, keep=set_keys(keys), on_step=on_step, say=say, bar=bar, ranks=ranks
+            )  # fmt: skip
     if not ranks.first:
         return
     typer.echo(f"step {state.step}: {folder}")

@@ -16,9 +16,8 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.distributed.tensor import DTensor
 
-from ditkit.training.parallel import local, placed
+from ditkit.training.parallel import is_cut, local, placed
 from ditkit.training.settings import MuonSettings, TrainSettings
 
 QUINTIC = (3.4445, -4.7750, 2.0315)  # of the odd polynomial that each iteration applies to the singular values
@@ -116,7 +115,7 @@ class MuonAdamW(torch.optim.Optimizer):
         for p, move in zip(parameters, moves, strict=True):
             if s.weight_decay:
                 local(p).mul_(1 - rate * s.weight_decay * (1.0 if good is None else good))
-            local(p).add_(local(placed(move, p)) if isinstance(p, DTensor) else move)
+            local(p).add_(local(placed(move, p)) if is_cut(p) else move)
 
     def _sum(self, parameter: Tensor) -> Tensor:
         own = self.state[parameter]
@@ -127,9 +126,11 @@ class MuonAdamW(torch.optim.Optimizer):
 
 def _gathered(update: Tensor, beside: Tensor) -> Tensor:
     """A whole matrix of the parts that processes hold of it."""
-    if not isinstance(beside, DTensor):
+    if not is_cut(beside):
         return update
     shape, stride = beside.shape, beside.stride()
+    from torch.distributed.tensor import DTensor
+
     return DTensor.from_local(update, beside.device_mesh, beside.placements, shape=shape, stride=stride).full_tensor()
 
 

@@ -9,22 +9,26 @@ from __future__ import annotations
 
 import dataclasses
 import signal
+import sys
 import warnings
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from copy import deepcopy
-from typing import Any
+from functools import partial
+from typing import TYPE_CHECKING, Any, TypeGuard
 
 import torch
 from torch import Tensor, distributed, nn
-from torch.distributed.device_mesh import DeviceMesh, init_device_mesh
-from torch.distributed.fsdp import FSDPModule, MixedPrecisionPolicy, fully_shard
-from torch.distributed.tensor import DTensor, distribute_tensor
 from torch.nn.parallel import DistributedDataParallel
 
 from ditkit.ranks import ALONE, Ranks
 from ditkit.training.readings import STOP, TERMINATES, Reading
 from ditkit.training.settings import ParallelSettings
+
+if TYPE_CHECKING:  # a second to import, and only needed where weights are cut
+    from torch.distributed.device_mesh import DeviceMesh
+    from torch.distributed.fsdp import MixedPrecisionPolicy
+    from torch.distributed.tensor import DTensor
 
 SHARD = "shard"  # the side of the mesh over which one copy is cut
 Files = Mapping[str, Mapping[str, Tensor]]
@@ -70,7 +74,7 @@ class Team:
         if not self.many:
             return module
         if self.sharded:
-            return self._cut(module, self._policy())
+            return self._cut(module)
         if not any(p.requires_grad for p in module.parameters()):
             return module
         with warnings.catch_warnings():
@@ -82,10 +86,13 @@ class Team:
         if not self.sharded:
             return average
         self._bare[average] = bare(average)
-        return self._cut(average, MixedPrecisionPolicy(), averages=True)
+        return self._cut(average, averages=True)
 
-    def _cut(self, module: nn.Module, policy: MixedPrecisionPolicy, *, averages: bool = False) -> nn.Module:
-        """averages: no backward pass cuts them again, so each forward does."""
+    def _cut(self, module: nn.Module, *, averages: bool = False) -> nn.Module:
+        """averages: no backward pass cuts them again, so each forward does; they run in float32."""
+        from torch.distributed.fsdp import MixedPrecisionPolicy, fully_shard
+
+        policy = MixedPrecisionPolicy() if averages else self._policy()
         for child in module.children():
             for block in child if isinstance(child, nn.ModuleList) else ():
                 again = averages or self.settings.reshard
@@ -95,6 +102,8 @@ class Team:
         return module
 
     def _policy(self) -> MixedPrecisionPolicy:
+        from torch.distributed.fsdp import MixedPrecisionPolicy
+
         if self.precision != "bf16":
             return MixedPrecisionPolicy()
         summed = torch.bfloat16 if self.settings.reduce == "bf16" else torch.float32
@@ -133,9 +142,10 @@ class Team:
         """One forward and backward pass of a step: gradients are exchanged after the last one only."""
         with self.connected(), ExitStack() as stack:
             for module in modules:
-                if isinstance(module, FSDPModule):
-                    module.set_requires_gradient_sync(last)
-                    module.set_is_last_backward(last)
+                if self.sharded:
+                    cut: Any = module
+                    cut.set_requires_gradient_sync(last)
+                    cut.set_is_last_backward(last)
                 elif isinstance(module, Passing) and not last:
                     stack.enter_context(module.no_sync())
             yield
@@ -198,7 +208,7 @@ class Team:
             found[file] = {}
             for name, tensor in tensors.items():
                 with self.connected():
-                    full = tensor.full_tensor() if isinstance(tensor, DTensor) else tensor
+                    full = tensor.full_tensor() if is_cut(tensor) else tensor
                 if self.ranks.first:
                     found[file][name] = full.cpu()
         return found
@@ -220,6 +230,8 @@ class Team:
 
 def make_mesh(world: int, shards: int | None, device: torch.device) -> DeviceMesh:
     """The processes in a row, or in rows of `shards` that hold one copy each. ValueError where they do not fit."""
+    from torch.distributed.device_mesh import init_device_mesh
+
     if shards is None or shards == world:
         return init_device_mesh(device.type, (world,), mesh_dim_names=(SHARD,))
     if world % shards:
@@ -238,21 +250,30 @@ def bare(module: nn.Module) -> nn.Module:
 
 def _calling(term: Any, shared: nn.Module) -> Any:
     """A term of the aligner (dataclass or named tuple) with another `module`."""
-    return dataclasses.replace(term, module=shared) if dataclasses.is_dataclass(term) else term._replace(module=shared)
+    replace = getattr(term, "_replace", None) or partial(dataclasses.replace, term)
+    return replace(module=shared)
 
 
 # -------------------------------------------------------------------------------------------- tensors that are cut
 
 
+def is_cut(tensor: Tensor | None) -> TypeGuard[DTensor]:
+    """Whether it is a DTensor: this process's part of a tensor."""
+    module = sys.modules.get("torch.distributed.tensor")
+    return module is not None and isinstance(tensor, module.DTensor)
+
+
 def local(tensor: Tensor) -> Tensor:
     """This process's part of a tensor that is cut, the same memory; any other tensor itself. Call without gradients."""
-    return tensor.to_local() if isinstance(tensor, DTensor) else tensor
+    return tensor.to_local() if is_cut(tensor) else tensor
 
 
 @torch.no_grad()
 def fill(own: Tensor, value: Tensor) -> None:
     """Copy a tensor into `own`; of a whole one this process's part where `own` is cut. Nothing is exchanged."""
-    if isinstance(own, DTensor) and not isinstance(value, DTensor):
+    if is_cut(own) and not is_cut(value):
+        from torch.distributed.tensor import distribute_tensor
+
         moved = value.to(own.device)
         value = distribute_tensor(moved, own.device_mesh, own.placements, src_data_rank=None)
     own.copy_(value)
@@ -261,9 +282,9 @@ def fill(own: Tensor, value: Tensor) -> None:
 @torch.no_grad()
 def placed(value: Tensor, beside: Tensor) -> Tensor:
     """A copy of a tensor on the device of `beside`, a whole one cut as it is where both have one shape."""
-    if isinstance(value, DTensor):
+    if is_cut(value):
         return value.clone()
-    if not isinstance(beside, DTensor) or value.shape != beside.shape:
+    if not is_cut(beside) or value.shape != beside.shape:
         return value.to(beside.device, copy=True)
     own = torch.empty_like(beside, dtype=value.dtype, requires_grad=False)
     fill(own, value)
@@ -275,7 +296,7 @@ def total_norm(tensors: Iterable[Tensor]) -> Tensor:
     """The 2-norm of all tensors together (scalar), of cut ones over all processes: one exchange."""
     given = list(tensors)
     norm = nn.utils.get_total_norm([local(t) for t in given], foreach=True)
-    mesh = next((t.device_mesh for t in given if isinstance(t, DTensor)), None)
+    mesh = next((t.device_mesh for t in given if is_cut(t)), None)
     if mesh is None:
         return norm
     square = norm.double().square()

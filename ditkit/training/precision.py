@@ -7,8 +7,8 @@ from contextlib import AbstractContextManager, contextmanager
 
 import torch
 from torch import nn
-from torch.distributed.tensor import DTensor
 
+from ditkit.training.parallel import is_cut
 from ditkit.training.settings import TrainSettings
 
 
@@ -86,7 +86,7 @@ def to_float8(model: nn.Module) -> int:
     if device.type != "cuda" or torch.cuda.get_device_capability(device) < (8, 9):
         name = torch.cuda.get_device_name(device) if device.type == "cuda" else device.type
         raise ValueError(f"training.float8: {name} has no float8 matrix products (Ada, Hopper or newer): leave it out")
-    if any(isinstance(p, DTensor) for p in model.parameters()):
+    if any(is_cut(p) for p in model.parameters()):
         raise ValueError("training.float8 works with training.parallel.kind=ddp, not on weights that are in shards")
     try:
         from torchao.float8 import convert_to_float8_training

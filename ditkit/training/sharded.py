@@ -9,7 +9,6 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 from torch import distributed
-from torch.distributed.checkpoint.api import CheckpointException
 
 from ditkit.ranks import PATIENCE, Ranks
 from ditkit.training import checkpoint
@@ -68,7 +67,7 @@ class Sharded:
         try:
             writing.result()
             listed = {part.name: checkpoint.facts(part) for part in parts_of(draft, self.ranks.rank)}
-        except (Exception, CheckpointException) as error:
+        except BaseException as error:  # torch's CheckpointException is no Exception
             problem = reason(error)
         told = self._all((problem, listed))
         problems = [text for text, _ in told if text]

@@ -17,12 +17,9 @@ from pathlib import Path
 from typing import Any, cast
 
 import torch
-import torch.distributed.checkpoint as dcp
 from torch import Tensor, distributed
-from torch.distributed.checkpoint import HuggingFaceStorageReader, HuggingFaceStorageWriter
-from torch.distributed.checkpoint.api import CheckpointException
-from torch.distributed.checkpoint.metadata import TensorStorageMetadata
-from torch.distributed.tensor import DTensor
+
+from ditkit.training.parallel import is_cut
 
 PARTS = "shard-*.safetensors"
 
@@ -43,13 +40,18 @@ def begin_parts(home: Path, files: Mapping[str, Mapping[str, Tensor]], group: di
     All processes of `group` (gloo, used by nothing else meanwhile) call it alike. Tensors that are not cut are written
     once, by one of them. The future is done when all parts are written, or failed in any process.
     """
+    from torch.distributed.checkpoint import HuggingFaceStorageWriter, async_save  # a second to import
+
     flat = {f"{file}/{name}": tensor.detach() for file, tensors in files.items() for name, tensor in tensors.items()}
     writer = HuggingFaceStorageWriter(str(home), save_distributed=True)
-    return cast(Future, dcp.async_save(flat, storage_writer=writer, process_group=group))
+    return cast(Future, async_save(flat, storage_writer=writer, process_group=group))
 
 
 def read_parts(home: Path, file: str, like: Mapping[str, Tensor] | None = None) -> dict[str, Tensor]:
     """The tensors of one file, by name, on the CPU; those that are cut in `like` cut in the same way, on its device."""
+    from torch.distributed.checkpoint import HuggingFaceStorageReader, load
+    from torch.distributed.checkpoint.api import CheckpointException
+
     known = HuggingFaceStorageReader(str(home)).read_metadata().state_dict_metadata
     names = [key.partition("/")[2] for key in known if key.partition("/")[0] == file]
     found = {name: _room(known[f"{file}/{name}"], (like or {}).get(name)) for name in names}
@@ -59,7 +61,7 @@ def read_parts(home: Path, file: str, like: Mapping[str, Tensor] | None = None) 
         warnings.filterwarnings("ignore", message="torch.distributed is")  # reading alone is meant
         wanted = {f"{file}/{name}": tensor for name, tensor in found.items()}
         try:
-            dcp.load(wanted, storage_reader=HuggingFaceStorageReader(str(home)), no_dist=True)
+            load(wanted, storage_reader=HuggingFaceStorageReader(str(home)), no_dist=True)
         except CheckpointException as error:  # no Exception of Python's: it would pass every handler
             raise OSError(reason(error)) from None
     return found
@@ -67,14 +69,14 @@ def read_parts(home: Path, file: str, like: Mapping[str, Tensor] | None = None) 
 
 def reason(error: BaseException) -> str:
     """What went wrong, in a line: of torch's CheckpointException the first process's trouble."""
-    first = next(iter(error.failures.values()))[0] if isinstance(error, CheckpointException) else error
+    failures = getattr(error, "failures", None)
+    first = next(iter(failures.values()))[0] if failures else error
     text = (isinstance(first, OSError) and first.strerror) or str(first).strip() or type(first).__name__
     return text.splitlines()[0]
 
 
 def _room(known: Any, like: Tensor | None) -> Tensor:
-    assert isinstance(known, TensorStorageMetadata)
     dtype = known.properties.dtype
-    if isinstance(like, DTensor) and like.shape == known.size:
+    if is_cut(like) and like.shape == known.size:
         return torch.empty_like(like, dtype=dtype, requires_grad=False)
     return torch.empty(known.size, dtype=dtype)
