@@ -78,5 +78,6 @@ def watch_state(state: State, laps: Laps) -> None:
         return TimedNoise(source(*given, **named), laps)
 
     state.source = draws  # type: ignore[assignment]
-    for average in (*state.emas, state.averages):
-        average.update = laps.around("ema", average.update)  # type: ignore[method-assign]
+    averages: list[Any] = [*state.emas, state.averages]
+    for average in averages:
+        average.update = laps.around("ema", average.update)
