@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from typing import Annotated, Literal
+from typing import Annotated, Any, Literal
 
-from pydantic import Field, model_validator
+from pydantic import Field, field_validator, model_validator
 
 from ditkit.config import Settings
 
@@ -94,6 +94,13 @@ class TrainSettings(Settings):
     trackers: tuple[Literal["tensorboard", "wandb", "trackio"], ...] = Field(
         (), description="who is told every row of metrics.jsonl too (pip install 'ditkit[track]')"
     )
+
+    @field_validator("ema_also", "ema_power", "trackers", mode="before")
+    @classmethod
+    def _by_commas(cls, given: Any) -> Any:
+        if isinstance(given, float):
+            return (given,)
+        return [part.strip() for part in given.split(",") if part.strip()] if isinstance(given, str) else given
 
     @model_validator(mode="after")
     def _consistent(self) -> TrainSettings:
