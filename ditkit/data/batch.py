@@ -17,7 +17,8 @@ class Batch(NamedTuple):
     """One rank's share of a step: images uint8 (b, C, H, W), labels int64 (b,), captions, indices int64 (b,).
 
     positions: the global sample positions, which key every draw. indices: the images used; where the image at a
-    position is unusable it is the one that took its place. (H, W) is the source's size, or the step's bucket.
+    position is unusable it is the one that took its place. captions: as drawn, before data.empty_share makes some empty
+    (`cond` has the empty prompt there). (H, W) is the source's size, or the step's bucket.
     Of a cache, `images` are moments (b, C, h, w) as stored; features: one a wanted teacher; cond: encoded captions.
     """
 

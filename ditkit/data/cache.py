@@ -19,6 +19,7 @@ from ditkit.data.cache_format import (
     EMPTY,
     KIND,
     LABELS,
+    MANIFEST,
     PLAN,
     PLAN_KIND,
     FileFacts,
@@ -30,11 +31,14 @@ from ditkit.data.cache_format import (
 )
 from ditkit.data.cache_read import Damaged, Shards, Stack, Words
 from ditkit.data.cache_write import ranges, read_rejected, read_reports
+from ditkit.data.digits import Digits
+from ditkit.data.index import hash_of
 from ditkit.data.settings import DataSettings
-from ditkit.data.source import DataError, ImageSource, stratified_split
+from ditkit.data.source import UNCAPTIONED, DataError, ImageSource, stratified_split
 from ditkit.protocols import BadImage, Captions, Item
 
 Corrupt = Literal["stop", "skip"]
+READING = ("table", "part", "image_column", "label_column", "text_column", "synthetic_column", "synthetic_table")
 AGAIN = "`ditkit encode` with the words that made it makes just this shard again"
 
 
@@ -55,8 +59,10 @@ class Cache(ImageSource):
         super().__init__(labels, source.classes, source.channels)
         self.size = source.size
         self.rows: np.ndarray | None = None  # those of a part
+        self.told: tuple[str, ...] | None = None  # what the images' own source says of that part, where it has a way
         self.plan = self.manifest.plan
         self.rejected = read_rejected(self.folder)
+        self.uncaptioned = {i for i, (_, reason) in self.rejected.items() if reason == UNCAPTIONED}
         self.empty = self._small(of[EMPTY]) if EMPTY in of else {}
         self.shards = Shards(self.folder, self.plan)
         self.bad: dict[int, str] = dict(self._wrong_sizes())
@@ -64,6 +70,11 @@ class Cache(ImageSource):
             shard, reason = next(iter(self.bad.items()))
             raise self.damaged(shard, reason)
         self.notes = (*describe(self.manifest), *(f"{shard_name(k)} {why}: left out" for k, why in self.bad.items()))
+        if self.uncaptioned:
+            self.notes += (
+                f"{len(self.uncaptioned):,} images without a caption are not in the cache: a run without text has only "
+                "the others, and cannot go on from the images themselves",
+            )
         self.seen: dict[str, tuple[int, int]] = {}  # prompt -> its shard and row there, of captions asked for
 
     def _small(self, facts: FileFacts) -> dict[str, Tensor]:
@@ -87,22 +98,29 @@ class Cache(ImageSource):
             if size != facts.bytes:
                 yield shard, f"is damaged (it has {size:,} bytes, not {facts.bytes:,})"
 
-    def part(self, rows: np.ndarray) -> Cache:
-        """The images `rows` of this cache, in that order, as another one."""
+    def part(self, rows: np.ndarray, told: tuple[str, ...] | None = None) -> Cache:
+        """The images `rows` of this cache, in that order, as another one. told: its content as the images tell it."""
         found = copy.copy(self)
-        found.rows, found.labels = rows, self.labels[rows]
+        found.rows, found.labels, found.told = rows, self.labels[rows], told
         return found
 
     def content(self) -> Iterable[str]:
-        return (self.manifest.source.content, *map(str, () if self.rows is None else self.rows))
+        rows = () if self.rows is None else self.rows.tolist()
+        yield from self.told or (self.manifest.source.content, *map(str, rows))
+        if not self.captioned and not self.uncaptioned.isdisjoint(rows):
+            yield "without the images that have no caption"
 
     @property
     def fingerprint(self) -> str:  # type: ignore[override]
-        """That of the encoded images, with the choices about captions where this run makes them."""
+        """That of the encoded images, with the choices about captions where this run makes them.
+
+        A run without text that lacks images which were left out for want of a caption has not the images' own.
+        """
         source = self.manifest.source
         if self.rows is not None:
             return super().fingerprint
-        return source.fingerprint if self.captioned or self.template is not None else source.content
+        chosen = self.captioned or self.template is not None or bool(self.uncaptioned)
+        return source.fingerprint if chosen else source.content
 
     def damaged(self, shard: int, reason: str, row: int | None = None) -> DataError | BadImage:
         """What to raise of a damaged shard; row: of the image that was asked for."""
@@ -240,7 +258,7 @@ def is_cache(folder: Path) -> bool:
 def open_cache(folder: Path, settings: DataSettings) -> Cache:
     """The cache in a folder as settings ask for it. DataError, one line, where it holds something else, or not yet all.
 
-    What the settings say about reading images (columns, tables) was done when they were encoded.
+    Images were read (tables, columns) when they were encoded: settings that ask for it again are refused.
     """
     if kind_of(folder) != KIND:
         refuse_unfinished(folder)
@@ -256,14 +274,38 @@ def open_cache(folder: Path, settings: DataSettings) -> Cache:
         raise DataError(f"{folder}: a cache of images of {source.channels} channels, not of {settings.channels}")
     if settings.flip:
         cache.require_mirrored()
-    if settings.index not in (None, source.index):
-        raise DataError(
-            f"{folder}: a cache of the images of {source.index or 'no index'}, data.index={settings.index} names "
-            "others: encode with it"
-        )
+    if settings.index is not None:
+        check_index(cache, settings.index)
     if settings.pairs == "both":
         raise DataError(f"{folder}: a cache holds single images, data.pairs=both needs the pairs themselves")
-    return cache if settings.split == "all" else cache.part(stratified_split(cache.labels, settings.split))
+    if asked := [name for name in READING if getattr(settings, name) is not None]:
+        raise DataError(
+            f"{folder}: data.{asked[0]} says how images are read, a cache holds what was read when they were encoded: "
+            f"leave it out (data.{asked[0]}=none)"
+        )
+    return cache if settings.split == "all" else part_of(cache, settings.split)
+
+
+def check_index(cache: Cache, path: str) -> None:
+    """DataError where an index file keeps other images than those that were encoded."""
+    source = cache.manifest.source
+    same = source.index == path if source.kept is None else source.kept == hash_of(path)
+    if not same:
+        raise DataError(
+            f"{cache.folder}: a cache of the images of {source.index or 'no index'}, data.index={path} keeps others: "
+            "encode with it"
+        )
+
+
+def part_of(cache: Cache, split: Literal["train", "test"]) -> Cache:
+    """The "train" or "test" part, with the fingerprint that this part of the images has. DataError without one."""
+    source = cache.manifest.source
+    if source.place == "scenes":
+        raise DataError(f"{cache.folder}: scenes are made for each split anew, those of 'all' have no {split!r} part")
+    rows = stratified_split(cache.labels, split)
+    if source.content != Digits("all", source.size, source.channels).fingerprint:
+        return cache.part(rows)
+    return cache.part(rows, tuple(Digits(split, source.size, source.channels).content()))
 
 
 def refuse_unfinished(folder: Path) -> NoReturn:
@@ -271,7 +313,10 @@ def refuse_unfinished(folder: Path) -> NoReturn:
     plan = read_plan(folder)
     assert plan is not None
     missing = sorted(set(range(plan.shards)) - read_reports(folder, plan).keys())
-    what = f"shards {ranges(missing)} of {plan.shards} are missing" if missing else "its manifest is missing"
+    if not missing:
+        state = "damaged" if (folder / MANIFEST).exists() else "missing"
+        raise DataError(f"{folder}: the cache's manifest.json is {state}; `ditkit encode` with the same words mends it")
+    what = f"shards {ranges(missing)} of {plan.shards} are missing"
     raise DataError(f"{folder}: an unfinished cache: {what}; `ditkit encode` with the same words goes on with it")
 
 

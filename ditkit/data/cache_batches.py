@@ -77,17 +77,19 @@ class CachedReader:
         return batch, list(met.values())
 
     def _read(self, stack: Stack, row: int, index: int, position: int, mirrored: bool) -> str:
-        """Put an image, and the caption that it shows at this position, into a row; the caption."""
+        """Put an image, and what it shows of its captions at this position, into a row.
+
+        The caption as it was drawn, which Batch holds; where the empty one is shown instead, only the embedding is it.
+        """
         self.cache.put(stack, row, index, mirrored)
         if not self.cache.manifest.counts.captioned:
             return ""
         captions = self.cache.words(index).captions
         item = Item(NO_IMAGE, -1, captions.first, "", captions)
         shown = draw_captions([item], self.seed, position, self.share)
-        caption = drop_captions(shown, self.seed, position, self.empty_share)[0]
         if stack.texts:
-            self.cache.put_text(stack, row, index, caption)
-        return caption
+            self.cache.put_text(stack, row, index, drop_captions(shown, self.seed, position, self.empty_share)[0])
+        return shown[0]
 
 
 def _stacks(cache: Cache, asked: Asked) -> Callable[[int], Stack]:
@@ -129,17 +131,24 @@ class Held(NamedTuple):
 
 
 def read_held(cache: Cache, indices: Sequence[int]) -> Held:
-    """The usable ones of these images, not mirrored. ValueError where none is."""
+    """The usable ones of these images, not mirrored. ValueError where none is.
+
+    With corrupt=skip the embedding of the first caption is read too: an image whose is damaged cannot be used.
+    """
     stack = Stack(cache.plan, len(indices))
+    scratch = Stack(cache.plan, 1, texts=True) if cache.corrupt == "skip" and cache.captioned else None
     used: list[int] = []
     captions: list[Captions] = []
     for index in indices:
         try:
             cache.put(stack, len(used), index)
-            captions.append(cache.captions(index) if cache.manifest.counts.captioned else Captions())
+            found = cache.captions(index) if cache.manifest.counts.captioned else Captions()
+            if scratch is not None:
+                cache.put_text(scratch, 0, index, found.first)
         except BadImage:
             continue
         used.append(index)
+        captions.append(found)
     if not used:
         raise ValueError(f"{cache.folder}: none of the {len(indices)} images looked at can be used")
     labels = torch.from_numpy(cache.labels[np.array(used)])

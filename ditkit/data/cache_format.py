@@ -21,7 +21,7 @@ from pathlib import Path
 from typing import Any, Final, Literal, NamedTuple
 
 import torch
-from pydantic import Field, ValidationError
+from pydantic import Field, ValidationError, model_validator
 
 from ditkit.config import Settings
 from ditkit.data.source import DataError
@@ -55,10 +55,11 @@ class Stored(Settings):
 
 
 class SourceFacts(Settings):
-    """The images. content: the fingerprint without choices about captions."""
+    """The images. content: the fingerprint without choices about captions; kept: a hash of what the index keeps."""
 
     place: str
     index: str | None = None
+    kept: str | None = None
     fingerprint: str
     content: str
     items: int = Field(ge=1)
@@ -195,6 +196,16 @@ class Manifest(Settings):
     files: tuple[FileFacts, ...]
     contents: tuple[ShardFacts, ...]
 
+    @model_validator(mode="after")
+    def _whole(self) -> Manifest:
+        """Every file is told of."""
+        needed = {LABELS, REJECTS} | ({EMPTY} if self.text is not None else set())
+        if missing := needed - {facts.file for facts in self.files}:
+            raise ValueError(f"it does not tell of {min(missing)}")
+        if len(self.contents) != self.plan.shards:
+            raise ValueError(f"it tells of {len(self.contents)} shards, not of {self.plan.shards}")
+        return self
+
     @property
     def plan(self) -> Plan:
         """What it was made by."""
@@ -243,7 +254,15 @@ def _read(cls: Any, file: Path) -> Any:
     except (OSError, ValidationError, AttributeError, ValueError) as error:
         if isinstance(error, DataError):
             raise
-        raise DataError(f"{file}: not readable as a cache's: {str(error).splitlines()[0]}; encode it again") from None
+        reason = _first_of(error) if isinstance(error, ValidationError) else str(error).splitlines()[0]
+        raise DataError(f"{file}: not readable as a cache's: {reason}; encode it again") from None
+
+
+def _first_of(error: ValidationError) -> str:
+    """The first problem in a few words."""
+    found = error.errors()[0]
+    where, what = ".".join(map(str, found["loc"])), found["msg"].removeprefix("Value error, ")
+    return f"{where}: {what}" if where else what
 
 
 # ------------------------------------------------------------------------------------------------ safetensors

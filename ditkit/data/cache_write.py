@@ -59,6 +59,7 @@ def essence(plan: Plan) -> Plan:
     return plan.with_(
         {
             "source.place": "",
+            "source.index": None,  # what it keeps is in `kept`
             "codec": {**plan.codec.model_dump(), "settings": {}},
             "teachers": [{**teacher.model_dump(), "settings": {}} for teacher in plan.teachers],
             "text": None if plan.text is None else {**plan.text.model_dump(), "settings": {}},

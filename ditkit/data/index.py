@@ -75,6 +75,13 @@ def read_index(path: str | os.PathLike) -> Index:
     return found
 
 
+def hash_of(path: str | os.PathLike) -> str:
+    """Short stable hash of the rows that an index file keeps, and of which pictures; raises as `read_index`."""
+    index = read_index(path)
+    said = f"{index.identity} {index.images} {index.kept.tolist()}"
+    return hashlib.sha256(said.encode()).hexdigest()[:16]
+
+
 def rows_of(source: ImageSource, path: str | os.PathLike) -> np.ndarray:
     """The rows of `source` that an index file keeps. DataError where it was made for other pictures."""
     index = read_index(path)

@@ -21,6 +21,7 @@ from ditkit.data.transforms import adm_crop, to_uint8
 from ditkit.protocols import BadImage, Captions, Item
 
 PROBES = 512  # pictures whose headers decide the default size
+UNCAPTIONED = "it has no caption, and the model is trained with them"
 
 
 class DataError(ValueError):
@@ -208,7 +209,7 @@ class ImageSource:
             image = self.image(index, self.size_of(index))
             captions = self.all_captions(index)
             if self.captioned and not any(captions):
-                raise ValueError("it has no caption, and the model is trained with them")
+                raise ValueError(UNCAPTIONED)
         except (ValueError, OSError, MemoryError) as error:
             raise error if isinstance(error, BadImage) else BadImage(name, str(error)) from error
         return Item(image, int(self.labels[index]), captions.first, name, captions)

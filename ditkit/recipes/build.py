@@ -199,7 +199,7 @@ def build_job(parts: Parts, folder: Path, ranks: Ranks = ALONE) -> Job:
 
 def identity(parts: Parts) -> dict[str, Any]:
     """What must not change when a run is resumed. An exact cache of images counts as the images."""
-    recipe, rounding = parts.recipe, marks(parts.cache)
+    recipe, rounding = parts.recipe, marks(parts.cache, parts.recipe.training.tf32)
     text = identity_of(parts.text)
     return {
         "data": parts.source.fingerprint,

@@ -2,25 +2,38 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Sequence
+from functools import lru_cache
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import torch
+from safetensors.torch import load_file
 from torch import Tensor
 
-from ditkit.data import ImageSource
+from ditkit.data import DataError, ImageSource
 from ditkit.data.cache import Cache
 from ditkit.data.cache_batches import Asked
 from ditkit.data.cache_format import TeacherFacts, plain
 from ditkit.data.cache_read import Stack, parts_of
-from ditkit.pretrained import CodecSettings, PretrainedMissing, TeacherSettings, TextSettings, load_teacher, load_text
+from ditkit.pretrained import (
+    CodecSettings,
+    PretrainedMissing,
+    TeacherSettings,
+    TextSettings,
+    load_teacher,
+    load_text,
+    weight_hash,
+)
 from ditkit.pretrained.hub import is_local
-from ditkit.protocols import Codec, Condition, Features, TextEncoder
+from ditkit.pretrained.vit import WEIGHTS
+from ditkit.protocols import BadImage, Codec, Condition, Features, TextEncoder
 from ditkit.recipes.recipe import Recipe
 from ditkit.recipes.text import ToldText
 
 EXACT = ("fp32", "uint8")
+log = logging.getLogger("ditkit.data")
 
 
 class StoredTeacher:
@@ -54,15 +67,24 @@ class StoredText:
         return self
 
     def __call__(self, prompts: Sequence[str]) -> Condition:
-        """What the cache holds of the prompts where it holds all of them, else what the encoder says now."""
+        """What the cache holds of the prompts where it holds all of them, else what the encoder says now.
+
+        With corrupt=skip the encoder is asked too where one of them is damaged; else that is a DataError.
+        """
         if any(prompt and prompt not in self.cache.seen for prompt in prompts):
             return self._loaded()(prompts)
         stack = Stack(self.cache.plan, len(prompts), texts=True)
-        for row, prompt in enumerate(prompts):
-            if prompt:
-                self.cache.put_prompt(stack, row, *self.cache.seen[prompt])
-            else:
-                stack.put_empty(row, self.cache.empty)
+        try:
+            for row, prompt in enumerate(prompts):
+                if prompt:
+                    self.cache.put_prompt(stack, row, *self.cache.seen[prompt])
+                else:
+                    stack.put_empty(row, self.cache.empty)
+        except (DataError, BadImage) as error:
+            if self.cache.corrupt == "stop":
+                raise
+            log.warning("%s; the text encoder is asked instead", str(error).partition(";")[0])
+            return self._loaded()(prompts)
         assert stack.cond is not None
         return stack.cond.to(self.device).to(torch.float32)
 
@@ -163,19 +185,45 @@ def check_grids(recipe: Recipe, cache: Cache, numbers: Sequence[int]) -> None:
             )
 
 
+def local_places(settings: TeacherSettings | TextSettings) -> list[Path]:
+    """The folders and files on this disk that networks come from."""
+    places = settings.places() if isinstance(settings, TextSettings) else [settings.source]
+    found = [Path(place).expanduser() for place in places if place and is_local(place)]
+    return [path for path in found if path.exists()]
+
+
 def same(stored: dict[str, Any], settings: TeacherSettings | TextSettings) -> bool:
     """Whether settings name the very networks of a cache: equal, and nothing on this disk that may have changed."""
-    places = settings.places() if isinstance(settings, TextSettings) else [settings.source]
-    fixed = not any(place and is_local(place) and Path(place).expanduser().exists() for place in places)
-    return fixed and stored == settings.model_dump(mode="json")
+    return not local_places(settings) and stored == settings.model_dump(mode="json")
 
 
-def identity_or_name(settings: TeacherSettings) -> str:
-    """The id of a teacher, which is loaded for it and let go; what the settings say where it cannot be had."""
+def identity_or_name(settings: TeacherSettings | TextSettings) -> str:
+    """The id of a teacher or text encoder; what the settings say where it cannot be had.
+
+    It is remembered as long as the files stay as they are, so that networks are loaded for it once at most.
+    """
+    files = [file for path in local_places(settings) for file in (sorted(path.rglob("*")) if path.is_dir() else [path])]
+    stamps = tuple((str(file), file.stat().st_size, file.stat().st_mtime_ns) for file in files if file.is_file())
     try:
-        return load_teacher(settings).id
+        return found_id(settings, stamps)
     except PretrainedMissing:
         return f"{settings.kind} {settings.source}".strip()
+
+
+@lru_cache(maxsize=8)
+def found_id(settings: TeacherSettings | TextSettings, stamps: tuple[tuple[str, int, int], ...]) -> str:
+    """The id of networks whose files have these sizes and times; raises PretrainedMissing.
+
+    A `ditkit teacher` folder's weights are only read; other networks are loaded on the CPU and let go.
+    """
+    if isinstance(settings, TextSettings):
+        return load_text(settings).id
+    if settings.kind == "selftaught":
+        try:
+            return f"selftaught-{weight_hash(load_file(Path(settings.source) / WEIGHTS))}"
+        except Exception as error:  # a damaged file fails in many ways: loading says which
+            log.debug("%s: %s", settings.source, error)
+    return load_teacher(settings).id
 
 
 def stored_text(recipe: Recipe, cache: Cache, device: torch.device) -> ToldText | None:
@@ -186,10 +234,7 @@ def stored_text(recipe: Recipe, cache: Cache, device: torch.device) -> ToldText 
     if facts is None:
         raise ValueError(f"{cache.folder}: a cache without captions, which this recipe trains on: encode with it")
     if not same(facts.settings, recipe.text):
-        try:
-            here = load_text(recipe.text).id
-        except PretrainedMissing:
-            here = f"{recipe.text.kind} {recipe.text.source}".strip()
+        here = identity_or_name(recipe.text)
         if here != facts.id:
             raise ValueError(
                 f"{cache.folder}: the cache's captions were encoded by {facts.id}, the recipe's text encoder is "
@@ -198,18 +243,21 @@ def stored_text(recipe: Recipe, cache: Cache, device: torch.device) -> ToldText 
     return ToldText(StoredText(cache, recipe.text, device))
 
 
-def marks(cache: Cache | None) -> dict[str, str]:
+def marks(cache: Cache | None, tf32: bool = False) -> dict[str, str]:
     """What a cache's rounding adds to the identity of codec, teachers and text; nothing where it is exact.
 
-    So a run may go on from images to an exact cache and back, and never from one rounding to another.
+    So a run may go on from images to an exact cache and back, and never from one rounding to another. Exact are
+    pixels and what networks say to the last digit that they agree on: convolutions round by which images are encoded
+    together, about 1e-6 of an AutoencoderKL. tf32: whether this run, too, would compute in TensorFloat-32.
     """
     if cache is None:
         return {"codec": "", "teachers": "", "text": ""}
     stored = cache.manifest.stored
-    by = "" if stored.precision == "fp32" else f" computed in {stored.precision}"
+    rough = " computed in TF32" if stored.tf32 and not tf32 else ""
+    by = rough if stored.precision == "fp32" else f" computed in {stored.precision}"
     half = {"fp16": " in half precision", "fp32": ""}.get(stored.texts, f" in {stored.texts}")
     return {
         "codec": by + ("" if stored.dtype in EXACT else f" stored in {stored.dtype}"),
         "teachers": by + ("" if stored.features in EXACT else f" stored in {stored.features}"),
-        "text": half,
+        "text": rough + half,
     }

@@ -32,6 +32,7 @@ from ditkit.data.cache_format import (
     read_manifest,
 )
 from ditkit.data.cache_write import begin, compose, ranges, read_reports, wrong_files
+from ditkit.data.index import hash_of
 from ditkit.data.loader import read_ahead
 from ditkit.protocols import TextEncoder
 from ditkit.ranks import ALONE, Ranks
@@ -102,7 +103,8 @@ def plan_of(parts: Parts, networks: Networks, stored: Stored) -> Plan:
     ]
     return Plan(
         source=SourceFacts(
-            place=recipe.data.source, index=recipe.data.index, fingerprint=source.fingerprint,
+            place=recipe.data.source, index=recipe.data.index,
+            kept=None if recipe.data.index is None else hash_of(recipe.data.index), fingerprint=source.fingerprint,
             content=bare_fingerprint(source), items=len(source), size=source.size, channels=source.channels,
             classes=source.classes, template=source.template, captioned=source.captioned,
         ),
