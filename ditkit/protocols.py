@@ -51,7 +51,13 @@ class Condition:
 
     def to(self, *args, **kwargs) -> Condition:
         """Move every field; a floating dtype is applied to floating fields only."""
-        return self._map(lambda v: v.to(*args, **kwargs) if v.is_floating_point() else v.to(_device_of(args, kwargs)))
+        plain = {"non_blocking": kwargs.get("non_blocking", False)}
+        device = _device_of(args, kwargs)
+        return self._map(lambda v: v.to(*args, **kwargs) if v.is_floating_point() else v.to(device, **plain))
+
+    def pin_memory(self) -> Condition:
+        """Every field in page-locked memory, from which an accelerator copies without being waited for."""
+        return self._map(lambda v: v.pin_memory())
 
     def where(self, mask: Tensor, other: Condition) -> Condition:
         """Per sample: this condition where mask (B,) is True, `other` elsewhere. Both must have the same fields."""

@@ -22,23 +22,51 @@ def stream_id(name: str) -> int:
     return zlib.crc32(name.encode())
 
 
-def _generator(seed: int, key: tuple[int, ...]) -> np.random.Generator:
-    if len(key) > 4:
-        raise ValueError(f"philox: at most 4 numbers beside the seed, given {len(key)}")
-    words = [k % WORD for k in (*key, *[0] * (4 - len(key)))]
-    philox_key = np.array([seed % WORD, words[0]], dtype=np.uint64)
-    counter = np.array([0, *words[1:]], dtype=np.uint64)
-    return np.random.Generator(np.random.Philox(key=philox_key, counter=counter))
+class _Stream:
+    """One Philox generator that is set to the start of any (seed, key): far cheaper than a new one for each."""
+
+    def __init__(self) -> None:
+        self.bits = np.random.Philox(key=np.zeros(2, dtype=np.uint64))
+        self.generator = np.random.Generator(self.bits)
+        self.state = self.bits.state | {"buffer_pos": 4, "has_uint32": 0, "uinteger": 0}  # nothing is left over
+
+    def at(self, seed: int, key: tuple[int, ...]) -> np.random.Generator:
+        """The generator at the start of the numbers of seed and key."""
+        if len(key) > 4:
+            raise ValueError(f"philox: at most 4 numbers beside the seed, given {len(key)}")
+        words = [k % WORD for k in (*key, *[0] * (4 - len(key)))]
+        self.state["state"] = {
+            "key": np.array([seed % WORD, words[0]], dtype=np.uint64),
+            "counter": np.array([0, *words[1:]], dtype=np.uint64),
+        }
+        self.bits.state = self.state
+        return self.generator
 
 
 def philox_normal(seed: int, key: tuple[int, ...], shape: Sequence[int]) -> Tensor:
     """Standard normal draws (float32, CPU) named by seed and up to 4 integers."""
-    return torch.from_numpy(_generator(seed, key).standard_normal(tuple(shape), dtype=np.float32))
+    return torch.from_numpy(_Stream().at(seed, key).standard_normal(tuple(shape), dtype=np.float32))
 
 
 def philox_uniform(seed: int, key: tuple[int, ...], shape: Sequence[int]) -> Tensor:
     """Uniform draws on [0, 1) (float32, CPU) named by seed and up to 4 integers."""
-    return torch.from_numpy(_generator(seed, key).random(tuple(shape), dtype=np.float32))
+    return torch.from_numpy(_Stream().at(seed, key).random(tuple(shape), dtype=np.float32))
+
+
+def philox_normals(seed: int, keys: Sequence[tuple[int, ...]], shape: Sequence[int]) -> Tensor:
+    """(len(keys), *shape): `philox_normal` of each key."""
+    out, stream = np.empty((len(keys), *shape), dtype=np.float32), _Stream()
+    for row, key in zip(out, keys, strict=True):
+        stream.at(seed, key).standard_normal(dtype=np.float32, out=row)
+    return torch.from_numpy(out)
+
+
+def philox_uniforms(seed: int, keys: Sequence[tuple[int, ...]], shape: Sequence[int]) -> Tensor:
+    """(len(keys), *shape): `philox_uniform` of each key."""
+    out, stream = np.empty((len(keys), *shape), dtype=np.float32), _Stream()
+    for row, key in zip(out, keys, strict=True):
+        stream.at(seed, key).random(dtype=np.float32, out=row)
+    return torch.from_numpy(out)
 
 
 class BatchNoise:
@@ -64,23 +92,23 @@ class BatchNoise:
 
     def normal(self, stream: str, shape: tuple[int, ...]) -> Tensor:
         """(rows, ...) standard normal, float32."""
-        return self._draw(philox_normal, stream, shape)
+        return self._draw(philox_normal, philox_normals, stream, shape)
 
     def uniform(self, stream: str, shape: tuple[int, ...]) -> Tensor:
         """(rows, ...) uniform on [0, 1), float32."""
-        return self._draw(philox_uniform, stream, shape)
+        return self._draw(philox_uniform, philox_uniforms, stream, shape)
 
-    def _draw(self, philox, stream: str, shape: tuple[int, ...]) -> Tensor:
+    def _draw(self, whole, by_row, stream: str, shape: tuple[int, ...]) -> Tensor:
         if shape[0] != self.stop - self.start:
             raise ValueError(f"BatchNoise: asked for {shape[0]} rows, this part has {self.stop - self.start}")
         name = stream_id(stream)
         if len(shape) == 1:
-            return philox(self.seed, (name, self.step), (self.total,))[self.start : self.stop].to(self.device)
+            return whole(self.seed, (name, self.step), (self.total,))[self.start : self.stop].to(self.device)
         if shape[0] == 0:
             return torch.empty(shape, device=self.device)
         # the row's number counts from 1: row 0 must not share the stream of the whole-batch draw above
-        rows = range(self.start + 1, self.stop + 1)
-        return torch.stack([philox(self.seed, (name, self.step, row), shape[1:]) for row in rows]).to(self.device)
+        keys = [(name, self.step, row) for row in range(self.start + 1, self.stop + 1)]
+        return by_row(self.seed, keys, shape[1:]).to(self.device)
 
 
 class SampleNoise:
@@ -102,19 +130,19 @@ class SampleNoise:
 
     def initial(self) -> Tensor:
         """What sampling starts from: standard normal; the sampler scales it by path.prior_scale."""
-        return self._draw(philox_normal, "initial", 0)
+        return self._draw(philox_normals, "initial", 0)
 
     def __call__(self, step: int) -> Tensor:
         """The standard normal draws of solver step `step`."""
-        return self._draw(philox_normal, "step", step)
+        return self._draw(philox_normals, "step", step)
 
     def rademacher(self, step: int) -> Tensor:
         """Draws of -1 or +1 (Hutchinson's trace estimate)."""
-        return (self._draw(philox_uniform, "rademacher", step) < 0.5) * 2.0 - 1.0
+        return (self._draw(philox_uniforms, "rademacher", step) < 0.5) * 2.0 - 1.0
 
-    def _draw(self, philox, stream: str, step: int) -> Tensor:
+    def _draw(self, by_row, stream: str, step: int) -> Tensor:
         if not self.indices:
             return torch.empty((0, *self.shape), device=self.device, dtype=self.dtype)
         name = stream_id(stream)
-        rows = [philox(self.seed, (name, index, step), self.shape) for index in self.indices]
-        return torch.stack(rows).to(device=self.device, dtype=self.dtype)
+        keys = [(name, index, step) for index in self.indices]
+        return by_row(self.seed, keys, self.shape).to(device=self.device, dtype=self.dtype)

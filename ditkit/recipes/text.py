@@ -83,7 +83,7 @@ def condition_of(
     Captions that a cache brings encoded go to `device` in its dtype and become float32 there.
     """
     if batch.cond is not None:
-        return batch.cond.to(device).to(torch.float32)
+        return batch.cond.to(device, non_blocking=True).to(torch.float32)
     if text is None:
         return Condition(label=batch.labels) if recipe.model.num_classes else Condition()
     share, seed = recipe.data.empty_share, recipe.training.seed

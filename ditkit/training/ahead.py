@@ -12,6 +12,7 @@ import torch
 from torch import Tensor
 
 from ditkit.diffusion import BatchNoise
+from ditkit.protocols import Condition, Features
 
 DEPTH = 2  # batches
 
@@ -29,7 +30,7 @@ def _fetched(batches: Iterator[Any], *, pin: bool) -> Iterator[Any]:
     def fetch() -> None:
         try:
             for batch in batches:
-                _put(ready, (batch._replace(images=batch.images.pin_memory()) if pin else batch, None), over)
+                _put(ready, (page_locked(batch) if pin else batch, None), over)
                 if over.is_set():
                     return
             _put(ready, (None, StopIteration()), over)
@@ -50,6 +51,19 @@ def _fetched(batches: Iterator[Any], *, pin: bool) -> Iterator[Any]:
         over.set()
 
 
+def page_locked(batch: Any) -> Any:
+    """The batch (a NamedTuple) with all its tensors, conditions and features in page-locked memory."""
+    return batch._replace(**{name: _locked(value) for name, value in batch._asdict().items()})
+
+
+def _locked(value: Any) -> Any:
+    if isinstance(value, (Tensor, Condition)):
+        return value.pin_memory()
+    if isinstance(value, Features):
+        return value._replace(tokens=value.tokens.pin_memory(), pooled=value.pooled.pin_memory())
+    return tuple(map(_locked, value)) if type(value) is tuple else value
+
+
 def _put(ready: queue.Queue, what: tuple, over: threading.Event) -> None:
     while not over.is_set():
         try:
@@ -67,7 +81,7 @@ class Draws:
 
     def __init__(self, seed: int, total: int, device: torch.device, *, ahead: bool | None = None):
         self.seed, self.total, self.device = seed, total, device
-        self.pool = ThreadPoolExecutor(1, "draws") if (device.type != "cpu" if ahead is None else ahead) else None
+        self.pool = ThreadPoolExecutor(2, "draws") if (device.type != "cpu" if ahead is None else ahead) else None
         self._drawn: dict[tuple, Future[Tensor]] = {}
 
     def __call__(self, step: int, start: int, stop: int, *, seed: int | None = None) -> BatchNoise | AheadNoise:

@@ -117,7 +117,7 @@ def forward_backward(state: State, batch: Any) -> dict[str, Tensor]:
     rows = len(batch.images)
     if rows * job.world != settings.batch:
         raise ValueError(f"a batch of {rows} rows for {job.world} processes; settings say batch={settings.batch}")
-    condition, first = job.condition(batch).to(device), job.rank * rows
+    condition, first = job.condition(batch).to(device, non_blocking=True), job.rank * rows
     totals: dict[str, Tensor] = {}
     cut = pieces(rows, settings)
     for start, stop in cut:
@@ -149,12 +149,16 @@ def alignment(state: State, images: Tensor, features: tuple[Features, ...] = ())
     if job.aligner is None or not job.aligner.active(state.step):
         return ()
     with torch.no_grad():
-        targets = [Features(f.tokens.to(job.device), f.pooled.to(job.device), f.grid) for f in features]
+        targets = [_moved(f, torch.device(job.device)) for f in features]
         if not targets and job.targets is None:
             raise ValueError("alignment without targets: the batch brings no features, and the Job names no teachers")
         if not targets and job.targets is not None:
             targets = job.targets(images)
     return state.team.terms(job.aligner.terms(targets, state.step), state.shared[1])
+
+
+def _moved(found: Features, device: torch.device) -> Features:
+    return Features(found.tokens.to(device, non_blocking=True), found.pooled.to(device, non_blocking=True), found.grid)
 
 
 def update(state: State, reading: Reading) -> None:

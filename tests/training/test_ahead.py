@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import itertools
 import threading
+from typing import NamedTuple
 
 import pytest
 import torch
 
 from ditkit.diffusion import BatchNoise
-from ditkit.training.ahead import Draws, _fetched, pinned
+from ditkit.protocols import Condition, Features
+from ditkit.training.ahead import Draws, _fetched, page_locked, pinned
 from ditkit.training.readings import Reading, Readings
 
 ASKED = (("normal", "eps", (3, 2, 4, 4)), ("uniform", "t", (3,)), ("normal", "posterior", (3, 2, 4, 4)))
@@ -100,3 +102,25 @@ def test_one_bad_number_makes_the_reading_bad():
     good = Reading.of({"loss": torch.tensor(1.0), "grad_norm": torch.tensor(2.0)})
     bad = Reading.of({"loss": torch.tensor(1.0), "grad_norm": torch.tensor(float("inf"))})
     assert bool(good.good) and not bool(bad.good)
+
+
+class Mixed(NamedTuple):
+    """A batch with everything that a cache brings."""
+
+    images: torch.Tensor
+    captions: tuple[str, ...]
+    features: tuple[Features, ...]
+    cond: Condition
+    positions: range
+
+
+def test_everything_of_a_batch_is_locked(monkeypatch):
+    """One field that is left out would make the host wait for the device at every step."""
+    locked = []
+    monkeypatch.setattr(torch.Tensor, "pin_memory", lambda self: locked.append(self) or self)
+    features = Features(torch.zeros(2, 4, 3), torch.zeros(2, 3), (2, 2))
+    cond = Condition(label=torch.zeros(2, dtype=torch.int64), text=torch.zeros(2, 5, 3))
+    given = Mixed(torch.zeros(2, 1, 4, 4), ("a", "b"), (features,), cond, range(2))
+    made = page_locked(given)
+    assert {id(t) for t in locked} == {id(t) for t in (given.images, *features[:2], cond.label, cond.text)}
+    assert made.captions == ("a", "b") and made.positions == range(2) and made.features[0].grid == (2, 2)
