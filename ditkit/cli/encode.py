@@ -18,7 +18,11 @@ if TYPE_CHECKING:
 
 Out = Annotated[Path, typer.Option("--out", help="Folder of the cache; one that is begun is continued.")]
 Shards = Annotated[
-    str | None, typer.Option("--shards", help="FIRST:END of one job among several on this folder: 0:40, 40:80, ...")
+    str | None,
+    typer.Option(
+        "--shards",
+        help="FIRST:END of one job of several: 0:40, 40:80, ...; the last END may be too large.",
+    ),
 ]
 
 
@@ -60,9 +64,9 @@ def encode(
 
     with together(find_ranks()) as ranks:
         with ranks.agreed():
-            options = {"data": data, "size": size, "codec": codec, "teachers": teacher or ()}
-            encoding = _open(recipe, overrides or [], options, out, device, ranks)
             window = None if shards is None else parse_shards(shards)
+            options = {"data": data, "size": size, "codec": codec, "teachers": teacher or ()}
+            encoding = _open(recipe, overrides or [], options, out, device, ranks, window)
         with bars() if ranks.first else nullcontext() as bar:
             if bar is not None:
                 for line in encoding.notes:
@@ -72,7 +76,9 @@ def encode(
         _say(out, made, encoding, recipe)
 
 
-def _open(recipe: str, words: list[str], options: dict, out: Path, device: str, ranks: Ranks) -> Encoding:
+def _open(
+    recipe: str, words: list[str], options: dict, out: Path, device: str, ranks: Ranks, shards: range | None
+) -> Encoding:
     """Everything that can be refused, before an image is encoded."""
     from ditkit.cli.train import set_keys
     from ditkit.config import override
@@ -85,7 +91,7 @@ def _open(recipe: str, words: list[str], options: dict, out: Path, device: str, 
     keys = [word for word in words if word not in own]
     chosen = choose(recipe, keys, **options)
     stored = override(default_stored(chosen), own)
-    return open_encoding(chosen, out, ranks.device(pick_device(device)), stored, set_keys(keys))
+    return open_encoding(chosen, out, ranks.device(pick_device(device)), stored, set_keys(keys), shards)
 
 
 def parse_shards(text: str) -> range:

@@ -5,6 +5,8 @@ CACHE/shard-00000.safetensors   moments, features, labels, captions and their em
 CACHE/empty.safetensors         the empty prompt, where there is text
 CACHE/labels.safetensors        the labels of all images
 CACHE/rejects.jsonl             images that could not be encoded: index, path, reason
+CACHE/plan.json                 what all shards are made by, from the first call on
+CACHE/shard-00000.json          what a finished shard adds to the manifest, which is made again of these
 
 A shard has a row for every image of its part of the source, zeros for those that could not be used, so that image i
 stands in shard i // size at row i % size. Checksums (CRC-32) stand beside the rows: what is read is checked, and
@@ -238,10 +240,21 @@ def read_manifest(folder: Path) -> Manifest:
     return _read(Manifest, folder / MANIFEST)
 
 
+def sound_manifest(folder: Path) -> Manifest | None:
+    """The manifest of a cache; None where it is missing or damaged. DataError for one of another version."""
+    if kind_of(folder) != KIND:
+        return None
+    try:
+        tree = json.loads((folder / MANIFEST).read_text(encoding="utf-8"))
+        return read_manifest(folder) if tree.get("version") != VERSION else Manifest.model_validate(tree)
+    except (OSError, ValidationError):
+        return None
+
+
 def read_plan(folder: Path) -> Plan | None:
     """What the unfinished or finished cache in a folder is made by; None where there is neither."""
-    if kind_of(folder) == KIND:
-        return read_manifest(folder).plan
+    if (manifest := sound_manifest(folder)) is not None:
+        return manifest.plan
     return _read(Plan, folder / PLAN) if (folder / PLAN).exists() else None
 
 
@@ -255,7 +268,9 @@ def _read(cls: Any, file: Path) -> Any:
         if isinstance(error, DataError):
             raise
         reason = _first_of(error) if isinstance(error, ValidationError) else str(error).splitlines()[0]
-        raise DataError(f"{file}: not readable as a cache's: {reason}; encode it again") from None
+        raise DataError(
+            f"{file}: not readable as a cache's: {reason}; `ditkit encode` with the words that made it mends it"
+        ) from None
 
 
 def _first_of(error: ValidationError) -> str:

@@ -1,7 +1,8 @@
 """Writing a cache: shards as drafts that get their name when they are whole, then the manifest over all of them.
 
-While a cache grows, shard-00007.json beside a shard says what it adds to the manifest, and plan.json what all are made
-by. Any number of processes and jobs may write shards of one folder: what they write is the same, byte for byte.
+shard-00007.json beside a shard says what it adds to the manifest, and plan.json what all are made by; they stay, so
+that a manifest that is lost is composed again. Any number of processes and jobs may write shards of one folder: what
+they write is the same, byte for byte.
 """
 
 from __future__ import annotations
@@ -9,10 +10,8 @@ from __future__ import annotations
 import json
 import math
 import os
-import secrets
 import zlib
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
 from pathlib import Path
 
 import numpy as np
@@ -20,6 +19,7 @@ import torch
 from torch import Tensor
 
 from ditkit.config import Settings, diff, fingerprint
+from ditkit.data.cache_drafts import clear_drafts, draft_path, place, writing
 from ditkit.data.cache_format import (
     EMPTY,
     LABELS,
@@ -35,9 +35,9 @@ from ditkit.data.cache_format import (
     Tensors,
     image_groups,
     lay_out,
-    read_manifest,
     read_plan,
     shard_name,
+    sound_manifest,
     text_tensors,
 )
 from ditkit.data.cache_numbers import row_bytes
@@ -67,52 +67,30 @@ def essence(plan: Plan) -> Plan:
     )
 
 
+def say_plan(plan: Plan) -> bytes:
+    """The bytes of plan.json."""
+    return (plan.model_dump_json(indent=1) + "\n").encode()
+
+
 def begin(folder: Path, plan: Plan) -> Plan:
     """The plan of the cache in `folder`, which begins now if there is none. DataError where it is made by another.
 
-    Any number of jobs may begin at once.
+    Any number of jobs may begin at once. What killed jobs left half written is removed.
     """
     with writing(folder):
         folder.mkdir(parents=True, exist_ok=True)
     found = read_plan(folder)
     if found is None:
-        if odd := [p.name for p in folder.iterdir() if not p.name.startswith(".") and p.name != PLAN]:
+        odd = [p.name for p in folder.iterdir() if not p.name.startswith(".") and p.name != PLAN]
+        if odd and not read_reports(folder, plan):  # with reports of this very plan it is ours, its plan is lost
             raise DataError(f"{folder}: holds something that is no cache ({odd[0]}); name another folder with --out")
-        place(folder / PLAN, (plan.model_dump_json(indent=1) + "\n").encode(), first=True)
+        place(folder / PLAN, say_plan(plan), first=True)
         found = read_plan(folder) or plan
     if wrong := diff(essence(found), essence(plan)):
         told = "; ".join(f"{d.key} was {d.a!r}, is {d.b!r}" for d in wrong[:4])
         raise DataError(f"{folder}: holds a cache of other things: {told}; name another folder with --out")
+    clear_drafts(folder)
     return found
-
-
-def place(path: Path, data: bytes, first: bool = False) -> FileFacts:
-    """Write a small file whole or not at all; others may do the same. first: what is there already stays."""
-    draft = path.with_name(f".{path.name}.{secrets.token_hex(4)}.part")
-    with writing(path.parent):
-        try:
-            with open(draft, "wb") as file:
-                file.write(data)
-                file.flush()
-                os.fsync(file.fileno())
-            if not (first and path.exists()):
-                os.replace(draft, path)
-        finally:
-            draft.unlink(missing_ok=True)
-    return FileFacts(file=path.name, bytes=len(data), crc32=f"{zlib.crc32(data):08x}")
-
-
-@contextmanager
-def writing(folder: Path) -> Iterator[None]:
-    """What the system refuses in the block becomes one line that says how to go on."""
-    try:
-        yield
-    except OSError as error:
-        reason = error.strerror or str(error)
-        raise DataError(
-            f"{folder}: the cache cannot be written: {reason}; finished shards stay, and the same command goes on "
-            "from them"
-        ) from error
 
 
 class Draft:
@@ -142,7 +120,7 @@ class Draft:
         }
         head, self.slots = lay_out(tensors, {"kind": "ditkit-cache-shard", "shard": str(shard)})
         self.size = len(head) + sum(slot.bytes for slot in self.slots.values())
-        self.path = folder / f".{shard_name(shard)}.{os.getpid()}-{secrets.token_hex(4)}.part"
+        self.path = draft_path(folder / shard_name(shard))
         with writing(folder):
             self.file = os.open(self.path, os.O_RDWR | os.O_CREAT | os.O_EXCL, 0o644)
             try:
@@ -183,7 +161,19 @@ class Draft:
             left, offset = left[done:], offset + done
 
     def finish(self, facts: dict, rejects: Sequence[tuple[int, str, str]], plan: str) -> None:
-        """Give the shard its name, then its report. facts: those of ShardFacts that are not about the file."""
+        """Give the shard its name, then its report. facts: those of ShardFacts that are not about the file.
+
+        A draft that is gone is no error where another job has finished the same shard.
+        """
+        try:
+            self._finish(facts, rejects, plan)
+        except DataError as error:
+            done = isinstance(error.__cause__, FileNotFoundError) and self.shard in read_reports(self.folder, self.plan)
+            if not done:
+                raise
+            self.drop()
+
+    def _finish(self, facts: dict, rejects: Sequence[tuple[int, str, str]], plan: str) -> None:
         with writing(self.folder):
             for name, table in (("labels", self.labels), ("crc", self.crc), ("text.crc", self.text_crc)):
                 if name in self.slots:
@@ -195,7 +185,7 @@ class Draft:
             self.file = -1
             os.replace(self.path, self.folder / name)
         report = ShardReport(plan=plan, facts=told, rejects=tuple(rejects))
-        place(report_path(self.folder, self.shard), (report.model_dump_json() + "\n").encode())
+        place(report_path(self.folder, self.shard), say_report(report))
 
     def drop(self) -> None:
         """Leave nothing of an unfinished shard behind."""
@@ -231,8 +221,13 @@ def checksum(path: Path) -> str:
 
 
 def report_path(folder: Path, shard: int) -> Path:
-    """Where a finished shard's report stands until the manifest is composed."""
+    """Where a finished shard's report stands."""
     return folder / shard_name(shard).replace(".safetensors", ".json")
+
+
+def say_report(report: ShardReport) -> bytes:
+    """The bytes of a report's file."""
+    return (report.model_dump_json() + "\n").encode()
 
 
 def read_reports(folder: Path, plan: Plan) -> dict[int, ShardReport]:
@@ -242,12 +237,12 @@ def read_reports(folder: Path, plan: Plan) -> dict[int, ShardReport]:
     """
     found: dict[int, ShardReport] = {}
     mark = fingerprint(essence(plan))
-    if (folder / MANIFEST).is_file():
+    if (manifest := sound_manifest(folder)) is not None:
         try:
             rejects = read_rejected(folder)
         except DataError:  # shards without rejects need no list
             rejects = {}
-        for shard, facts in enumerate(read_manifest(folder).contents):
+        for shard, facts in enumerate(manifest.contents):
             mine = tuple((i, *rejects[i]) for i in plan.window(shard) if i in rejects)
             if facts.usable + len(mine) == facts.items:
                 found[shard] = ShardReport(plan=mark, facts=facts, rejects=mine)
@@ -255,7 +250,7 @@ def read_reports(folder: Path, plan: Plan) -> dict[int, ShardReport]:
         try:
             shard = int(path.stem.removeprefix("shard-"))
             found[shard] = ShardReport.model_validate_json(path.read_text(encoding="utf-8"))
-        except (OSError, ValueError):  # composed by another job meanwhile, or torn: it is made again
+        except (OSError, ValueError):  # torn: the shard is made again
             continue
     return {k: r for k, r in found.items() if r.plan == mark and _size(folder / shard_name(k)) == r.facts.bytes}
 
@@ -299,13 +294,12 @@ def wrong_files(
 
 
 def compose(folder: Path, plan: Plan, labels: np.ndarray, empty: dict[str, Tensor] | None) -> Manifest:
-    """Write manifest.json over finished shards, which takes their reports away. DataError names missing shards.
+    """Write manifest.json over finished shards. DataError names missing shards.
 
-    labels: of all images of the source. empty: the empty prompt's embedding, one row of each text tensor.
+    labels: of all images of the source. empty: the empty prompt's embedding, one row of each text tensor. The plan and
+    the reports that are lost are written again.
     """
     reports = read_reports(folder, plan)
-    if len(reports) < plan.shards and (folder / MANIFEST).is_file():  # another job composed it just now
-        reports = read_reports(folder, plan)
     if missing := sorted(set(range(plan.shards)) - reports.keys()):
         raise DataError(f"{folder}: shards are missing: {ranges(missing)} of {plan.shards}")
     ordered = [reports[shard] for shard in range(plan.shards)]
@@ -332,8 +326,11 @@ def compose(folder: Path, plan: Plan, labels: np.ndarray, empty: dict[str, Tenso
         counts=counts, statistics=statistics(contents), files=tuple(files), contents=contents,
     )  # fmt: skip
     place(folder / MANIFEST, (made.model_dump_json(indent=1) + "\n").encode())
-    for left in (*folder.glob("shard-*.json"), folder / PLAN, *folder.glob(".shard-*.part")):
-        left.unlink(missing_ok=True)
+    own = {report_path(folder, shard): say_report(report) for shard, report in reports.items()}
+    for file, data in {folder / PLAN: say_plan(plan), **own}.items():
+        if not (file.is_file() and file.read_bytes() == data):
+            place(file, data)
+    clear_drafts(folder)
     return made
 
 

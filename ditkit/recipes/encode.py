@@ -18,7 +18,6 @@ import torch
 from ditkit.data import DataError, ImageSource
 from ditkit.data.cache import Cache
 from ditkit.data.cache_format import (
-    KIND,
     REJECTS,
     CodecFacts,
     Manifest,
@@ -27,9 +26,8 @@ from ditkit.data.cache_format import (
     Stored,
     TeacherFacts,
     TextFacts,
-    kind_of,
     plain,
-    read_manifest,
+    sound_manifest,
 )
 from ditkit.data.cache_write import begin, compose, ranges, read_reports, wrong_files
 from ditkit.data.index import hash_of
@@ -65,11 +63,13 @@ def default_stored(recipe: Recipe) -> Stored:
 
 
 def open_encoding(
-    recipe: Recipe, folder: Path, device: torch.device, stored: Stored, keep: Collection[str] = ()
-) -> Encoding:
+    recipe: Recipe, folder: Path, device: torch.device, stored: Stored, keep: Collection[str] = (),
+    shards: range | None = None,
+) -> Encoding:  # fmt: skip
     """Open images and networks as training would, and begin or continue the cache in `folder`.
 
-    All images are encoded, whatever data.split says: a run takes its part. Raises what `prepare` raises, or DataError
+    All images are encoded, whatever data.split says: a run takes its part. shards: those that will be asked for, to be
+    refused before the cache begins. Raises what `prepare` raises, or DataError
     or ValueError, one line each, before anything is computed.
     """
     check_writable(folder)
@@ -84,9 +84,11 @@ def open_encoding(
         raise ValueError(f"encode: {recipe.data.source} is a cache already; name the images")
     text = None if parts.text is None else ToldText(parts.text.encoder, limit_bytes=0)  # batches as they are cut
     networks = Networks(parts.codec, tuple(parts.teachers), text, device)
-    plan = begin(folder, plan_of(parts, networks, stored))
+    plan = plan_of(parts, networks, stored)
+    _, cut = fitting(shards, plan)
+    plan = begin(folder, plan)
     networks.plan = plan
-    notes = (*parts.source.notes, *getattr(parts.text, "notes", ()))
+    notes = (*parts.source.notes, *getattr(parts.text, "notes", ()), *cut)
     return Encoding(folder, plan, parts, networks, notes)
 
 
@@ -152,8 +154,7 @@ def encode(
     folder, plan = encoding.folder, encoding.plan
     with ranks.agreed():
         found = unfinished(folder, plan, progress if ranks.first else None)
-        if shards is not None and (shards.start < 0 or shards.stop > plan.shards or not len(shards)):
-            raise ValueError(f"--shards {shards.start}:{shards.stop}: there are {plan.shards} shards, 0:{plan.shards}")
+        shards, _ = fitting(shards, plan)
     todo = [k for k in ranks.tell(found) if shards is None or k in shards]
     if ranks.first and say is not None:
         say(f"{len(todo)} of {plan.shards} shards of {plan.stored.shard:,} images to encode")
@@ -164,11 +165,21 @@ def encode(
         return finished(encoding, shards) if ranks.first else None
 
 
+def fitting(shards: range | None, plan: Plan) -> tuple[range | None, tuple[str, ...]]:
+    """The shards asked for that there are, and a note where those end before. ValueError where there are none."""
+    if shards is None:
+        return None, ()
+    asked, there = f"--shards {shards.start}:{shards.stop}", f"there are {plan.shards} shards, 0:{plan.shards}"
+    found = range(shards.start, min(shards.stop, plan.shards))
+    if shards.start < 0 or not len(found):
+        raise ValueError(f"{asked}: {there}")
+    return found, (f"{asked}: {there}; this job makes {found.start}:{found.stop}",) if found != shards else ()
+
+
 def unfinished(folder: Path, plan: Plan, progress: Progress | None) -> list[int]:
     """The shards that are not there; of a finished cache, which is read whole, those that are damaged."""
     bad: set[int] = set()
-    if kind_of(folder) == KIND:
-        manifest = read_manifest(folder)
+    if (manifest := sound_manifest(folder)) is not None:
         names = {facts.file: shard for shard, facts in enumerate(manifest.contents)}
         look = None if progress is None else (lambda done, total: progress("checking MiB", done >> 20, total >> 20))
         for facts, _ in wrong_files(folder, manifest, look):
@@ -187,7 +198,8 @@ def finished(encoding: Encoding, shards: range | None) -> Manifest | None:
         return None
     if missing:
         raise DataError(f"{folder}: shards {ranges(missing)} of {plan.shards} are missing: encode again")
-    empty = encoding.networks.embed([""]) if plan.text is not None else None
+    with matmul_precision(plan.stored.tf32), one_thread_each(encoding.parts.device):  # as all other prompts
+        empty = encoding.networks.embed([""]) if plan.text is not None else None
     return compose(folder, plan, encoding.parts.source.labels, empty)
 
 

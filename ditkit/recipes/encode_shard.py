@@ -28,10 +28,11 @@ AT_ONCE = 32  # images that the codec encodes together, as in training
 
 
 class Read(NamedTuple):
-    """A batch as it was read: uint8 (n, C, H, W) of the usable images, their indices, the others, how many captions."""
+    """A batch as it was read: uint8 (n, C, H, W) of the usable images, their indices and names, rejects, captions."""
 
     images: np.ndarray
     indices: list[int]
+    names: list[str]
     rejects: list[tuple[int, str, str]]
     captioned: set[int]
 
@@ -85,7 +86,7 @@ class Reader(Dataset):
         return Texts(words, labels, list(prompts))
 
     def _images(self, indices: range) -> Read:
-        images, used, rejects, captioned = [], [], [], set()
+        images, used, names, rejects, captioned = [], [], [], [], set()
         for index in indices:
             try:
                 item = self.source.read(index)  # anew: nothing is kept in memory
@@ -94,10 +95,11 @@ class Reader(Dataset):
                 continue
             images.append(item.image.numpy())
             used.append(index)
+            names.append(self.source.name(index))
             if any(item.captions) or item.caption:
                 captioned.add(index)
         empty = np.zeros((0, self.plan.source.channels, *self.plan.source.size), dtype=np.uint8)
-        return Read(np.stack(images) if images else empty, used, rejects, captioned)
+        return Read(np.stack(images) if images else empty, used, names, rejects, captioned)
 
 
 class Totals(NamedTuple):
@@ -152,7 +154,8 @@ class Networks:
             copies[prefix] = self._stored(seen, moments, features)
         if not good.all():
             reason = "codec or teacher make no finite numbers of it"
-            rejects += [(i, f"image {i}", reason) for i, ok in zip(kept, good.tolist(), strict=True) if not ok]
+            named = zip(kept, read.names, good.tolist(), strict=True)
+            rejects += [(i, name, reason) for i, name, ok in named if not ok]
             kept = [i for i, ok in zip(kept, good.tolist(), strict=True) if ok]
             copies = {k: {name: tensor[good] for name, tensor in found.items()} for k, found in copies.items()}
         sums, squares, numbers_seen = self._sums(copies.get("", {}).get("moments"))

@@ -77,7 +77,9 @@ def test_jobs_by_ranges_and_a_last_call(images, cache, tmp_path, ditkit, refused
     assert result.exit_code == 0 and "shards 0-7 of 15 are missing yet" in result.stdout
     assert "shards 0-7 of 15 are missing" in refused("train", "repa.sit_s_2", "--data", tmp_path / "cache")
     assert ditkit(*words, "--shards", "0:6").exit_code == 0
-    assert "write FIRST:END" in refused(*words, "--shards", "3")
+    for wrong in ("3", "5:2"):  # before anything is opened or written
+        new = ("encode", "repa.sit_s_2", "--data", "no such images", "--out", tmp_path / "new", *WORDS)
+        assert "write FIRST:END" in refused(*new, "--shards", wrong) and not (tmp_path / "new").exists()
     assert ditkit(*words).exit_code == 0
     assert contents(tmp_path / "cache") == contents(cache)
 

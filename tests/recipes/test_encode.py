@@ -12,6 +12,7 @@ from PIL import Image
 
 from ditkit.data import DataError, Loader, open_source
 from ditkit.data.cache import Cache
+from ditkit.data.cache_drafts import machine
 from ditkit.data.cache_format import Stored, read_manifest
 from ditkit.data.cache_numbers import quantised, restored, rounded
 from ditkit.data.cache_write import ranges
@@ -21,6 +22,7 @@ from ditkit.recipes import recipe
 from ditkit.recipes.build import build_job, prepare
 from ditkit.recipes.choose import choose
 from ditkit.recipes.encode import default_stored, encode, open_encoding
+from ditkit.recipes.encode_shard import Networks
 from ditkit.recipes.run import train
 from ditkit.training.loop import fit
 
@@ -139,17 +141,35 @@ def test_workers_ranges_and_interruptions_give_the_same_bytes(tmp_path):
     ours = toy(pictures(tmp_path / "images", broken=(5,)), {"data.flip": True})
     write(ours, tmp_path / "one")
     want = contents(tmp_path / "one")
-    assert len([name for name in want if name.startswith("shard")]) == 3
+    assert len([name for name in want if name.endswith(".safetensors") and name.startswith("shard")]) == 3
     write(ours.with_({"data.workers": 2}), tmp_path / "workers")
     assert contents(tmp_path / "workers") == want
     assert write(ours, tmp_path / "jobs", shards=range(2, 3)) is None
     with pytest.raises(DataError, match="an unfinished cache: shards 0-1 of 3 are missing"):
         open_source(str(tmp_path / "jobs"))
-    (tmp_path / "jobs/.shard-00000.safetensors.1-dead.part").write_bytes(b"of a killed job")
+    (tmp_path / f"jobs/.shard-00000.safetensors.{machine()}-{2**22 + 1}-dead.part").write_bytes(b"of a killed job")
     assert write(ours, tmp_path / "jobs", shards=range(0, 2)) is not None, "the job that finds all of them composes"
     assert contents(tmp_path / "jobs") == want
     with pytest.raises(ValueError, match="there are 3 shards"):
-        write(ours, tmp_path / "jobs", shards=range(2, 4))
+        write(ours, tmp_path / "jobs", shards=range(3, 4))
+
+
+def test_the_empty_prompt_is_embedded_as_all_others(tmp_path, tiny_text_recipe, monkeypatch):
+    images = pictures(tmp_path / "images", n=6, size=(8, 8))
+    ours = tiny_text_recipe({"data.source": str(images), "data.caption": None, "data.split": "all"})
+    seen, embed, threads = [], Networks.embed, torch.get_num_threads()
+
+    def watched(self, prompts):
+        seen.append((list(prompts) == [""], torch.get_num_threads(), torch.get_float32_matmul_precision()))
+        return embed(self, prompts)
+
+    monkeypatch.setattr(Networks, "embed", watched)
+    torch.set_num_threads(2)
+    try:
+        write(ours, tmp_path / "cache", {"tf32": True})
+    finally:
+        torch.set_num_threads(threads)
+    assert {empty for empty, *_ in seen} == {True, False} and len({how[1:] for how in seen}) == 1
 
 
 def test_threads_of_the_cpu_change_nothing(tmp_path):
