@@ -10,7 +10,9 @@ import signal
 import pytest
 import torch
 
+from ditkit.config import SettingsError
 from ditkit.diffusion import Flow
+from ditkit.recipes.registry import from_file
 from ditkit.training import CheckpointError, Interrupted, NonFinite, Unwritable, fit, list_steps, loop, read_metrics
 from ditkit.training.checkpoint import path_of, read_state, read_tensors
 from ditkit.training.readings import Readings
@@ -224,6 +226,15 @@ def test_checkpoints_that_cannot_be_listed_are_an_error_before_training(make_job
     with pytest.raises((CheckpointError, Unwritable)) as error:
         fit(make_job(tmp_path, **RUN))
     assert "checkpoints: Not a directory" in one_line(error)
+
+
+@pytest.mark.parametrize("content", ["", '{"name": "mine", "tr', "[]"])
+def test_a_recipe_that_is_cut_is_one_line(content, tmp_path):
+    """What `ditkit train RUN` reads first."""
+    (tmp_path / "recipe.json").write_text(content)
+    with pytest.raises(SettingsError) as error:
+        from_file(tmp_path / "recipe.json")
+    assert str(tmp_path / "recipe.json") in one_line(error)
 
 
 def test_rows_that_cannot_be_read_are_dropped(make_job, tmp_path):
