@@ -278,10 +278,10 @@ def open_cache(folder: Path, settings: DataSettings) -> Cache:
         check_index(cache, settings.index)
     if settings.pairs == "both":
         raise DataError(f"{folder}: a cache holds single images, data.pairs=both needs the pairs themselves")
-    if asked := [name for name in READING if getattr(settings, name) is not None]:
+    if odd := [name for name in READING if getattr(settings, name) is not None]:
         raise DataError(
-            f"{folder}: data.{asked[0]} says how images are read, a cache holds what was read when they were encoded: "
-            f"leave it out (data.{asked[0]}=none)"
+            f"{folder}: data.{odd[0]} says how images are read, a cache holds what was read when they were encoded: "
+            f"leave it out (data.{odd[0]}=none)"
         )
     return cache if settings.split == "all" else part_of(cache, settings.split)
 
