@@ -18,6 +18,7 @@ class Place(Protocol):
 
     root: Path
     kind: str  # "folder" or "archive"
+    notes: tuple[str, ...]  # what is left out
 
     def files(self) -> list[str]:
         """The visible files, sorted."""
@@ -52,6 +53,7 @@ class Disk:
     """A Place: a folder; hidden files are passed over, linked folders followed."""
 
     kind = "folder"
+    notes: tuple[str, ...] = ()
 
     def __init__(self, root: Path):
         if not root.exists():

@@ -12,7 +12,16 @@ from PIL import Image, ImageDraw, ImageFont, ImageOps
 from pydantic import Field
 
 from ditkit.config import Settings
-from ditkit.data.duplicates import Groups, cosine_pairs, differing, hamming_pairs, mirrored, picture_hash, stars
+from ditkit.data.duplicates import (
+    Groups,
+    cosine_pairs,
+    differing,
+    hamming_pairs,
+    mirrored,
+    picture_hash,
+    stars,
+    unit_rows,
+)
 from ditkit.data.source import ImageSource
 from ditkit.protocols import BadImage
 
@@ -137,7 +146,7 @@ def near_meanings(
     stands[order] = chosen[order]
 
     def distance(rows: np.ndarray, to: int) -> np.ndarray:
-        return 1 - looks.vectors[rows].astype(np.float32) @ looks.vectors[to].astype(np.float32)
+        return 1 - unit_rows(looks.vectors[rows]) @ unit_rows(looks.vectors[to][None])[0]
 
     return _clusters(stands, distance, looks.bad)
 

@@ -14,6 +14,7 @@ SIDE = 32  # pixels of the thumbnail that is hashed
 BITS = 256
 FLAT = 0.75  # grey levels: pictures whose details stand out less are hashed by their brightness
 BLOCK = 2048  # rows compared at a time
+ROUNDING = 1e-6  # that equal rows' cosine may differ from 1 in float32
 PIECES = 2**21  # candidate pairs looked at at a time
 
 Progress = Callable[[int, int], None]
@@ -128,7 +129,7 @@ def cosine_pairs(
     product: Callable[[np.ndarray, np.ndarray], np.ndarray] = np.matmul,
     progress: Progress | None = None,
 ) -> Iterator[np.ndarray]:
-    """Blocks (m, 2) of all pairs i < j of rows (n, D), each of length 1, whose cosine is `threshold` at least.
+    """Blocks (m, 2) of all pairs i < j of rows (n, D) whose cosine is `threshold` at least, but for rounding.
 
     Rows are compared BLOCK with BLOCK, so that memory does not grow with n^2; `product` multiplies (a, D) by (D, b),
     where it may use another device. embeddings may be mapped from a file.
@@ -136,16 +137,23 @@ def cosine_pairs(
     starts = range(0, len(embeddings), BLOCK)
     total, done = len(starts) * (len(starts) + 1) // 2, 0
     for a in starts:
-        block = np.asarray(embeddings[a : a + BLOCK], dtype=np.float32)
+        block = unit_rows(embeddings[a : a + BLOCK])
         for b in starts[a // BLOCK :]:
-            other = np.asarray(embeddings[b : b + BLOCK], dtype=np.float32)
-            left, right = np.nonzero(product(block, other.T) >= threshold)
+            other = unit_rows(embeddings[b : b + BLOCK])
+            left, right = np.nonzero(product(block, other.T) >= threshold - ROUNDING)
             near = left + a < right + b
             if near.any():
                 yield np.stack([left[near] + a, right[near] + b], 1)
             done += 1
             if progress is not None:
                 progress(done, total)
+
+
+def unit_rows(rows: np.ndarray) -> np.ndarray:
+    """The rows (n, D) in float32, made of length 1 again, which rounding to half precision took; zeros stay zeros."""
+    wide = np.asarray(rows, dtype=np.float32)
+    length = np.linalg.norm(wide, axis=1, keepdims=True)
+    return wide / np.where(length > 0, length, 1)
 
 
 class Groups:

@@ -86,7 +86,9 @@ class Folder(ImageSource):
             )
             for row, name in zip(rows, beside, strict=True)
         ]
-        super().__init__(labels, classes, channels, notes + said + _leftovers(listing, self._texts, no_table))
+        super().__init__(
+            labels, classes, channels, self.place.notes + notes + said + _leftovers(listing, self._texts, no_table)
+        )
         self.choose_size((size, size) if isinstance(size, int) else size, multiple)
 
     def picture(self, index: int) -> Image.Image:

@@ -161,7 +161,7 @@ class Tar(ImageSource):
                 ids = {name: i for i, name in enumerate(classes)}
                 note = f"no sample has a label: the {len(classes)} folders in the tar are taken for classes"
                 return tuple(classes), np.array([ids[name] for name in found], dtype=np.int64), (note,)
-        named, labels = class_ids(texts, f"{self.paths[0].parent} (.cls, .json)", self.names)
+        named, labels = class_ids(texts, f"{_named(self.paths)} (.cls, .json)", self.names)
         return named, labels, () if named else ("unlabelled: neither .cls nor a label in .json",)
 
     def _read_beside(self, table: str | None, columns: Columns) -> dict[str, tuple[str, ...]]:
@@ -204,11 +204,16 @@ def top_folders(names: Sequence[str]) -> list[str]:
     return tops
 
 
+def _named(paths: Sequence[Path]) -> Path:
+    """What messages call some shards: the only one, or their folder."""
+    return paths[0] if len(paths) == 1 else paths[0].parent.absolute()
+
+
 def _told(paths: Sequence[Path], shards: Sequence[Shard]) -> tuple[str, ...]:
     """Notes: what is damaged, what is not read, which shards are empty."""
     notes = [f"{path}: {shard.damage}" for path, shard in zip(paths, shards, strict=True) if shard.damage]
     if others := sum((shard.others for shard in shards), Counter[str]()):
-        notes.append(f"not read in {paths[0].parent}: {count_kinds(others)}")
+        notes.append(f"not read in {_named(paths)}: {count_kinds(others)}")
     if empty := [path.name for path, shard in zip(paths, shards, strict=True) if not shard.names]:
         notes.append(f"shards without images: {', '.join(empty[:5])}{', ...' if len(empty) > 5 else ''}")
     return tuple(notes)

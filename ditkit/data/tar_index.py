@@ -5,6 +5,7 @@ from __future__ import annotations
 import io
 import json
 import os
+import posixpath
 import secrets
 from collections import Counter
 from collections.abc import Iterator
@@ -17,18 +18,24 @@ from ditkit.data.pictures import ENDINGS, one_line
 from ditkit.data.source import DataError
 
 BLOCK = 512
-VERSION = 1
+VERSION = 2
 LABELS = ("label", "cls")  # names of the label in a sample's .json
 PARTS = ("image", "txt", "synthetic.txt", "json")
+LINKS = (b"1", b"2")  # hard and symbolic
+LONGEST_CHAIN = 40  # links that lead to links, as on Linux
 LARGEST_TEXT = 2**20  # bytes of a .cls or .json that is looked into
 
 
 class Member(NamedTuple):
-    """A regular file of a tar: its name, the first byte of its data, their number."""
+    """A regular file of a tar: its name, the first byte of its data, their number.
+
+    link: of a hard or symbolic link, the name of the member that it leads to; its offset is -1.
+    """
 
     name: str
     offset: int
     size: int
+    link: str = ""
 
 
 class Shard(NamedTuple):
@@ -71,13 +78,15 @@ def index_path(path: Path) -> Path:
 
 
 def scan_tar(path: Path) -> Iterator[Member]:
-    """The regular files of an uncompressed tar, in order; reads headers alone. DataError at the first that is damaged.
+    """The files and links of an uncompressed tar, in order; reads headers alone. DataError at the first damaged one.
 
-    Knows ustar, GNU long names and pax; directories, links and devices are passed over. A member that is cut off is
+    Knows ustar, GNU long names and pax; directories and devices are passed over. A member that is cut off is
     handed out like any other. Format: POSIX.1-2001 (pax), GNU tar's manual.
     """
     with path.open("rb", buffering=0) as file:
         total, place, extra = os.fstat(file.fileno()).st_size, 0, dict[str, str]()
+        if not total:
+            raise DataError(f"{path}: an empty file (0 bytes), no tar archive")
         while place < total:
             header = os.pread(file.fileno(), BLOCK, place)
             if header.count(0) == BLOCK:
@@ -88,15 +97,20 @@ def scan_tar(path: Path) -> Iterator[Member]:
             if size is None:
                 raise DataError(_broken(path, header, place))
             data, place = place + BLOCK, place + BLOCK + -(-size // BLOCK) * BLOCK
-            if kind in (b"L", b"x"):
+            if kind in (b"L", b"K", b"x"):
                 content = os.pread(file.fileno(), min(size, LARGEST_TEXT), data)
-                extra |= {"path": _text(content)} if kind == b"L" else _pax(content)
+                extra |= _pax(content) if kind == b"x" else {"path" if kind == b"L" else "linkpath": _text(content)}
                 continue
-            if kind in (b"0", b"\0", b"7"):
+            if kind in (b"0", b"\0", b"7", *LINKS):
                 prefix = _text(header[345:500]) if header[257:263] == b"ustar\0" else ""
                 name = f"{prefix}/{_text(header[:100])}" if prefix else _text(header[:100])
-                yield Member(extra.get("path", name), data, size)
-            if kind not in (b"g", b"K"):  # these two speak of others
+                name = extra.get("path", name)
+                if kind in LINKS:
+                    to = extra.get("linkpath", _text(header[157:257]))
+                    yield Member(name, -1, 0, to if kind == LINKS[0] else posixpath.join(posixpath.dirname(name), to))
+                else:
+                    yield Member(name, data, size)
+            if kind != b"g":  # which speaks of all others
                 extra = {}
         raise DataError(f"{path}: cut off after {total} bytes, its end mark is missing")
 
@@ -104,10 +118,10 @@ def scan_tar(path: Path) -> Iterator[Member]:
 def _group(path: Path) -> Shard:
     """Scan and group: one sample an image; what shares its name up to the first dot of the file name belongs to it."""
     members: dict[str, Member] = {}
-    damage, twice = "", 0
+    damage, twice, lost = "", 0, 0
     try:
         for member in scan_tar(path):
-            name = member.name.removeprefix("./")
+            name = posixpath.normpath(member.name) if member.link else member.name.removeprefix("./")
             if "/." in f"/{name}":  # hidden
                 continue
             twice += name in members
@@ -118,12 +132,30 @@ def _group(path: Path) -> Shard:
         damage = str(error).removeprefix(f"{path}: ")
     if twice:
         damage = "; ".join(filter(None, (damage, f"{twice} members stand in it twice, the last one counts")))
+    for name, member in [(name, member) for name, member in members.items() if member.link]:
+        if (target := _follow(member, members)) is None:
+            lost += 1
+            del members[name]
+        else:
+            members[name] = target._replace(name=name)
+    if lost:
+        damage = "; ".join(filter(None, (damage, f"{lost} links lead to no file in it and are not read")))
     parts: dict[str, dict[str, Member]] = {}
     for name, member in members.items():
         key, ending = split_name(name)
         parts.setdefault(key, {})[ending] = member
     with path.open("rb", buffering=0) as file:
         return _samples(file.fileno(), members, parts, damage)
+
+
+def _follow(member: Member, members: dict[str, Member]) -> Member | None:
+    """The file that a link leads to, over other links too; None where that is not in the archive."""
+    found: Member | None = member
+    for _ in range(LONGEST_CHAIN):
+        if found is None or not found.link:
+            return found
+        found = members.get(posixpath.normpath(found.link))
+    return None
 
 
 def _samples(number: int, members: dict[str, Member], parts: dict[str, dict[str, Member]], damage: str) -> Shard:
@@ -205,12 +237,12 @@ def _number(field: bytes) -> int:
 
 
 def _pax(content: bytes) -> dict[str, str]:
-    """The records 'LENGTH KEY=VALUE' of a pax header, of which path and size count here."""
+    """The records 'LENGTH KEY=VALUE' of a pax header, of which path, linkpath and size count here."""
     found: dict[str, str] = {}
     while (length := content.split(b" ", 1)[0]).isdigit() and int(length):
         record, content = content[len(length) + 1 : int(length)], content[int(length) :]
         key, _, value = record.rstrip(b"\n").partition(b"=")
-        if key in (b"path", b"size"):
+        if key in (b"path", b"linkpath", b"size"):
             found[key.decode()] = _text(value)
     return found
 

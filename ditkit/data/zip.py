@@ -35,10 +35,13 @@ class Zipped:
         self.root, self.ranges = path, Ranges([path])
         try:
             with zipfile.ZipFile(path) as archive:
-                found = {info.filename.replace("\\", "/"): info for info in archive.infolist()}
+                found = {info.filename.replace("\\", "/").lstrip("/"): info for info in archive.infolist()}
         except (zipfile.BadZipFile, OSError, ValueError, RuntimeError) as error:
             raise DataError(f"{path}: not a readable zip archive ({one_line(error)})") from error
         visible = {name: info for name, info in found.items() if not _hidden(name)}
+        self.notes: tuple[str, ...] = ()
+        if outside := [name for name in found if ".." in name.split("/")]:
+            self.notes = (f"{path}: not read, they lead out of the archive: {len(outside)} ({outside[0]}, ...)",)
         files = {name: info for name, info in visible.items() if not name.endswith("/")}
         if locked := [name for name, info in files.items() if info.flag_bits & 1]:
             raise DataError(f"{path}: encrypted ({locked[0]}); unpack it with its password")

@@ -125,6 +125,14 @@ def test_cosines_equal_brute_force(monkeypatch):
     assert set(found) == wanted and len(found) == len(wanted) > 20 and told[-1] == (21, 21)
 
 
+def test_equal_rows_in_half_precision_have_a_cosine_of_one():
+    vectors = np.random.default_rng(0).normal(size=(200, 768))
+    vectors = (vectors / np.linalg.norm(vectors, axis=1, keepdims=True)).astype(np.float16)
+    twice = np.concatenate([vectors, vectors, np.zeros((2, 768), dtype=np.float16)])
+    found = np.concatenate(list(cosine_pairs(twice, 1.0)))
+    assert found.tolist() == [[i, i + 200] for i in range(200)]
+
+
 def test_groups_follow_chains_and_stars_do_not():
     pairs = np.array([[0, 1], [1, 2], [2, 3], [5, 6]])
     groups = Groups(8)

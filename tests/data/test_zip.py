@@ -140,6 +140,14 @@ def test_split_and_class_mixing_are_refused_as_in_a_folder(pets, tmp_path):
         open_source(str(archive_of(tmp_path / "a.zip", {"x/train/1.png": image, "x/test/1.png": image})))
 
 
+def test_names_that_lead_out_of_the_archive(pets, tmp_path):
+    image = (pets / "cat" / "0.png").read_bytes()
+    files = {"/cat/x.png": image, "dog/y.png": image, "../../evil.png": image}
+    source = Folder(archive_of(tmp_path / "a.zip", files))
+    assert source.classes == ("cat", "dog") and source.files == ["cat/x.png", "dog/y.png"] and scan(source).usable == 2
+    assert "not read, they lead out of the archive: 1 (../../evil.png, ...)" in source.notes[0]
+
+
 def test_backslashes_and_settings(pets, tmp_path):
     image = (pets / "cat" / "0.png").read_bytes()
     path = archive_of(tmp_path / "A.ZIP", {"cat/x.png": image, "dog/y.png": image})
