@@ -79,9 +79,13 @@ def way_on(data: str, size: str | None, out: Path, steps: int, better: bool) -> 
 def open_images(data: str, size: str | None):
     """The images of DATA, at a size of one's own where given."""
     from ditkit.data import DataSettings, open_source
+    from ditkit.data.cache import Cache
     from ditkit.recipes.choose import parse_size
 
-    return open_source(DataSettings(source=data, size=None if size is None else parse_size(size)))
+    source = open_source(DataSettings(source=data, size=None if size is None else parse_size(size)))
+    if isinstance(source, Cache):
+        raise source.no_pictures()
+    return source
 
 
 def with_overrides(training, overrides: list[str], steps: int | None, source):

@@ -15,6 +15,7 @@ from torch import Tensor
 
 from ditkit.config import flatten
 from ditkit.data import DataSettings, ImageSource, Subset, open_source, read_rejects, stratified_split
+from ditkit.data.cache import Cache
 from ditkit.evaluation import Panel, Report, read_rows, series_of, write_report
 from ditkit.evaluation.images import read_png
 from ditkit.evaluation.sections import curves, facts, json_block, sheets
@@ -48,6 +49,8 @@ def open_images(
     size = settings.size if size is None else size
     settings = settings.model_copy(update={"channels": 3, "buckets": None, "size": size})
     source = open_source(settings)
+    if isinstance(source, Cache):
+        raise source.no_pictures()
     training = training.fitted(source.size)
     assert training.factor is not None
     if any(side % training.factor for side in source.size):

@@ -101,6 +101,12 @@ def test_train_and_doctor_on_a_cache(cache, tmp_path, ditkit, refused):
     assert "a cache of latents holds no pictures; name the images" in refusal
 
 
+def test_codec_and_teacher_refuse_a_cache_before_anything_is_written(cache, tmp_path, refused):
+    for words in (("codec", "--data", cache), ("teacher", cache)):
+        assert "a cache of latents holds no pictures; name the images" in refused(*words, "--out", tmp_path / "new")
+        assert not (tmp_path / "new").exists()
+
+
 def test_doctor_names_the_damaged_shard(cache, tmp_path, ditkit):
     for path in cache.iterdir():
         (tmp_path / path.name).write_bytes(path.read_bytes())
