@@ -12,17 +12,19 @@ def keep_averages(state: State, clock: Clock, log: Log) -> None:
     """Store the power-function averages of this step if that is due. Every process calls it alike.
 
     Due is every `ema_snapshots` steps (none given: every `save_every`) and the end.
-    It comes before the checkpoint of the same step, so that a run that goes on from one has all averages up to it.
+    Nothing is stored before the first averaging: there is no average yet. It comes before the checkpoint of the same step, so that a run that goes on from one has all averages up to it.
     SaveError if they cannot be written, or (on_save_error=continue) a line: then widths are made of fewer.
     """
     settings, names = state.job.settings, list(state.averages.powers)
     last = state.step == settings.steps
     if not names or not (last or state.step % (settings.ema_snapshots or settings.save_every) == 0):
         return
+    count = int(state.averages.count.item())
+    if not count:
+        return
     files, error = state.team.whole(state.averaged(names)), None
     if state.job.rank == 0:
         try:
-            count = int(state.averages.count.item())
             write_snapshots(state.job.folder, state.step, files, count, state.trained())
         except SaveError as failed:
             error = failed

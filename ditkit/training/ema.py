@@ -51,8 +51,9 @@ class Averages:
     """The averages beside the first: of `ema_also` exponential ones, of `ema_power` power-function ones (EDM2).
 
     Plain tensors beside the trained parameters of `modules` (cut as they are), begun as copies. Names are those of
-    their files: "ema-0.999", "power-0.05". `count`: averagings so far, for the power functions, on the device; one that
-    is skipped moves nothing and does not count, so that a profile is over the updates that were made.
+    their files: "ema-0.999", "power-0.05". `count`: averagings so far, for the power functions alone, and on the device
+    where there are any; one that is skipped moves nothing and does not count, so that a profile is over the updates
+    that were made.
     """
 
     def __init__(self, modules: Sequence[nn.Module], settings: TrainSettings):
@@ -62,7 +63,8 @@ class Averages:
         self.rates = {file_of("ema", decay): 1 - decay for decay in settings.ema_also}
         self.powers = {file_of("power", width): gamma_of(width) + 1 for width in settings.ema_power}
         self.tensors = {name: [p.detach().clone() for p in parameters] for name in (*self.rates, *self.powers)}
-        self.count = torch.zeros((), dtype=torch.float64, device=device)
+        exact = torch.float32 if device.type == "mps" else torch.float64  # mps has none; up to 2^24 it counts as well
+        self.count = torch.zeros((), dtype=exact, device=device if self.powers else "cpu")
 
     @torch.no_grad()
     def update(self, good: Tensor) -> None:
@@ -70,14 +72,14 @@ class Averages:
         if not any(self.tensors.values()):
             return
         theirs = [local(p) for own in self.trained for _, p in own]
-        self.count += good
-        left = torch.log1p(-1 / self.count.clamp_min(1))  # log(1 - 1/n): -inf at the first, which is taken whole
+        steps: dict[str, Tensor | float] = {**self.rates}
+        if self.powers:
+            self.count += good
+            left = torch.log1p(-1 / self.count.clamp_min(1))  # log(1 - 1/n): -inf at the first, which is taken whole
+            for name, power in self.powers.items():  # 1 - (1 - 1/n)^(gamma + 1) without cancellation
+                steps[name] = -torch.expm1(power * left)
         for name, own in self.tensors.items():
-            if name in self.powers:  # 1 - (1 - 1/n)^(gamma + 1) without cancellation
-                step = -torch.expm1(self.powers[name] * left)
-            else:
-                step = self.count.new_full((), self.rates[name])
-            weight = torch.where(good, step, 0.0).float()
+            weight = torch.where(good, steps[name], 0.0).float()
             torch._foreach_lerp_([local(mine) for mine in own], theirs, [weight] * len(own))
 
     def of(self, name: str, module: int) -> dict[str, Tensor]:

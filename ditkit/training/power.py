@@ -71,7 +71,7 @@ def fit(stored: Sequence[Profile], wanted: Profile) -> Fit:
     """The weights, of sum 1, with which the stored profiles come nearest to `wanted` (L2 over time).
 
     The sum is ours: weights that never moved are then found again exactly. A stored profile that is the wanted one
-    gets all the weight. ValueError without any.
+    gets all the weight. ValueError without any, or for one of time 0, before the first averaging.
     """
     return fits(stored, [wanted])[0]
 
@@ -80,6 +80,8 @@ def fits(stored: Sequence[Profile], wanted: Sequence[Profile]) -> list[Fit]:
     """`fit` for several profiles."""
     if not stored:
         raise ValueError("no stored profile to make another one of")
+    if none := [p for p in (*stored, *wanted) if not 0 < p.time < math.inf]:
+        raise ValueError(f"a profile at time {none[0].time:g}: averages begin with the first averaging, at time 1")
     gram = inner(stored, stored)
     norms = np.sqrt(np.diag(gram))
     gram = gram / norms / norms[:, None]  # of profiles of norm 1
@@ -98,8 +100,10 @@ def fits(stored: Sequence[Profile], wanted: Sequence[Profile]) -> list[Fit]:
         x = inverse @ aim  # minimises x G x / 2 - x aim; now under sum(x / norms) = 1 / size
         x += along * (1 / size - ones @ x)
         weights = x * size / norms
-        missed = math.sqrt(max(0.0, 1 - 2 * x @ aim + x @ gram @ x))
-        found.append(Fit(weights / weights.sum(), missed))
+        weights /= weights.sum()
+        if not np.isfinite(weights).all():
+            raise ValueError(f"the stored profiles give no finite weights for width {profile.width:g}")
+        found.append(Fit(weights, math.sqrt(max(0.0, 1 - 2 * x @ aim + x @ gram @ x))))
     return found
 
 

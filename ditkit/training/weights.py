@@ -49,7 +49,7 @@ def parse(name: str) -> Wanted:
     except ValueError:
         raise ValueError(f"{rest!r} is no number; choose {CHOICES}") from None
     if kind == "ema" and not 0 <= number < 1:
-        raise ValueError(f"a decay is at least 0 and below 1")
+        raise ValueError("a decay is at least 0 and below 1")
     if kind == "power" and not 0 < number <= WIDEST:
         raise ValueError(f"widths are above 0 and at most {WIDEST:.3f} (all weights alike)")
     return Wanted(kind, number)
@@ -134,10 +134,12 @@ class _Powers:
         if state is None and not any(s.step == step for s in everything):
             steps = sorted({*checkpoint.list_steps(folder), *(s.step for s in everything)})
             raise CheckpointError(f"{folder}: neither a checkpoint nor averages of step {step}; there are {steps}")
-        about = [facts(s) for s in self.snapshots]
-        self.profiles = [Profile(s.width, count) for s, (count, _) in zip(self.snapshots, about, strict=True)]
-        self.averaged = about[-1][1] if about else set()
-        self.count = state["averagings"] if state and kept else self.profiles[-1].time
+        told = [(s, *facts(s)) for s in self.snapshots]
+        told = [one for one in told if one[1]]  # before the first averaging there is no profile
+        self.snapshots = [one[0] for one in told]
+        self.profiles = [Profile(s.width, count) for s, count, _ in told]
+        self.averaged = told[-1][2] if told else set()
+        self.count = state["averagings"] if state and kept else self.profiles[-1].time if told else 0
         own = [w for w in kept if not any(s.step == step and s.width == w for s in self.snapshots)]
         self.own = [f"{prefix}{file_of('power', width)}" for width in own]  # of the checkpoint alone
         self.profiles += [Profile(width, self.count) for width in own]

@@ -14,7 +14,7 @@ from ditkit.training.checkpoint import path_of, read_tensors
 from ditkit.training.ema import Averages, Ema
 from ditkit.training.files import SaveError
 from ditkit.training.power import gamma_of
-from ditkit.training.snapshots import list_snapshots
+from ditkit.training.snapshots import list_snapshots, write_snapshots
 from ditkit.training.weights import describe, parse
 
 KEPT = {"ema_also": (0.5, 0.99), "ema_power": (0.05, 0.1)}
@@ -267,3 +267,27 @@ def test_two_processes_keep_the_averages_of_one(tmp_path, make_job, pair, kind):
         one, two = (read(tmp_path / run, weights=weights) for run in ("one", kind))
         assert one.keys() == two.keys() and all(torch.allclose(one[k], two[k], atol=2e-4) for k in one)
     assert {s.step for s in list_snapshots(tmp_path / kind)} == {2, 4, 6}
+
+
+def test_nothing_is_stored_before_the_first_averaging(tmp_path, make_job):
+    """And what an earlier version stored then counts for nothing."""
+    settings = {"steps": 12, "save_every": 12, "ema_every": 4, "ema_snapshots": 2, "ema_power": (0.05, 0.1)}
+    state = fit(make_job(tmp_path, **settings, aligned=False))
+    assert {s.step for s in list_snapshots(tmp_path)} == {4, 6, 8, 10, 12}
+    wanted = read(tmp_path, weights="power:0.07")
+    names = list(state.averages.powers)
+    write_snapshots(tmp_path, 2, state.averaged(names), 0, state.trained())
+    found = read(tmp_path, weights="power:0.07")
+    assert all(torch.equal(found[k], v) and v.isfinite().all() for k, v in wanted.items())
+    with pytest.raises(CheckpointError, match="nothing has been averaged up to step 2"):
+        read(tmp_path, 2, "power:0.05")
+
+
+def test_without_power_functions_nothing_is_counted_on_the_device():
+    """mps has no float64: a counter there would end every training."""
+    device = torch.device("meta")
+    model = nn.Linear(2, 2, device=device)
+    averages = Averages([model], TrainSettings(ema_also=(0.5,)))
+    averages.update(torch.ones((), dtype=torch.bool, device=device))
+    assert averages.count.device.type == "cpu" and averages.count == 0
+    assert Averages([model], TrainSettings(ema_power=(0.1,))).count.device.type == "meta"
