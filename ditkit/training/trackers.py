@@ -52,16 +52,39 @@ class Tracker(Protocol):
 
     def row(self, step: int, values: Row) -> None: ...
     def picture(self, name: str, step: int, path: Path) -> None: ...
+    def rewind(self, step: int) -> None: ...
     def close(self) -> None: ...
+
+
+class Forward:
+    """For those that can take nothing back: after a rollback, steps that were told are not told again.
+
+    So steps never fall; of these few the rows in metrics.jsonl are those that count.
+    """
+
+    def __init__(self) -> None:
+        self.last = self.told = 0
+
+    def new(self, step: int) -> bool:
+        """Whether a row of this step is to be told; it then is."""
+        self.last = max(self.last, step)
+        return step > self.told
+
+    def rewind(self) -> None:
+        """The run has gone back."""
+        self.told = self.last
 
 
 class TensorBoard:
     """Event files; what was told of later steps before a resume is hidden."""
 
     def __init__(self, run: Watched):
+        self.folder = str(run.folder / "tensorboard")
+        self.writer = self._open(run.step)
+
+    def _open(self, step: int) -> Any:
         tensorboard = importlib.import_module("torch.utils.tensorboard")
-        later = run.step + 1 if run.step else None
-        self.writer = tensorboard.SummaryWriter(str(run.folder / "tensorboard"), purge_step=later)
+        return tensorboard.SummaryWriter(self.folder, purge_step=step + 1 if step else None)
 
     def row(self, step: int, values: Row) -> None:
         """A scalar each."""
@@ -73,6 +96,11 @@ class TensorBoard:
         """An image of any size."""
         with Image.open(path) as image:
             self.writer.add_image(name, np.asarray(image.convert("RGB")), step, dataformats="HWC")
+
+    def rewind(self, step: int) -> None:
+        """What was told of later steps is hidden."""
+        self.writer.close()
+        self.writer = self._open(step)
 
     def close(self) -> None:
         """Write what is left."""
@@ -91,14 +119,20 @@ class Wandb:
             settings=self.wandb.Settings(console="off", silent=True),
         )  # fmt: skip
         self.run.define_metric("*", step_metric="step")
+        self.rows = Forward()
 
     def row(self, step: int, values: Row) -> None:
         """All together."""
-        self.run.log({"step": step, **values})
+        if self.rows.new(step):
+            self.run.log({"step": step, **values})
 
     def picture(self, name: str, step: int, path: Path) -> None:
         """As a file of the run."""
         self.run.log({"step": step, name: self.wandb.Image(str(path))})
+
+    def rewind(self, step: int) -> None:
+        """What was told stays."""
+        self.rows.rewind()
 
     def close(self) -> None:
         """Wait until what was told is on its way."""
@@ -114,14 +148,20 @@ class Trackio:
             self.run = self.trackio.init(
                 project=PROJECT, name=f"{run.name}-{run.key}", config=run.settings, resume="allow", embed=False
             )
+        self.rows = Forward()
 
     def row(self, step: int, values: Row) -> None:
         """All together."""
-        self.run.log(dict(values), step=step)
+        if self.rows.new(step):
+            self.run.log(dict(values), step=step)
 
     def picture(self, name: str, step: int, path: Path) -> None:
         """A copy of the file."""
         self.run.log({name: self.trackio.Image(str(path))}, step=step)
+
+    def rewind(self, step: int) -> None:
+        """What was told stays."""
+        self.rows.rewind()
 
     def close(self) -> None:
         """Wait until what was told is stored."""
@@ -129,6 +169,7 @@ class Trackio:
             self.trackio.finish()
 
 
+EXTRAS = {"tensorboard": "track", "wandb": "track", "trackio": "trackio"}  # trackio needs an older pillow
 KINDS: dict[str, Callable[[Watched], Tracker]] = {"tensorboard": TensorBoard, "wandb": Wandb, "trackio": Trackio}
 
 
@@ -146,6 +187,10 @@ class Trackers:
     def picture(self, name: str, step: int, path: Path) -> None:
         """A PNG file."""
         self._all(lambda tracker: tracker.picture(name, step, path))
+
+    def rewind(self, step: int) -> None:
+        """The run was rolled back: rows after `step` count no more, and others follow."""
+        self._all(lambda tracker: tracker.rewind(step))
 
     def close(self) -> None:
         """Nothing more will come."""
@@ -165,8 +210,8 @@ def check_trackers(names: Sequence[str]) -> None:
     missing = [name for name in names if importlib.util.find_spec(name) is None]
     if missing:
         raise ValueError(
-            f"training.trackers: {', '.join(missing)} is not installed: pip install 'ditkit[track]' (or {missing[0]} "
-            "alone), or leave it out"
+            f"training.trackers: {', '.join(missing)} is not installed: pip install "
+            f"'ditkit[{EXTRAS[missing[0]]}]' (or {missing[0]} alone), or leave it out"
         )
 
 
@@ -200,11 +245,11 @@ def tracked(state: State, log: Log) -> Iterator[None]:
         if before:
             before(row)
 
-    log.on_log = tell
+    log.on_log, log.on_rewind = tell, trackers.rewind
     try:
         yield
     finally:
-        log.on_log = before
+        log.on_log, log.on_rewind = before, None
         trackers.close()
 
 

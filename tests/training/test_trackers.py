@@ -12,8 +12,10 @@ import pytest
 from PIL import Image
 
 from ditkit.training import fit, read_metrics, trackers
+from ditkit.training.state import ATTEMPT
 from ditkit.training.trackers import check_trackers, open_trackers, show_picture
 
+NAMES = ("tensorboard", "wandb", "trackio")
 SETTINGS = {"log_every": 2, "save_every": 4, "keep_last": 9}
 
 
@@ -28,6 +30,9 @@ class Remembering:
 
     def row(self, step, values):
         self._note("row", step, values.get("loss"))
+
+    def rewind(self, step):
+        self._note("rewind", step)
 
     def picture(self, name, step, path):
         self._note("picture", name, step, path.name)
@@ -47,8 +52,39 @@ def stand_in(monkeypatch):
     kind = type("StandIn", (Remembering,), {"seen": [], "failing": None})
     monkeypatch.setattr(trackers, "check_trackers", lambda names: None)
     monkeypatch.setattr("ditkit.training.loop.check_trackers", lambda names: None)
-    monkeypatch.setitem(trackers.KINDS, "wandb", kind)
+    for name in NAMES:
+        monkeypatch.setitem(trackers.KINDS, name, kind)
     return kind
+
+
+def roll_back_once(job):
+    """Steps 7 to 9 fail with the first draws."""
+    real = job.encode
+    job.encode = lambda images, noise: (
+        real(images, noise) * (float("nan") if noise.step in (6, 7, 8) and noise.seed < ATTEMPT else 1)
+    )
+    return job
+
+
+ROLLS = {"steps": 12, "save_every": 5, "log_every": 2, "max_nonfinite": 3}
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_each_one_that_is_named_gets_the_rows_and_hears_of_a_rollback(name, tmp_path, make_job, stand_in):
+    fit(roll_back_once(make_job(tmp_path, trackers=[name], **ROLLS)))
+    told = [(what[0], what[-1] if what[0] == "rewind" else what[1]) for what in stand_in.seen[1:-1]]
+    steps = [("row", step) for step in (2, 4, 6, 8, 6, 8, 10, 12)]
+    assert told == [*steps[:4], ("rewind", 5), *steps[4:]] and stand_in.seen[-1] == ("close",)
+
+
+def test_those_that_take_nothing_back_are_told_no_step_twice():
+    rows = trackers.Forward()
+    assert all(rows.new(step) for step in (2, 4, 4, 6))
+    rows.rewind()
+    assert [step for step in (4, 6, 8, 8, 10) if rows.new(step)] == [8, 8, 10]
+    rows.rewind()
+    rows.rewind()
+    assert [step for step in (8, 10, 12) if rows.new(step)] == [12]
 
 
 def test_every_row_is_told_and_a_resumed_run_goes_on(tmp_path, make_job, stand_in):
@@ -97,7 +133,7 @@ def test_it_is_closed_when_a_run_breaks_off(tmp_path, make_job, stand_in):
 
 def test_a_missing_package_is_named_before_anything_is_written(tmp_path, make_job, monkeypatch):
     monkeypatch.setattr("importlib.util.find_spec", lambda name: None)
-    with pytest.raises(ValueError, match=r"trackio is not installed: pip install 'ditkit\[track\]'") as found:
+    with pytest.raises(ValueError, match=r"trackio is not installed: pip install 'ditkit\[trackio\]'") as found:
         fit(make_job(tmp_path / "run", trackers=["trackio"]))
     assert "\n" not in str(found.value) and not (tmp_path / "run").exists()
     check_trackers(())
@@ -152,6 +188,13 @@ def test_tensorboard_has_the_rows_of_the_run(tmp_path, make_job):
     events.Reload()
     image = events.Images("samples")[0]
     assert (image.step, image.width, image.height) == (10, 6, 4)
+
+
+def test_tensorboard_hides_what_a_rollback_undid(tmp_path, make_job):
+    pytest.importorskip("tensorboard")
+    fit(roll_back_once(make_job(tmp_path, trackers=["tensorboard"], **ROLLS)))
+    rows = read_metrics(tmp_path)
+    assert scalars(tmp_path)["loss"] == [(row["step"], pytest.approx(row["loss"], rel=1e-6)) for row in rows]
 
 
 def test_only_the_first_process_tells(tmp_path, pair):
