@@ -71,6 +71,7 @@ def fit(
                 roll_back(saves, failure)
                 del batches  # and what fetches them
                 batches = pinned(open_batches(state, log), job.device)
+                saves.clock.lap("rollback")  # no part of a step
     return state
 
 
