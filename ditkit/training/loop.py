@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
 import torch
@@ -150,7 +150,7 @@ def alignment(state: State, images: Tensor, features: tuple[Features, ...] = ())
     if job.aligner is None or not job.aligner.active(state.step):
         return ()
     with torch.no_grad():
-        targets = [_moved(f, torch.device(job.device)) for f in features]
+        targets: Sequence[Features] | None = [_moved(f, torch.device(job.device)) for f in features]
         if not targets and job.targets is None:
             raise ValueError("alignment without targets: the batch brings no features, and the Job names no teachers")
         if not targets and job.targets is not None:
