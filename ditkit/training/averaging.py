@@ -12,7 +12,8 @@ def keep_averages(state: State, clock: Clock, log: Log) -> None:
     """Store the power-function averages of this step if that is due. Every process calls it alike.
 
     Due is every `ema_snapshots` steps (none given: every `save_every`) and the end.
-    Nothing is stored before the first averaging: there is no average yet. It comes before the checkpoint of the same step, so that a run that goes on from one has all averages up to it.
+    Nothing is stored before the first averaging: there is no average yet.
+    It comes before the checkpoint of the same step, so that a run that goes on from one has all averages up to it.
     SaveError if they cannot be written, or (on_save_error=continue) a line: then widths are made of fewer.
     """
     settings, names = state.job.settings, list(state.averages.powers)

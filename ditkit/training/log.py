@@ -121,6 +121,7 @@ class Log:
     ):
         self.metrics, self.text = folder / "metrics.jsonl", folder / "log.txt"
         self.on_log, self.on_message, self.writes, self.patient = on_log, on_message, writes, patient
+        self.on_rewind: Callable[[int], None] | None = None  # who was told the rows
         self._kept: dict[Path, list[str]] = {}
 
     def row(self, row: Row) -> None:
@@ -142,6 +143,8 @@ class Log:
         """Drop the rows after `step` and lines that a kill or a dying disk left unreadable; returns how many went."""
         unwritten = self._kept.get(self.metrics, [])
         unwritten[:] = [line for line in unwritten if json.loads(line)["step"] <= step]
+        if self.on_rewind:
+            self.on_rewind(step)
         if not self.writes or not self.metrics.exists():
             return 0
         lines = self.metrics.read_text(encoding="utf-8", errors="replace").splitlines(keepends=True)

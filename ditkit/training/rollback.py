@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from ditkit.checkpoints import CheckpointError
+from ditkit.ranks import ALONE, Ranks
 from ditkit.training import checkpoint
 from ditkit.training.files import SaveError
 from ditkit.training.guard import NonFinite, guard_numbers
@@ -26,13 +27,15 @@ def roll_back(saves: Saves, failure: NonFinite) -> None:
     assert found is not None
     (step, numbers), attempt = found, state.attempt + 1
     trouble = max(state.step, guard.trouble if tried else 0)
-    for line in state.restore(step, numbers):
-        log.say(line)
+    with _ranks(saves).agreed():
+        for line in state.restore(step, numbers):
+            log.say(line)
     state.attempt, guard.rollbacks, guard.trouble, guard.in_row = attempt, tried + 1, trouble, 0
     saves.begun = state.saved
-    if state.job.rank == 0:
-        checkpoint.set_aside(state.job.folder, step)
-    dropped = log.rewind(step)
+    with _ranks(saves).agreed():
+        if state.job.rank == 0:
+            checkpoint.set_aside(state.job.folder, step)
+        dropped = log.rewind(step)
     log.say(
         f"{failure}. Rolled back to the checkpoint of step {step} ({tried + 1} of {most}): the same data follow with "
         f"other draws; {dropped} rows of metrics dropped"
@@ -51,7 +54,12 @@ def good_checkpoint(saves: Saves) -> tuple[int, dict] | None:
             found = checkpoint.latest(state.job.folder, saves.log.say, good)
         except CheckpointError as error:
             saves.log.say(str(error))
-    return state.job.ranks.tell(found)
+    return _ranks(saves).tell(found)
+
+
+def _ranks(saves: Saves) -> Ranks:
+    """The processes that decide alike."""
+    return saves.state.job.ranks if saves.state.team.many else ALONE
 
 
 def _give_up(saves: Saves, failure: NonFinite, tried: int, step: int | None) -> None:

@@ -34,10 +34,11 @@ def resume_run(state: State, resume: Resume, log: Log) -> None:
         with ranks.agreed():
             for line in state.restore(*found):
                 log.say(line)
-    if state.job.rank == 0:
-        checkpoint.remove_drafts(folder)
-        checkpoint.set_aside(folder, state.step)
-    dropped = log.rewind(state.step)
+    with ranks.agreed():
+        if state.job.rank == 0:
+            checkpoint.remove_drafts(folder)
+            checkpoint.set_aside(folder, state.step)
+        dropped = log.rewind(state.step)
     if found is not None:
         log.say(f"resumed at step {state.step}" + (f"; {dropped} later rows of metrics dropped" if dropped else ""))
 

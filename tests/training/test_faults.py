@@ -6,6 +6,7 @@ import json
 import os
 import shutil
 import signal
+import time
 
 import pytest
 import torch
@@ -257,3 +258,12 @@ def test_numbers_of_before_rollbacks_are_read(make_job, same, tmp_path):
     state = State.fresh(make_job(tmp_path))
     state.restore(5, read_state(tmp_path, 5))
     assert (state.guard.skipped, state.guard.in_row, state.attempt, state.alarms.spikes.steps) == (2, 1, 0, 0)
+
+
+def test_what_a_rollback_takes_is_no_time_of_a_step(make_job, tmp_path):
+    """Restoring, and opening the data again."""
+    job = make_job(tmp_path, **RUN | {"log_every": 99}, job=poisoned(lambda s, attempt: s in (6, 7, 8) and not attempt))
+    batches = job.batches
+    job.batches = lambda start: (time.sleep(0.3 if start else 0), batches(start))[1]
+    fit(job)
+    assert read_metrics(tmp_path)[-1]["seconds_data"] * 16 < 0.25

@@ -140,5 +140,5 @@ def test_more_and_more_varied_averages_reach_farther():
 def test_there_is_no_profile_before_the_first_averaging():
     """One at time 0 made every weight NaN, and missed 0."""
     for stored, wanted in (((0, 100), 100), ((0,), 0), ((math.nan, 100), 100)):
-        with pytest.raises(ValueError, match="a profile at time (0|nan): averages begin with the first averaging"):
+        with pytest.raises(ValueError, match=r"a profile at time (0|nan): averages begin with the first averaging"):
             fit([Profile(0.05, time) for time in stored], Profile(0.1, wanted))
