@@ -124,6 +124,17 @@ def prune(folder: str | os.PathLike, keep_last: int, keep_every: int | None = No
             shutil.rmtree(doomed)  # renamed first: a kill in between leaves no half-deleted checkpoint
 
 
+def thin(folder: str | os.PathLike, keep_last: int, keep_every: int | None = None) -> str | None:
+    """`prune` after a checkpoint that is whole: what cannot be removed is a line, not an error."""
+    try:
+        prune(folder, keep_last, keep_every)
+    except OSError as error:
+        return f"warning: old checkpoints in {checkpoints(Path(folder))} could not be removed: {_reason(error)}"
+    except CheckpointError as error:
+        return f"warning: {error}"
+    return None
+
+
 def set_aside(folder: str | os.PathLike, step: int) -> None:
     """Rename checkpoints after `step` to dropped-STEP: they belong to a continuation that is being replaced.
 

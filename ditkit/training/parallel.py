@@ -199,18 +199,25 @@ class Team:
     def whole(self, files: Files) -> dict[str, dict[str, Tensor]]:
         """Tensors in one piece: of what is cut, gathered one at a time in the first process's memory.
 
-        All processes call it alike; where tensors are cut, the others get none. What is not cut is given back.
+        All processes call it alike; where tensors are cut, the others get none. What is not cut is given back. Where
+        the first one has no memory left, the others are not left waiting: it raises behind the last tensor.
         """
         if not self.sharded:
             return {file: dict(tensors) for file, tensors in files.items()}
         found: dict[str, dict[str, Tensor]] = {}
+        problem: Exception | None = None
         for file, tensors in files.items():
             found[file] = {}
             for name, tensor in tensors.items():
                 with self.connected():
                     full = tensor.full_tensor() if is_cut(tensor) else tensor
-                if self.ranks.first:
-                    found[file][name] = full.cpu()
+                if self.ranks.first and problem is None:
+                    try:
+                        found[file][name] = full.cpu()
+                    except (RuntimeError, MemoryError) as error:
+                        problem = error
+        if problem is not None:
+            raise problem
         return found
 
     def loose(self, average: nn.Module) -> nn.Module | None:

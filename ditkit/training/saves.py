@@ -15,6 +15,7 @@ from ditkit.training.report import due, note
 from ditkit.training.saving import Saved, Whole, Writer
 from ditkit.training.sharded import Sharded
 from ditkit.training.state import State
+from ditkit.training.trackers import first_line
 
 
 def open_writer(state: State) -> Writer:
@@ -39,11 +40,14 @@ class Saves:
         """Write a checkpoint of this step unless there is one already, or begin to, after the one before.
 
         last: nothing is tried after this one, so that it is on the disk when this returns, or SaveError. Weights that
-        are not finite are never saved: NonFinite says which checkpoint to go back to.
+        are not finite are never saved: NonFinite says which checkpoint to go back to. It is raised too where numbers that come
+        late tell that the run cannot go on.
         """
         state = self.state
         if self.begun != state.step:
-            note(state, self.log, everything=True)
+            failure = note(state, self.log, everything=True)
+            if failure and not last:  # before the last one there is time to go back; steps that failed changed nothing
+                raise failure
             state.seconds += self.clock.spent()
             self._check_finite()
         elif not last:
@@ -82,6 +86,8 @@ class Saves:
             state.saved = done.step
             how = f" in the background, in {done.seconds:.1f} s" if done.background else ""
             self.log.say(f"checkpoint of step {done.step} written{how}")
+            if done.doubt:
+                self.log.say(done.doubt)
 
     def _check_finite(self) -> None:
         state = self.state
@@ -123,8 +129,8 @@ def rescue(saves: Saves) -> Iterator[None]:
         if state.step and state.job.world == 1:
             try:
                 saves(last=True)
-            except (SaveError, NonFinite) as second:  # what came first is raised
-                saves.log.say(str(second))
+            except Exception as second:  # also of a device that is gone; what came first is raised
+                saves.log.say(f"the state of step {state.step} could not be saved: {first_line(second)}")
         if isinstance(error, StopIteration):
             raise ValueError(f"the batches ended at step {state.step} of {state.job.settings.steps}") from None
         if isinstance(error, torch.OutOfMemoryError):

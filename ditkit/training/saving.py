@@ -4,13 +4,15 @@ from __future__ import annotations
 
 import threading
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
 from typing import NamedTuple, Protocol
 
 import torch
 from torch import Tensor
 
+from ditkit.ranks import RanksError
 from ditkit.training import checkpoint
 from ditkit.training.files import SaveError
 from ditkit.training.settings import TrainSettings
@@ -20,11 +22,15 @@ Files = Mapping[str, Mapping[str, Tensor]]  # file -> name -> tensor
 
 
 class Saved(NamedTuple):
-    """A checkpoint that is on the disk under its final name. seconds: of writing it; background: beside training."""
+    """A checkpoint that is on the disk under its final name. seconds: of writing it; background: beside training.
+
+    doubt: a line, where old ones could not be removed.
+    """
 
     step: int
     seconds: float
     background: bool
+    doubt: str | None = None
 
 
 class Writer(Protocol):
@@ -110,12 +116,15 @@ class Whole:
 
     def save(self, state: State) -> None:
         """Write, or copy and begin to write. Every process must call it: sharded weights are gathered for it."""
-        folder, step, files, numbers = state.job.folder, state.step, state.files(), state.numbers()
+        folder, step, numbers = state.job.folder, state.step, state.numbers()
+        with staged(step):
+            files = state.files()
+            if state.job.rank == 0 and self.background:
+                copies, ready = self._stage.copy(files)
         if state.job.rank != 0:
             return
         if not self.background:
             return self._task.now(step, lambda: self._write(folder, step, files, numbers))
-        copies, ready = self._stage.copy(files)
 
         def write() -> Saved:
             if ready is not None:
@@ -140,8 +149,20 @@ class Whole:
     def _write(self, folder: Path, step: int, files: Files, numbers: Mapping) -> Saved:
         began = time.perf_counter()
         checkpoint.write(folder, step, files, numbers)
-        checkpoint.prune(folder, self.settings.keep_last, self.settings.keep_every)
-        return Saved(step, time.perf_counter() - began, self.background)
+        doubt = checkpoint.thin(folder, self.settings.keep_last, self.settings.keep_every)
+        return Saved(step, time.perf_counter() - began, self.background, doubt)
+
+
+@contextmanager
+def staged(step: int) -> Iterator[None]:
+    """What keeps tensors from being copied to main memory (no room for pinned memory) becomes SaveError."""
+    try:
+        yield
+    except RanksError:
+        raise
+    except (RuntimeError, MemoryError) as error:
+        reason = (str(error).strip() or type(error).__name__).splitlines()[0]
+        raise SaveError(f"checkpoint of step {step} could not be copied to main memory: {reason}") from None
 
 
 class Stage:

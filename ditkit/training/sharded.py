@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from concurrent.futures import Future
+from contextlib import contextmanager
+from functools import partial
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -13,7 +15,7 @@ from torch import distributed
 from ditkit.ranks import PATIENCE, Ranks
 from ditkit.training import checkpoint
 from ditkit.training.files import SaveError
-from ditkit.training.saving import Saved, Task
+from ditkit.training.saving import Saved, Task, staged
 from ditkit.training.settings import TrainSettings
 from ditkit.training.shards import begin_parts, parts_of, reason
 from ditkit.training.state import State
@@ -41,11 +43,11 @@ class Sharded:
         """Copy this process's part and begin to write it."""
         folder, step, numbers, began = state.job.folder, state.step, state.numbers(), time.perf_counter()
         draft = self._first(lambda: checkpoint.begin(folder, step), folder, step)
-        writing = begin_parts(draft, state.tensors(), self._group)
+        writing = begin_parts(draft, state.tensors(), self._group, partial(self._alike, step))
 
         def finish() -> Saved:
-            self._finish(writing, folder, draft, step, numbers)
-            return Saved(step, time.perf_counter() - began, self.settings.save_async)
+            doubt = self._finish(writing, folder, draft, step, numbers)
+            return Saved(step, time.perf_counter() - began, self.settings.save_async, doubt)
 
         self._task.begin(step, finish)
 
@@ -61,7 +63,7 @@ class Sharded:
     def close(self) -> None:
         """Nothing can be finished without the others: a draft stays, which the next run removes."""
 
-    def _finish(self, writing: Future[Any], folder: Path, draft: Path, step: int, numbers: Mapping) -> None:
+    def _finish(self, writing: Future[Any], folder: Path, draft: Path, step: int, numbers: Mapping) -> str | None:
         """In the thread: checksums of this process's part, then one rename for all."""
         problem, listed = None, {}
         try:
@@ -73,13 +75,25 @@ class Sharded:
         problems = [text for text, _ in told if text]
         files = {name: facts for _, own in told for name, facts in own.items()}
 
-        def commit() -> None:
+        def commit() -> str | None:
             if problems:
                 raise OSError(problems[0])
             checkpoint.commit(folder, step, files, numbers)
-            checkpoint.prune(folder, self.settings.keep_last, self.settings.keep_every)
+            return checkpoint.thin(folder, self.settings.keep_last, self.settings.keep_every)
 
-        self._first(commit, folder, step)
+        return self._first(commit, folder, step)
+
+    @contextmanager
+    def _alike(self, step: int) -> Iterator[None]:
+        """What keeps one process from copying its part is SaveError in all, before any of them begins to write."""
+        problem = None
+        try:
+            with staged(step):
+                yield
+        except SaveError as error:
+            problem = error
+        if found := [error for error in self._all(problem) if error is not None]:
+            raise problem or found[0]
 
     def _all(self, mine: T) -> list[T]:
         """What each process gives."""

@@ -11,8 +11,9 @@ FILE/NAME: the tensors of model.safetensors, ema.safetensors, ... of a whole che
 from __future__ import annotations
 
 import warnings
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from concurrent.futures import Future
+from contextlib import AbstractContextManager, nullcontext
 from pathlib import Path
 from typing import Any, cast
 
@@ -34,17 +35,29 @@ def parts_of(home: Path, rank: int) -> list[Path]:
     return sorted(home.glob(f"shard-{rank + 1:05d}-*.safetensors"))
 
 
-def begin_parts(home: Path, files: Mapping[str, Mapping[str, Tensor]], group: distributed.ProcessGroup) -> Future[Any]:
+def begin_parts(
+    home: Path,
+    files: Mapping[str, Mapping[str, Tensor]],
+    group: distributed.ProcessGroup,
+    around: Callable[[], AbstractContextManager[None]] = nullcontext,
+) -> Future[Any]:
     """Copy the tensors to main memory and begin to write this process's part of them, in a thread.
 
     All processes of `group` (gloo, used by nothing else meanwhile) call it alike. Tensors that are not cut are written
-    once, by one of them. The future is done when all parts are written, or failed in any process.
+    once, by one of them. The future is done when all parts are written, or failed in any process. around: a block
+    around the copying, before any process begins to write.
     """
     from torch.distributed.checkpoint import HuggingFaceStorageWriter, async_save  # a second to import
+    from torch.distributed.checkpoint.staging import BlockingAsyncStager
+
+    class Stager(BlockingAsyncStager):
+        def stage(self, state_dict: Any) -> Any:
+            with around():
+                return super().stage(state_dict)
 
     flat = {f"{file}/{name}": tensor.detach() for file, tensors in files.items() for name, tensor in tensors.items()}
     writer = HuggingFaceStorageWriter(str(home), save_distributed=True)
-    return cast(Future, async_save(flat, storage_writer=writer, process_group=group))
+    return cast(Future, async_save(flat, storage_writer=writer, process_group=group, async_stager=Stager()))
 
 
 def read_parts(home: Path, file: str, like: Mapping[str, Tensor] | None = None) -> dict[str, Tensor]:

@@ -211,6 +211,26 @@ def poisoned(ranks: Ranks, folder: str, *, at: int, **settings: Any) -> dict[str
     return {"weights": weights(state), "said": said, "skipped": state.guard.skipped}
 
 
+def short(ranks: Ranks, folder: str, **settings: Any) -> dict[str, Any]:
+    """One process has no memory for its first copy of a checkpoint."""
+    from torch.distributed.checkpoint.staging import BlockingAsyncStager
+
+    real, calls, said = BlockingAsyncStager.stage, [], []
+
+    def stage(self, tensors: Any) -> Any:
+        calls.append(1)
+        if ranks.rank == ranks.world - 1 and len(calls) == 1:
+            raise RuntimeError("out of host memory")
+        return real(self, tensors)
+
+    BlockingAsyncStager.stage = stage
+    try:
+        fit(shared_job(ranks, folder, **settings), on_message=said.append)
+    finally:
+        BlockingAsyncStager.stage = real
+    return {"said": said}
+
+
 def rolled_back(ranks: Ranks, folder: str, *, bad: list[int], **settings: Any) -> dict[str, Any]:
     """The latents of one process are not finite at some steps, with the first draws."""
     job, said = shared_job(ranks, folder, **settings), []

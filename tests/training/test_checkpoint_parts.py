@@ -145,3 +145,11 @@ def test_a_full_disk_leaves_the_checkpoint_before_it(crew, runs, tmp_path, polic
     went_on = [line for line in two[0]["said"] if "training goes on" in line]
     assert bool(went_on) == (policy == "continue")
     same(crew("train", folder=folder, **given)[0]["weights"], runs["fsdp", "sharded"][1][0]["weights"])
+
+
+def test_a_process_without_memory_for_its_copy_keeps_nobody_waiting(crew, tmp_path):
+    settings = {"parallel": {"kind": "fsdp"}, "checkpoint": "sharded", "on_save_error": "continue"}
+    found = crew("short", folder=tmp_path, batch=8, steps=9, save_every=3, keep_last=9, **settings)
+    assert list_steps(tmp_path) == [6, 9]
+    told = "checkpoint of step 3 could not be copied to main memory: out of host memory; training goes on"
+    assert all(any(told in text for text in one["said"]) for one in found)

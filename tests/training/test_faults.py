@@ -267,3 +267,14 @@ def test_what_a_rollback_takes_is_no_time_of_a_step(make_job, tmp_path):
     job.batches = lambda start: (time.sleep(0.3 if start else 0), batches(start))[1]
     fit(job)
     assert read_metrics(tmp_path)[-1]["seconds_data"] * 16 < 0.25
+
+
+def test_what_is_first_heard_where_scores_are_due_rolls_back_too(make_job, monkeypatch, returns, tmp_path):
+    """Numbers come a step late: the third bad one is read by the checkpoint before the scores of step 9."""
+    real = Readings.__init__
+    monkeypatch.setattr(Readings, "__init__", lambda self, device: (real(self, device), setattr(self, "late", True))[0])
+    job = make_job(tmp_path, **RUN | {"log_every": 99}, job=poisoned(lambda s, attempt: s in (6, 7, 8) and not attempt))
+    job.evaluate, job.evaluate_every = (lambda model, step: {"score": 1.0}), 9
+    fit(job)
+    assert [step for step, *_ in returns] == [5] and list_steps(tmp_path) == [5, 9, 10, 12]
+    assert not read_state(tmp_path, 9)["guard"]["skipped"]

@@ -189,3 +189,56 @@ def test_on_a_gpu_the_copy_is_pinned_and_nobody_waits(make_job, same, tmp_path):
     assert copies["model"]["a"].is_pinned() and not ready.query(), "still under way"
     ready.synchronize()
     assert bool((copies["model"]["a"] == 1).all())
+
+
+@pytest.mark.parametrize("background", [False, True])
+def test_memory_that_is_short_for_the_copy_is_an_error_of_saving(background, make_job, monkeypatch, tmp_path):
+    """Pinned memory, host memory: told like a full disk, and the next one is tried."""
+    real, calls, said = (Stage.copy if background else State.files), [], []
+
+    def short(self, *given):
+        calls.append(1)
+        if len(calls) == 1:
+            raise RuntimeError("CUDA error: out of memory\nmore lines")
+        return real(self, *given)
+
+    monkeypatch.setattr(*((Stage, "copy") if background else (State, "files")), short)
+    settings = RUN | {"save_async": background, "on_save_error": "continue"}
+    fit(make_job(tmp_path / "on", **settings), on_message=said.append)
+    assert list_steps(tmp_path / "on") == [4, 6, 8, 9]
+    [told] = [text for text in said if "training goes on" in text]
+    assert "checkpoint of step 2 could not be copied to main memory: CUDA error: out of memory;" in told
+    calls.clear()
+    with pytest.raises(SaveError, match="could not be copied to main memory"):
+        fit(make_job(tmp_path / "stop", **RUN | {"save_async": background}))
+
+
+def test_old_ones_that_cannot_be_removed_are_a_warning(make_job, monkeypatch, tmp_path):
+    def refuse(path):
+        raise PermissionError(13, "Permission denied")
+
+    said = []
+    with monkeypatch.context() as patch:
+        patch.setattr(checkpoint, "prune", lambda *given: refuse(given))
+        fit(make_job(tmp_path, **RUN | {"keep_last": 1}), on_message=said.append)
+    assert list_steps(tmp_path) == [2, 4, 6, 8, 9], "training went on"
+    told = [text for text in said if "could not be removed" in text]
+    assert len(told) == 5 and told[0].startswith("warning: ") and told[0].endswith("Permission denied")
+
+
+def test_an_error_that_a_broken_device_gives_in_saving_does_not_hide_the_first(make_job, monkeypatch, tmp_path):
+    job, said = make_job(tmp_path, **RUN | dict(save_every=99)), []
+
+    def encode(images, noise, real=job.encode):
+        if noise.step == 3:
+            raise OSError("the images are gone")
+        return real(images, noise)
+
+    def broken(self):
+        raise RuntimeError("CUDA error: device-side assert triggered\nmore lines")
+
+    job.encode = encode
+    monkeypatch.setattr(State, "finite", broken)
+    with pytest.raises(OSError, match="the images are gone"):
+        fit(job, on_message=said.append)
+    assert any("step 3 could not be saved: CUDA error: device-side assert triggered" in text for text in said)
