@@ -155,11 +155,11 @@ def test_a_full_disk(name, lived, make_job, same, tmp_path):
 def test_forty_kills_at_random(background, seed, make_job, same, tmp_path):
     """Every second one from outside at a random moment, the others at random points of writing."""
     draw = random.Random(seed)
-    settings = dict(steps=1000, save_every=4, log_every=7, keep_last=2, keep_every=100, save_async=background)
+    settings = dict(steps=1200, save_every=4, log_every=7, keep_last=2, keep_every=100, save_async=background)
     fit(make_job(tmp_path / "unbroken", **settings))
     common = dict(folder=str(tmp_path / "run"), settings=settings)
     ends = [
-        dict(after=draw.uniform(0.005, 0.25)) if i % 2 else dict(point=draw.choice(POINTS), call=draw.randint(1, 15))
+        dict(after=draw.uniform(0.005, 0.15)) if i % 2 else dict(point=draw.choice(POINTS), call=draw.randint(1, 15))
         for i in range(40)
     ]
     told = live([common | end for end in ends] + [common], seconds=500)
