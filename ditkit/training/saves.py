@@ -40,8 +40,8 @@ class Saves:
         """Write a checkpoint of this step unless there is one already, or begin to, after the one before.
 
         last: nothing is tried after this one, so that it is on the disk when this returns, or SaveError. Weights that
-        are not finite are never saved: NonFinite says which checkpoint to go back to. It is raised too where numbers that come
-        late tell that the run cannot go on.
+        are not finite are never saved: NonFinite says which checkpoint to go back to. It is raised too where numbers
+        that come late tell that the run cannot go on.
         """
         state = self.state
         if self.begun != state.step:

@@ -35,6 +35,14 @@ class ParallelSettings(Settings):
     reshard: bool = Field(True, description="fsdp: free a block's weights after its forward; false: faster, larger")
     reduce: Literal["fp32", "bf16"] = Field("fp32", description="fsdp, bf16: precision in which gradients are summed")
 
+    @model_validator(mode="after")
+    def _of_fsdp(self) -> ParallelSettings:
+        idle = self.shards is not None, not self.reshard, self.reduce != "fp32"
+        if self.kind == "ddp" and any(idle):
+            told = [name for name, given in zip(("shards", "reshard", "reduce"), idle, strict=True) if given]
+            raise ValueError(f"{', '.join(told)}: of parallel.kind=fsdp, not of ddp")
+        return self
+
 
 class TrainSettings(Settings):
     """Everything that a run's numbers depend on beside model, data and objective."""
@@ -114,6 +122,10 @@ class TrainSettings(Settings):
             raise ValueError(f"decay_steps={self.decay_steps} is of schedule=stable_decay, not of {self.schedule}")
         if self.decay_steps is not None and self.warmup + self.decay_steps > self.steps:
             raise ValueError(f"warmup={self.warmup} and decay_steps={self.decay_steps}: more than steps={self.steps}")
+        if self.parallel.reduce == "bf16" and self.precision == "fp32":
+            raise ValueError("parallel.reduce=bf16 needs precision=bf16")
+        if self.ema_snapshots is not None and not self.ema_power:
+            raise ValueError(f"ema_snapshots={self.ema_snapshots} stores averages of ema_power, and there are none")
         if len(set(self.averages)) < len(self.averages) or len(set(self.ema_power)) < len(self.ema_power):
             raise ValueError("ema, ema_also and ema_power: one of the averages is asked for twice")
         return self

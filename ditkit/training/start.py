@@ -16,6 +16,7 @@ from ditkit.ranks import ALONE
 from ditkit.training import checkpoint
 from ditkit.training.log import Log
 from ditkit.training.optim import describe, pieces
+from ditkit.training.settings import TrainSettings
 from ditkit.training.state import Job, State
 
 Resume = Literal["auto", "never"] | int
@@ -91,7 +92,7 @@ def _spread(job: Job) -> str:
 
 def _check_same(job: Job, numbers: dict, log: Log) -> None:
     """ValueError if what fixes data order and draws has changed; other changed settings are only said."""
-    changed = _changes(numbers["settings"], job.settings.model_dump(mode="json"))
+    changed = _changes(_filled(numbers["settings"]), job.settings.model_dump(mode="json"))
     fixed = {k: v for k, v in changed.items() if k in FIXED}
     fixed |= _changes(numbers["identity"], json.loads(json.dumps(job.identity)))
     if fixed:
@@ -99,6 +100,14 @@ def _check_same(job: Job, numbers: dict, log: Log) -> None:
         raise ValueError(f"{job.folder} cannot be resumed: {what}; set it back or name another folder")
     if changed:
         log.say("settings changed since: " + ", ".join(f"{k} {a} -> {b}" for k, (a, b) in sorted(changed.items())))
+
+
+def _filled(before: dict) -> dict:
+    """Settings of an earlier version: what it did not know is as today's defaults."""
+    try:
+        return TrainSettings.model_validate(before).model_dump(mode="json")
+    except ValueError:
+        return before
 
 
 def _changes(before: dict, now: dict) -> dict[str, tuple]:

@@ -113,3 +113,17 @@ def test_float8_trains(tmp_path):
     names = set(model.state_dict())
     assert hasten(model, settings(float8=True))[0].startswith("float8: the matrix products of")
     assert set(model.state_dict()) == names
+
+
+@pytest.mark.parametrize(
+    ("given", "says"),
+    [
+        ({"parallel": {"shards": 2}}, "shards: of parallel.kind=fsdp"),
+        ({"parallel": {"reshard": False, "reduce": "bf16"}}, "reshard, reduce: of parallel.kind=fsdp"),
+        ({"parallel": {"kind": "fsdp", "reduce": "bf16"}}, "parallel.reduce=bf16 needs precision=bf16"),
+        ({"ema_snapshots": 5}, "ema_snapshots=5 stores averages of ema_power"),
+    ],
+)
+def test_settings_that_would_do_nothing_are_refused(given, says):
+    with pytest.raises(ValueError, match=says):
+        settings(**given)

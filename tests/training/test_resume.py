@@ -225,3 +225,14 @@ def test_seconds_go_on_and_the_network_trains(make_job, tmp_path):
 
 def _interrupt_at(at: int):
     return lambda step, values: os.kill(os.getpid(), signal.SIGINT) if step == at else None
+
+
+def test_settings_that_an_earlier_version_did_not_know_have_not_changed(make_job, tmp_path):
+    fit(make_job(tmp_path, steps=5))
+    path, said = tmp_path / "checkpoints" / "0000005" / "state.json", []
+    old = json.loads(path.read_text())
+    for name in ("ema_also", "parallel", "muon", "trackers"):
+        del old["settings"][name]
+    path.write_text(json.dumps(old))
+    fit(make_job(tmp_path, steps=6), on_message=said.append)
+    assert [text for text in said if "settings changed" in text] == ["settings changed since: steps 5 -> 6"]
