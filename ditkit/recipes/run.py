@@ -35,6 +35,7 @@ from ditkit.training.files import prepare as prepare_folder
 from ditkit.training.guard import NonFinite
 from ditkit.training.log import Log, Row
 from ditkit.training.loop import fit
+from ditkit.training.parallel import check_shards
 from ditkit.training.start import Resume
 from ditkit.training.state import Job, State
 from ditkit.training.trackers import check_trackers, show_picture
@@ -72,6 +73,7 @@ def train(
     """
     with ranks.agreed():
         check_trackers(recipe.training.trackers)
+        check_shards(recipe.training.parallel.shards, ranks.world)
         check_folder(folder)
         check_start(recipe, folder)
     parts = in_turn(ranks, lambda: prepare(recipe, device, keep))

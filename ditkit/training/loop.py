@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 from ditkit.protocols import Features
+from ditkit.ranks import ALONE
 from ditkit.training.ahead import pinned
 from ditkit.training.averaging import keep_averages
 from ditkit.training.files import prepare
@@ -16,6 +17,7 @@ from ditkit.training.guard import Interrupted, NonFinite, Stop
 from ditkit.training.log import Clock, Log
 from ditkit.training.online import Evaluations, farewell
 from ditkit.training.optim import apply, gradient_norm, learning_rate, pieces, set_rate
+from ditkit.training.parallel import check_shards
 from ditkit.training.precision import autocast, hasten, matmul_precision
 from ditkit.training.ratio import Movement
 from ditkit.training.readings import Reading, Row
@@ -45,13 +47,18 @@ def fit(
     teacher or network raise, all with the state saved; SaveError on a full disk.
     """
     settings = job.settings
-    check_trackers(settings.trackers)
+    ranks = ALONE if job.ranks.group is None else job.ranks
+    with ranks.agreed():
+        check_trackers(settings.trackers)
+        check_shards(settings.parallel.shards, ranks.world)
     prepare(job.folder)
     log = Log(job.folder, on_log, on_message, writes=job.rank == 0, patient=settings.on_save_error == "continue")
-    state = State.fresh(job)
+    with ranks.agreed():
+        state = State.fresh(job)
     resume_run(state, resume, log)
-    for line in hasten(job.model, settings):
-        log.say(line)
+    with ranks.agreed():
+        for line in hasten(job.model, settings):
+            log.say(line)
     announce(state, log)
     with (
         tracked(state, log),

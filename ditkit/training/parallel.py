@@ -241,9 +241,14 @@ def make_mesh(world: int, shards: int | None, device: torch.device) -> DeviceMes
 
     if shards is None or shards == world:
         return init_device_mesh(device.type, (world,), mesh_dim_names=(SHARD,))
-    if world % shards:
-        raise ValueError(f"training.parallel.shards={shards} does not divide {world} processes")
+    check_shards(shards, world)
     return init_device_mesh(device.type, (world // shards, shards), mesh_dim_names=("copies", SHARD))
+
+
+def check_shards(shards: int | None, world: int) -> None:
+    """ValueError, one line, where processes cannot share copies so."""
+    if world > 1 and shards is not None and world % shards:
+        raise ValueError(f"training.parallel.shards={shards} does not divide {world} processes")
 
 
 def bare(module: nn.Module) -> nn.Module:

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import os
 import signal
+import subprocess
 import sys
 from pathlib import Path
 
@@ -169,3 +171,22 @@ def test_four_processes_in_two_copies_of_two_shards(tmp_path):
             assert team.train(ALONE, folder=folder, **run, steps=14)["step"] == 14
     finally:
         crew.close()
+
+
+def test_shards_that_do_not_fit_are_told_once_before_anything_is_written(tmp_path):
+    code = (
+        "import sys; sys.path.insert(0, sys.argv[3]); import team; from ditkit.ranks import Ranks, together\n"
+        "with together(Ranks(int(sys.argv[1]), 2)) as ranks: team.train(ranks, sys.argv[2] + '/run', batch=8, "
+        "parallel={'kind': 'fsdp', 'shards': 3})"
+    )
+    own = os.environ | {"OMP_NUM_THREADS": "1", "DITKIT_RENDEZVOUS": (tmp_path / "meeting").as_uri()}
+    command = [sys.executable, "-c", code]
+    running = [
+        subprocess.Popen(
+            [*command, str(i), tmp_path, Path(__file__).parent], env=own, stderr=subprocess.PIPE, text=True
+        )
+        for i in range(2)
+    ]
+    said = [process.communicate(timeout=60)[1] for process in running]
+    assert "ValueError: training.parallel.shards=3 does not divide 2 processes" in said[0] and "shards" not in said[1]
+    assert not (tmp_path / "run").exists()
