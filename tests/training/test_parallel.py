@@ -180,7 +180,7 @@ def test_shards_that_do_not_fit_are_told_once_before_anything_is_written(tmp_pat
         "parallel={'kind': 'fsdp', 'shards': 3})"
     )
     own = os.environ | {"OMP_NUM_THREADS": "1", "DITKIT_RENDEZVOUS": (tmp_path / "meeting").as_uri()}
-    command = [sys.executable, "-c", code]
+    command, more = [sys.executable, "-c", code], {"env": own, "stderr": subprocess.PIPE, "text": True}
     running = [
         subprocess.Popen(
             [*command, str(i), tmp_path, Path(__file__).parent], env=own, stderr=subprocess.PIPE, text=True
