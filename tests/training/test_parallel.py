@@ -181,12 +181,8 @@ def test_shards_that_do_not_fit_are_told_once_before_anything_is_written(tmp_pat
     )
     own = os.environ | {"OMP_NUM_THREADS": "1", "DITKIT_RENDEZVOUS": (tmp_path / "meeting").as_uri()}
     command, more = [sys.executable, "-c", code], {"env": own, "stderr": subprocess.PIPE, "text": True}
-    running = [
-        subprocess.Popen(
-            [*command, str(i), tmp_path, Path(__file__).parent], env=own, stderr=subprocess.PIPE, text=True
-        )
-        for i in range(2)
-    ]
+    place = [tmp_path, Path(__file__).parent]
+    running = [subprocess.Popen([*command, str(i), *place], **more) for i in range(2)]
     said = [process.communicate(timeout=60)[1] for process in running]
     assert "ValueError: training.parallel.shards=3 does not divide 2 processes" in said[0] and "shards" not in said[1]
     assert not (tmp_path / "run").exists()
