@@ -6,6 +6,8 @@ import json
 import multiprocessing
 import os
 import signal
+import subprocess
+import sys
 import time
 from pathlib import Path
 
@@ -20,6 +22,7 @@ from ditkit.models import DiT, DiTSettings
 from ditkit.pretrained.codec import PixelCodec
 from ditkit.ranks import ALONE, RENDEZVOUS, Ranks, RanksError, Stopped, find_ranks, together
 
+ROOT = Path(__file__).parents[1]
 SAMPLER = SamplerSettings(solver="euler_maruyama", steps=3, last=0.04, guidance=CFG(scale=2.0))
 
 
@@ -102,6 +105,23 @@ def test_any_number_of_processes_writes_the_same_files(world, one, tmp_path):
     assert told[0]["progress"] == [[50, 50]] and not any(t["progress"] for t in told[1:]), "the first speaks for all"
 
 
+def run_apart(world: int, folder: Path, job: str) -> list[dict]:
+    """As `run`, in fresh processes: a forked one must not change its threads after its parent has used several."""
+    words = [sys.executable, __file__]
+    path = os.pathsep.join(filter(None, (str(ROOT), os.environ.get("PYTHONPATH"))))
+    running = [
+        subprocess.Popen([*words, str(r), str(world), str(folder), job], env=os.environ | {"PYTHONPATH": path})
+        for r in range(world)
+    ]
+    try:
+        assert [process.wait(100) for process in running] == [0] * world
+    finally:
+        for process in running:
+            process.kill()
+    folder.with_name("meeting").unlink(missing_ok=True)
+    return [json.loads(folder.with_name(f"{r}.json").read_text()) for r in range(world)]
+
+
 @pytest.mark.parametrize("world", [1, 2])
 def test_a_folder_keeps_the_number_of_threads_that_began_it(world, one, tmp_path):
     """Networks round by the number of threads at some batch sizes, so whoever goes on takes the folder's."""
@@ -112,7 +132,7 @@ def test_a_folder_keeps_the_number_of_threads_that_began_it(world, one, tmp_path
     place.write_text(json.dumps(json.loads(place.read_text()) | {"threads": here + 1}))
     (tmp_path / "out" / "000003.png").unlink()
     (tmp_path / "out" / "000007.png").unlink()
-    told = run(world, tmp_path / "out", "threads")
+    told = run_apart(world, tmp_path / "out", "threads")
     assert [t["threads"] for t in told] == [[here + 1]] * world and {t["after"] for t in told} == {here}
     assert json.loads(place.read_text())["threads"] == here + 1
 
@@ -195,3 +215,7 @@ def test_memory_is_not_shared():
     with pytest.raises(ValueError, match="through a folder only"):
         generate(source(), SAMPLER, ask(), ranks=Ranks(0, 2, 0))
     assert issubclass(RanksError, RuntimeError) and Stopped.exit_code == 143
+
+
+if __name__ == "__main__":
+    as_rank(int(sys.argv[1]), int(sys.argv[2]), Path(sys.argv[3]), sys.argv[4])

@@ -109,7 +109,7 @@ class ClipEmbedding:
     def __call__(self, images: Tensor) -> Features:
         """(B, 1 or 3, H, W) uint8 -> Features; grey images are repeated."""
         side, patch = self.model.config.image_size, self.model.config.patch_size
-        scaled = cubic(images.to(self.model.device).float(), (side, side))
+        scaled = cubic(images.to(self.model.device).float(), (side, side)).div(255)
         out = self.model(pixel_values=self.preprocess(scaled, (side, side)))
         tokens = out.last_hidden_state[:, 1:].float()
         return Features(tokens, F.normalize(out.image_embeds.float(), dim=-1), (side // patch, side // patch))

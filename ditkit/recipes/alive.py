@@ -9,7 +9,7 @@ from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
-from torch._subclasses.fake_tensor import FakeTensorMode
+from torch._subclasses.fake_tensor import FakeTensorMode, unset_fake_temporarily
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
@@ -79,12 +79,10 @@ def training_pass(recipe: Recipe, rows: int, widths: tuple[int, ...] = (), again
     """
     alive = Alive()
     with FakeTensorMode(allow_non_fake_inputs=True), alive:
-        model = build_model(recipe.model).train()
+        model = _network(recipe)
         blocks = [block for child in model.children() if isinstance(child, nn.ModuleList) for block in child]
         largest = max((stored(block.parameters()) for block in blocks), default=0)
         modules, auxiliary = [model], []
-        if recipe.adapter is not None:
-            add_adapter(model, recipe.adapter)
         if recipe.align is not None:
             aligner = Aligner(recipe.align, recipe.model.width, widths, recipe.model.grid)
             modules.append(aligner)
@@ -99,6 +97,25 @@ def training_pass(recipe: Recipe, rows: int, widths: tuple[int, ...] = (), again
             forward = alive.now - before
             loss.backward()
     return Passed(stored(parameters), stored(trained), largest, forward, alive.most - before + grads)
+
+
+def _network(recipe: Recipe) -> nn.Module:
+    """The recipe's network inside of a FakeTensorMode, with its adapter.
+
+    peft moves what it adds, which tensors without numbers do not bear: so an adapter is added on the meta device.
+    """
+    if recipe.adapter is None:
+        return build_model(recipe.model).train()
+    with unset_fake_temporarily(), torch.device("meta"):
+        model = build_model(recipe.model).train()
+        add_adapter(model, recipe.adapter)
+    for module in model.modules():
+        for name, value in module.named_parameters(recurse=False):
+            empty = torch.empty(value.shape, dtype=value.dtype)
+            module.register_parameter(name, nn.Parameter(empty, requires_grad=value.requires_grad))
+        for name, value in module.named_buffers(recurse=False):
+            module.register_buffer(name, torch.empty(value.shape, dtype=value.dtype))
+    return model
 
 
 def stored(parameters: Iterable[Tensor]) -> int:

@@ -45,7 +45,7 @@ def test_home_folder_is_understood(pets, monkeypatch):
         ("/no/where", "no such file or folder; give 'digits', a folder"),
         ("a.png", "this is a single image"),
         ("a.zip", "not a readable zip archive"),
-        ("a.tar", "cut off after 0 bytes"),
+        ("a.tar", "an empty file"),
         ("a.tar.gz", "no random access: unpack it"),
         ("/no/where.tar", "no such file or folder"),
         ("a.bin", "this is a file"),

@@ -48,7 +48,7 @@ def make_result(q: Question, found: Finding, data: dict, seconds: float, environ
         claim=q.claim.name, paper=q.claim.paper, table=q.claim.table, says=q.claim.says, rule=q.claim.rule,
         verdict=verdict, reason=reason, published=plain(found.paper), ours=plain(found.ours), budget=q.size,
         settings=q.settings, seeds=q.seeds, data=data, commands=(q.command,),
-        seconds=round(seconds, 1), environment=environment, commit=(environment.get("git") or {}).get("commit"),
+        seconds=round(seconds, 2), environment=environment, commit=(environment.get("git") or {}).get("commit"),
         date=datetime.now(UTC).date().isoformat(),
     )  # fmt: skip
 
