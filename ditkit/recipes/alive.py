@@ -113,8 +113,8 @@ def _network(recipe: Recipe) -> nn.Module:
         for name, value in module.named_parameters(recurse=False):
             empty = torch.empty(value.shape, dtype=value.dtype)
             module.register_parameter(name, nn.Parameter(empty, requires_grad=value.requires_grad))
-        for name, value in module.named_buffers(recurse=False):
-            module.register_buffer(name, torch.empty(value.shape, dtype=value.dtype))
+        for name, buffer in module.named_buffers(recurse=False):
+            module.register_buffer(name, torch.empty(buffer.shape, dtype=buffer.dtype))
     return model
 
 
