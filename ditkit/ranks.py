@@ -51,6 +51,11 @@ class Ranks:
         """Whether this process speaks for all."""
         return self.rank == 0
 
+    @property
+    def connected(self) -> Ranks:
+        """Those that can agree on something: these, inside of `together`; else this process alone."""
+        return ALONE if self.group is None else self
+
     def share(self, parts: Sequence[T]) -> Sequence[T]:
         """What this process does of all parts: rank, rank + world, ..."""
         return parts[self.rank :: self.world]

@@ -9,7 +9,6 @@ import torch
 from torch import Tensor
 
 from ditkit.protocols import Features
-from ditkit.ranks import ALONE
 from ditkit.training.ahead import pinned
 from ditkit.training.averaging import keep_averages
 from ditkit.training.files import prepare
@@ -47,7 +46,7 @@ def fit(
     teacher or network raise, all with the state saved; SaveError on a full disk.
     """
     settings = job.settings
-    ranks = ALONE if job.ranks.group is None else job.ranks
+    ranks = job.ranks.connected
     with ranks.agreed():
         check_trackers(settings.trackers)
         check_shards(settings.parallel.shards, ranks.world)
@@ -127,8 +126,7 @@ def forward_backward(state: State, batch: Any) -> dict[str, Tensor]:
         raise ValueError(f"a batch of {rows} rows for {job.world} processes; settings say batch={settings.batch}")
     condition, first = job.condition(batch).to(device, non_blocking=True), job.rank * rows
     totals: dict[str, Tensor] = {}
-    cut = pieces(rows, settings)
-    for start, stop in cut:
+    for start, stop in pieces(rows, settings):
         noise = state.draws(first + start, first + stop)
         images = batch.images[start:stop].to(device, non_blocking=True)
         with torch.no_grad():

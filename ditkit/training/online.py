@@ -7,7 +7,6 @@ from dataclasses import dataclass
 import torch
 from torch import nn
 
-from ditkit.ranks import ALONE
 from ditkit.training.guard import Interrupted, Stop
 from ditkit.training.log import Log, read_metrics
 from ditkit.training.precision import Switches, switched
@@ -46,7 +45,7 @@ class Evaluations:
             return False
         if step < job.settings.steps and (job.evaluate_every is None or step % job.evaluate_every):
             return False
-        ranks = job.ranks if self.state.team.many else ALONE
+        ranks = job.ranks.connected
         rows = (row for row in read_metrics(job.folder) if row["step"] == step) if ranks.first else ()
         return not ranks.tell(any(name.startswith(PREFIX) for row in rows for name in row))
 

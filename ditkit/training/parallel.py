@@ -59,7 +59,7 @@ class Team:
         device: torch.device | str = "cpu",
     ):
         self.ranks, self.settings, self.precision = ranks, settings or ParallelSettings(), precision
-        self.many = ranks.world > 1 and ranks.group is not None
+        self.many = ranks.connected.world > 1
         self.sharded = self.many and self.settings.kind == "fsdp"
         self._bare: dict[nn.Module, nn.Module] = {}  # of each average that is cut
         self.mesh = make_mesh(ranks.world, self.settings.shards, torch.device(device)) if self.sharded else None

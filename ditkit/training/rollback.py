@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from ditkit.checkpoints import CheckpointError
-from ditkit.ranks import ALONE, Ranks
 from ditkit.training import checkpoint
 from ditkit.training.files import SaveError
 from ditkit.training.guard import NonFinite, guard_numbers
@@ -27,12 +26,12 @@ def roll_back(saves: Saves, failure: NonFinite) -> None:
     assert found is not None
     (step, numbers), attempt = found, state.attempt + 1
     trouble = max(state.step, guard.trouble if tried else 0)
-    with _ranks(saves).agreed():
+    with state.job.ranks.connected.agreed():
         for line in state.restore(step, numbers):
             log.say(line)
     state.attempt, guard.rollbacks, guard.trouble, guard.in_row = attempt, tried + 1, trouble, 0
     saves.begun = state.saved
-    with _ranks(saves).agreed():
+    with state.job.ranks.connected.agreed():
         if state.job.rank == 0:
             checkpoint.set_aside(state.job.folder, step)
         dropped = log.rewind(step)
@@ -54,12 +53,7 @@ def good_checkpoint(saves: Saves) -> tuple[int, dict] | None:
             found = checkpoint.latest(state.job.folder, saves.log.say, good)
         except CheckpointError as error:
             saves.log.say(str(error))
-    return _ranks(saves).tell(found)
-
-
-def _ranks(saves: Saves) -> Ranks:
-    """The processes that decide alike."""
-    return saves.state.job.ranks if saves.state.team.many else ALONE
+    return state.job.ranks.connected.tell(found)
 
 
 def _give_up(saves: Saves, failure: NonFinite, tried: int, step: int | None) -> None:

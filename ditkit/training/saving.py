@@ -92,13 +92,21 @@ class Task:
             raise outcome
         return outcome
 
-    def join(self) -> None:
-        """Return when nothing is under way."""
+    def wait(self) -> Saved | None:
+        """The same, after the write that is under way."""
+        self._join()
+        return self.poll()
+
+    def close(self) -> None:
+        """Let the write that is under way end."""
+        self._join()
+
+    def _join(self) -> None:
         if self._thread is not None:
             self._thread.join()
 
 
-class Whole:
+class Whole(Task):
     """Whole checkpoints, written by the first process. background: by a thread, from a copy in main memory.
 
     The copy is made when `save` is called: on an accelerator into pinned memory that is kept for the next time, behind
@@ -107,12 +115,8 @@ class Whole:
 
     def __init__(self, settings: TrainSettings, *, background: bool | None = None):
         self.settings, self.background = settings, settings.save_async if background is None else background
-        self._stage, self._task = Stage(), Task()
-
-    @property
-    def pending(self) -> int | None:
-        """The step that is being written in the background."""
-        return self._task.pending
+        super().__init__()
+        self._stage = Stage()
 
     def save(self, state: State) -> None:
         """Write, or copy and begin to write. Every process must call it: sharded weights are gathered for it."""
@@ -124,27 +128,14 @@ class Whole:
         if state.job.rank != 0:
             return
         if not self.background:
-            return self._task.now(step, lambda: self._write(folder, step, files, numbers))
+            return self.now(step, lambda: self._write(folder, step, files, numbers))
 
         def write() -> Saved:
             if ready is not None:
                 ready.synchronize()
             return self._write(folder, step, copies, numbers)
 
-        self._task.begin(step, write)
-
-    def poll(self) -> Saved | None:
-        """What has been finished since the last call. SaveError if it failed."""
-        return self._task.poll()
-
-    def wait(self) -> Saved | None:
-        """The same, after the write that is under way."""
-        self._task.join()
-        return self._task.poll()
-
-    def close(self) -> None:
-        """Let the write that is under way end."""
-        self._task.join()
+        self.begin(step, write)
 
     def _write(self, folder: Path, step: int, files: Files, numbers: Mapping) -> Saved:
         began = time.perf_counter()

@@ -23,7 +23,7 @@ from ditkit.training.state import State
 T = TypeVar("T")
 
 
-class Sharded:
+class Sharded(Task):
     """A saving.Writer. Tensors are copied when `save` is called, threads write and exchange what must be known.
 
     A checkpoint is complete or absent: parts go to a draft folder, every process reads its own again for its checksum,
@@ -31,13 +31,9 @@ class Sharded:
     """
 
     def __init__(self, settings: TrainSettings, ranks: Ranks):
-        self.settings, self.ranks, self._task = settings, ranks, Task()
+        super().__init__()
+        self.settings, self.ranks = settings, ranks
         self._group = distributed.new_group(backend="gloo", timeout=PATIENCE)  # the threads' own
-
-    @property
-    def pending(self) -> int | None:
-        """The step that is being written."""
-        return self._task.pending
 
     def save(self, state: State) -> None:
         """Copy this process's part and begin to write it."""
@@ -49,16 +45,7 @@ class Sharded:
             doubt = self._finish(writing, folder, draft, step, numbers)
             return Saved(step, time.perf_counter() - began, self.settings.save_async, doubt)
 
-        self._task.begin(step, finish)
-
-    def poll(self) -> Saved | None:
-        """What has been finished since the last call. SaveError if it failed."""
-        return self._task.poll()
-
-    def wait(self) -> Saved | None:
-        """The same, after the write that is under way."""
-        self._task.join()
-        return self._task.poll()
+        self.begin(step, finish)
 
     def close(self) -> None:
         """Nothing can be finished without the others: a draft stays, which the next run removes."""

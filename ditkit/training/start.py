@@ -12,7 +12,6 @@ from torch import Tensor
 
 from ditkit.checkpoints import CheckpointError
 from ditkit.diffusion import BatchNoise
-from ditkit.ranks import ALONE
 from ditkit.training import checkpoint
 from ditkit.training.log import Log
 from ditkit.training.optim import describe, pieces
@@ -25,7 +24,7 @@ FIXED = ("batch", "seed")  # data position and draws follow from these
 
 def resume_run(state: State, resume: Resume, log: Log) -> None:
     """Bring `state` and the run folder to the step that training goes on from. The first process chooses for all."""
-    folder, ranks = state.job.folder, state.job.ranks if state.team.many else ALONE
+    folder, ranks = state.job.folder, state.job.ranks.connected
     found = None
     with ranks.agreed():
         if ranks.first:

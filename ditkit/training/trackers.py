@@ -24,7 +24,6 @@ import numpy as np
 from PIL import Image
 
 from ditkit.files import write_text
-from ditkit.ranks import ALONE
 from ditkit.training.log import Log, Row
 from ditkit.training.state import State
 
@@ -234,7 +233,7 @@ def open_trackers(names: Sequence[str], folder: Path, step: int, say: Say) -> Tr
 @contextlib.contextmanager
 def tracked(state: State, log: Log) -> Iterator[None]:
     """Inside the block every row of `log` is told to the trackers that the settings name."""
-    names, ranks = state.job.settings.trackers, state.job.ranks if state.team.many else ALONE
+    names, ranks = state.job.settings.trackers, state.job.ranks.connected
     with ranks.agreed():
         check_trackers(names)
         trackers = open_trackers(names if state.job.rank == 0 else (), state.job.folder, state.step, log.say)
