@@ -25,7 +25,7 @@ def reproduce(
     ] = None,
     seeds: Annotated[int, typer.Option("--seeds", help="Repetitions, with seeds 0, 1, ...")] = 1,
     budget: Annotated[
-        str, typer.Option("--budget", help="smoke (it runs), small (minutes on two cores) or large.")
+        str, typer.Option("--budget", help="smoke (it runs), small (minutes on two cores) or gpu.")
     ] = "small",
     out: Annotated[Path | None, typer.Option("--out", help="Folder. Default: runs/reproduce/NAME-BUDGET.")] = None,
     device: Device = "auto",
@@ -53,7 +53,8 @@ def run(
     """Plan, say so, do it, and print the verdict."""
     from ditkit.cli.progress import bars
     from ditkit.recipes.build import pick_device
-    from ditkit.recipes.reproduce import ask, carry_out, make_plan
+    from ditkit.recipes.claims import ask
+    from ditkit.recipes.reproduce import carry_out, make_plan
 
     question = ask(name, keys, data=data, seeds=seeds, size=budget, out=out, device=pick_device(device))
     with bars() as bar:
@@ -96,7 +97,7 @@ class Rest:
 def listing() -> None:
     """Every claim: name, source, what it says, minutes of each budget."""
     from ditkit.cli.show import print_table
-    from ditkit.recipes.reproduce import CLAIMS
+    from ditkit.recipes.claims import CLAIMS
 
     rows = []
     for claim in CLAIMS.values():

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 
-from ditkit.recipes.reproduce import CLAIMS
+from ditkit.recipes.claims import CLAIMS
 
 KEYS = ('rows=["rf/lognorm(0.00,1.00)","rf","v/cos"]', "steps=2", "images=4", "chunk=4", "classifier_steps=3")
 
@@ -29,7 +29,7 @@ def test_bad_words(refused, tmp_path):
 def test_plan_progress_and_verdict(ditkit, tmp_path, monkeypatch):
     monkeypatch.setattr("ditkit.recipes.build.VALIDATION_IMAGES", 4)
     parts = {f"{steps} steps, guidance 5, ema": (steps, 5.0, "ema") for steps in (5, 25, 50)}
-    monkeypatch.setattr("ditkit.recipes.reproduce.sd3_formulations.PARTS", parts)
+    monkeypatch.setattr("ditkit.recipes.claims.sd3_formulations.PARTS", parts)
     words = ("reproduce", "sd3-formulations", *KEYS, "--budget", "smoke", "--out", tmp_path / "out", "--device", "cpu")
     first = ditkit(*words)
     assert first.exit_code == 0, first.stderr

@@ -1,13 +1,10 @@
-"""`ditkit reproduce`: claims of the papers, re-tested at a size that a small machine can run. One file a claim."""
+"""What re-tests a claim: questions, plans, shared runs, judges, rules and results. The claims are in recipes/claims."""
 
-from ditkit.recipes.reproduce.ask import ask, find_claim
 from ditkit.recipes.reproduce.claim import Arm, Claim, Finding, Question, Study
-from ditkit.recipes.reproduce.ledger import CLAIMS
 from ditkit.recipes.reproduce.result import Result, read_result
 from ditkit.recipes.reproduce.study import Plan, carry_out, make_plan
 
 __all__ = [
-    "CLAIMS",
     "Arm",
     "Claim",
     "Finding",
@@ -15,9 +12,7 @@ __all__ = [
     "Question",
     "Result",
     "Study",
-    "ask",
     "carry_out",
-    "find_claim",
     "make_plan",
     "read_result",
 ]

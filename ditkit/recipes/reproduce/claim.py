@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import hashlib
+import json
 import re
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -10,7 +12,7 @@ from typing import Any, Literal, Protocol
 
 import torch
 
-from ditkit.config import Settings
+from ditkit.config import Settings, fingerprint
 from ditkit.evaluation import Section
 from ditkit.recipes.recipe import Recipe
 
@@ -19,7 +21,7 @@ HOLDS: Verdict = "holds"
 FAILS: Verdict = "does not hold at this size"
 UNDECIDED: Verdict = "undecided"
 Show = Callable[..., None]  # show(stage, done, total, note="")
-SIZES = ("smoke", "small", "large")
+SIZES = ("smoke", "small", "gpu")
 JUDGES, TRAINING, SCORING = "judges", "training", "scoring"  # the stages that progress is told of
 
 
@@ -47,10 +49,23 @@ class Arm:
         signed = re.sub(r"(?<![a-z0-9])-(?=\d)", "m", self.name.lower())
         return f"{re.sub(r'[^a-z0-9._]+', '-', signed).strip('-')}-seed{self.seed}"
 
+    @property
+    def file(self) -> str:
+        """The key with a fingerprint of the recipe, wherever its teachers and codec lie: two claims may share it."""
+        sources = [t.model_copy(update={"source": Path(t.source).name}) for t in self.recipe.teachers]
+        codec = self.recipe.codec.model_copy(update={"source": Path(self.recipe.codec.source).name})
+        neutral = self.recipe.model_copy(update={"teachers": tuple(sources), "codec": codec})
+        told = fingerprint(neutral, ("name", "title", "source", "notes", "published", "unpublished"))
+        return f"{self.key}-{told[:8]}"
+
 
 @dataclass(frozen=True)
 class Finding:
-    """What came out. paper, ours: JSON values; sections and remarks: what the page shows of it beside the verdict."""
+    """What came out. paper, ours: JSON values; sections and remarks: what the page shows of it beside the verdict.
+
+    number: ours in a few words, with its spread, beside the paper's in the ledger. effect: where two things were
+    compared, what the claim calls better over what it calls worse, a ratio of distances for each seed.
+    """
 
     paper: dict[str, Any]
     ours: dict[str, Any]
@@ -58,6 +73,8 @@ class Finding:
     reason: str
     sections: Sequence[Section]
     remarks: Sequence[str] = ()
+    number: str = ""
+    effect: Sequence[float] = ()
 
 
 class Study(Protocol):
@@ -71,8 +88,13 @@ class Study(Protocol):
         """What is told of the images: source, images, classes, fingerprint; never a path."""
         ...
 
+    @property
+    def shelf(self) -> str:
+        """Name of the part of the pool where its runs are; studies that name the same one share them."""
+        ...
+
     def begin(self, show: Show) -> None:
-        """Make what judges the runs; called once, before the first score that is not there yet."""
+        """Make what the runs need and what judges them; called once, before the first piece of work that is left."""
         ...
 
     def score(self, arm: Arm, folder: Path, part: str, show: Show) -> Any:
@@ -96,6 +118,18 @@ class Question:
     out: Path
     device: torch.device = field(default_factory=lambda: torch.device("cpu"))
     keys: tuple[str, ...] = ()
+    shared: Path | None = None  # where runs are that claims share; none: "pool" beside `out`
+
+    @property
+    def pool(self) -> Path:
+        """Where runs are that claims share."""
+        return self.shared or self.out.parent / "pool"
+
+    @property
+    def shelf(self) -> str:
+        """A part of the pool for this claim alone, under this budget and of these images."""
+        asked = json.dumps([self.settings, self.data], sort_keys=True)
+        return f"{self.claim.name}-{hashlib.sha256(asked.encode()).hexdigest()[:8]}"
 
     @property
     def command(self) -> str:
@@ -121,7 +155,8 @@ class Claim:
     """A claim: says is what the paper says, rule what decides the verdict, fixed before anything is run.
 
     budgets: size -> settings of the study, which command-line keys change; minutes: size -> about how many on two idle
-    CPU cores with one seed; a plan times the machine itself. told: a budget as JSON, without paths.
+    CPU cores with one seed; a plan times the machine itself. told: a budget as JSON, without paths. number: the
+    paper's, in a few words.
     """
 
     name: str
@@ -134,3 +169,4 @@ class Claim:
     minutes: Mapping[str, float]
     open: Callable[[Question], Study]
     told: Callable[[Settings], dict[str, Any]] = as_json
+    number: str = ""

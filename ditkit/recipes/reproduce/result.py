@@ -26,6 +26,9 @@ class Result(Settings):
     rule: str = Field(description="what decides, fixed before anything was run")
     verdict: Verdict
     reason: str
+    paper_number: str = Field("", description="the paper's number in a few words")
+    our_number: str = Field("", description="ours, with its spread")
+    effect: tuple[float | None, ...] = Field((), description="better over worse, a ratio for each seed")
     published: dict[str, Any] = Field(description="the paper's numbers")
     ours: dict[str, Any] = Field(description="ours, with their spread; None where a number was not finite")
     budget: str
@@ -37,10 +40,13 @@ class Result(Settings):
     environment: dict[str, Any]
     commit: str | None
     date: str
+    scores: dict[str, Any] = Field({}, description="run -> score -> values: the verdict follows from them by the rule")
 
 
-def make_result(q: Question, found: Finding, data: dict, seconds: float, environment: dict) -> Result:
-    """The result of a question. A smoke run decides nothing, whatever its numbers say."""
+def make_result(
+    q: Question, found: Finding, data: dict, seconds: float, environment: dict, scores: dict[str, Any] | None = None
+) -> Result:
+    """The result of a question. A smoke run decides nothing, whatever its numbers say. scores: of every run."""
     verdict, reason = found.verdict, found.reason
     if q.size == "smoke":
         verdict, reason = UNDECIDED, f"A smoke run proves that everything works; its numbers mean nothing. {reason}"
@@ -49,7 +55,8 @@ def make_result(q: Question, found: Finding, data: dict, seconds: float, environ
         verdict=verdict, reason=reason, published=plain(found.paper), ours=plain(found.ours), budget=q.size,
         settings=q.settings, seeds=q.seeds, data=data, commands=(q.command,),
         seconds=round(seconds, 2), environment=environment, commit=(environment.get("git") or {}).get("commit"),
-        date=datetime.now(UTC).date().isoformat(),
+        date=datetime.now(UTC).date().isoformat(), paper_number=q.claim.number, our_number=found.number,
+        effect=plain(found.effect), scores=plain(scores or {}),
     )  # fmt: skip
 
 

@@ -1,16 +1,15 @@
 """Carrying out a study: plan, runs, scores, result.json and report.html; what a killed one finished stays finished.
 
-OUT/study.json            what is asked; another question is refused
-    runs/ARM-seedN/       ordinary run folders
-    scores/ARM-seedN.json written after each score
+OUT/study.json              what is asked; another question is refused
     result.json report.html
+POOL/...                    runs and scores, which claims share (recipes/reproduce/pool.py)
 """
 
 from __future__ import annotations
 
 import json
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -22,13 +21,14 @@ from ditkit.recipes.place import check_writable
 from ditkit.recipes.reproduce.claim import SCORING, TRAINING, Arm, Finding, Question, Show, Study
 from ditkit.recipes.reproduce.pace import Pace, pace
 from ditkit.recipes.reproduce.page import page
+from ditkit.recipes.reproduce.pool import Pool
 from ditkit.recipes.reproduce.result import Result, make_result, save_result
 from ditkit.recipes.run import train
-from ditkit.training import list_steps
 from ditkit.training.guard import NonFinite
 
 ASKED = "study.json"
 CHECK = 512 * 8  # network evaluations of a validation loss: images, times
+WAIT = 2.0  # seconds between looks at arms that other processes work on
 AROUND = 3.0  # seconds around a training: opening data, writing checkpoints, the sheet of samples
 
 
@@ -75,12 +75,12 @@ def make_plan(q: Question) -> Plan:
     check_writable(q.out)
     study = q.claim.open(q)
     claim_folder(q, study)
+    pool = pool_of(q, study)
     timed: dict[str, Pace] = {}
     seconds = {TRAINING: 0.0, SCORING: 0.0}
     trained = scored = 0
     for arm in study.arms:
-        found, recipe = read_scores(q.out, arm), arm.recipe
-        left = max(0, recipe.training.steps - max(list_steps(run_folder(q.out, arm)), default=0))
+        found, recipe, left = pool.read(arm), arm.recipe, pool.missing(arm)
         missing = {part: n for part, n in arm.parts.items() if part not in found["parts"]}
         trained, scored = trained + (left == 0 or failed(found)), scored + len(arm.parts) - len(missing)
         if failed(found) or not (left or missing):
@@ -118,79 +118,85 @@ def claim_folder(q: Question, study: Study) -> None:
     write_text(card, json.dumps(wanted, indent=2) + "\n")
 
 
-def run_folder(out: Path, arm: Arm) -> Path:
-    """Where an arm is trained, or was."""
-    return arm.run or out / "runs" / arm.key
-
-
-def scores_file(out: Path, arm: Arm) -> Path:
-    """Where an arm's scores are kept."""
-    return out / "scores" / f"{arm.key}.json"
-
-
-def read_scores(out: Path, arm: Arm) -> dict[str, Any]:
-    """{"parts", "seconds" of each, "training" seconds, "failed"}: what is known of an arm so far."""
-    file = scores_file(out, arm)
-    empty: dict[str, Any] = {"parts": {}, "seconds": {}, "training": 0.0, "failed": ""}
-    return empty | json.loads(file.read_text(encoding="utf-8")) if file.is_file() else empty
-
-
 def failed(found: dict[str, Any]) -> bool:
     """Whether the run diverged, so that there is nothing to score."""
     return bool(found["failed"])
 
 
+def pool_of(q: Question, study: Study) -> Pool:
+    """Where the runs of a study are."""
+    return Pool(q.pool / study.shelf)
+
+
 def carry_out(plan: Plan, show: Show, say: Callable[[str], None] = lambda text: None) -> tuple[Result, Path]:
-    """Train and score what is missing, then write result.json and report.html; the result and the page's path."""
-    q, study = plan.question, plan.study
-    began, ready = False, {"runs": 0, "scores": 0}
-    scores: dict[str, dict[str, Any]] = {}
-    seconds = 0.0
-    for number, arm in enumerate(study.arms):
-        found = taught(q, arm, number, plan.runs, show, say)
-        for part in arm.parts:
-            if part not in found["parts"]:
-                if not began and not failed(found):
-                    study.begin(show)
-                    began = True
-                clock = time.perf_counter()
-                value = None if failed(found) else study.score(arm, run_folder(q.out, arm), part, show)
-                found["parts"][part], found["seconds"][part] = value, time.perf_counter() - clock
-                write_text(scores_file(q.out, arm), json.dumps(found, indent=1) + "\n")
-            ready["scores"] += 1
-            show(SCORING, ready["scores"], plan.scores, arm.name)
-        scores[arm.key] = found["parts"]
-        seconds += found["training"] + sum(found["seconds"].values())
-    folders = {arm.key: run_folder(q.out, arm) for arm in study.arms}
+    """Train and score what is missing, then write result.json and report.html; the result and the page's path.
+
+    An arm that another process is working on is left for later, and found finished then.
+    """
+    q, study, pool = plan.question, plan.study, pool_of(plan.question, plan.study)
+    if any(pool.missing(arm) or set(arm.parts) - set(pool.read(arm)["parts"]) for arm in study.arms):
+        study.begin(show)
+    known: dict[str, dict[str, Any]] = {}
+    while len(known) < len(study.arms):
+        before = len(known)
+        for arm in study.arms:
+            if arm.key in known:
+                continue
+            with pool.hold(arm.file) as ours:
+                if ours:
+                    known[arm.key] = finished(plan, pool, arm, len(known), show, say)
+        if len(known) == before:
+            time.sleep(WAIT)
+    ordered = {arm.key: known[arm.key] for arm in study.arms}
+    seconds = sum(found["training"] + sum(found["seconds"].values()) for found in ordered.values())
+    scores = {key: {part: found["parts"][part] for part in wanted(study, key)} for key, found in ordered.items()}
     clock = time.perf_counter()
-    finding = study.find(scores, folders)
-    seconds += time.perf_counter() - clock
-    return finish(q, study, finding, seconds)
+    finding = study.find(scores, {arm.key: pool.run(arm) for arm in study.arms})
+    return finish(q, study, finding, seconds + time.perf_counter() - clock, scores)
 
 
-def taught(q: Question, arm: Arm, number: int, runs: int, show: Show, say: Callable[[str], None]) -> dict[str, Any]:
+def wanted(study: Study, key: str) -> Iterable[str]:
+    """The scores that a study asks of the arm of this key."""
+    return next(arm.parts for arm in study.arms if arm.key == key)
+
+
+def finished(plan: Plan, pool: Pool, arm: Arm, number: int, show: Show, say: Callable[[str], None]) -> dict[str, Any]:
+    """Train and score an arm as far as that is not done; everything that is known of it."""
+    found = taught(plan, pool, arm, number, show, say)
+    each = plan.scores / max(1, plan.runs)
+    for place, part in enumerate(arm.parts):
+        if part not in found["parts"]:
+            clock = time.perf_counter()
+            value = None if failed(found) else plan.study.score(arm, pool.run(arm), part, show)
+            found["parts"][part], found["seconds"][part] = value, time.perf_counter() - clock
+            pool.write(arm, found)
+        show(SCORING, min(plan.scores, round(number * each) + place + 1), plan.scores, arm.name)
+    return found
+
+
+def taught(plan: Plan, pool: Pool, arm: Arm, number: int, show: Show, say: Callable[[str], None]) -> dict[str, Any]:
     """Train an arm, or find it trained; what is known of it. A run that diverges is written down as failed."""
-    found, folder, steps = read_scores(q.out, arm), run_folder(q.out, arm), arm.recipe.training.steps
+    found, folder, steps = pool.read(arm), pool.run(arm), arm.recipe.training.steps
 
     def on_step(step: int, values: dict[str, float]) -> None:
         note = f"{arm.name}, seed {arm.seed}, loss {values['loss']:.3f}"
-        show(TRAINING, number * steps + step, runs * steps, note)
+        show(TRAINING, number * steps + step, plan.runs * steps, note)
 
-    if not failed(found) and max(list_steps(folder), default=0) < steps:
+    if not failed(found) and pool.missing(arm):
         try:
-            train(arm.recipe, folder, q.device, on_step=on_step)
+            train(arm.recipe, folder, plan.question.device, on_step=on_step)
         except NonFinite as error:
             found["failed"] = str(error)
             say(f"{arm.name}, seed {arm.seed} diverged and ranks last: {error}")
     own = arm.run is None and (folder / "metrics.jsonl").is_file()
     rows = read_rows(folder / "metrics.jsonl") if own else []
     found["training"] = max((row.get("seconds", 0.0) for row in rows), default=0.0)
-    show(TRAINING, (number + 1) * steps, runs * steps, arm.name)
+    show(TRAINING, (number + 1) * steps, plan.runs * steps, arm.name)
     return found
 
 
-def finish(q: Question, study: Study, finding: Finding, seconds: float) -> tuple[Result, Path]:
+def finish(q: Question, study: Study, finding: Finding, seconds: float, scores: dict[str, Any]) -> tuple[Result, Path]:
     """Write result.json and report.html."""
-    result = make_result(q, finding, study.data, seconds, environment(q.device))
+    result = make_result(q, finding, study.data, seconds, environment(q.device), scores)
     save_result(result, q.out)
     return result, write_report(page(result, finding), q.out / "report.html")

@@ -11,10 +11,11 @@ import torch
 from ditkit.config import diff
 from ditkit.data import DataError
 from ditkit.diffusion.formulations import SAMPLERS, TABLE1
-from ditkit.recipes.reproduce import ask, carry_out, make_plan
+from ditkit.recipes.claims import ask
+from ditkit.recipes.reproduce import carry_out, make_plan
 from ditkit.recipes.reproduce.claim import FAILS, HOLDS, UNDECIDED, Arm
-from ditkit.recipes.reproduce.formulation_ranks import FAVOURITE, compared, decide, judge
-from ditkit.recipes.reproduce.sd3_formulations import PARTS, FormulationStudy, best_step, evaluations
+from ditkit.recipes.claims.formulation_ranks import FAVOURITE, compared, decide, judge
+from ditkit.recipes.claims.sd3_formulations import PARTS, FormulationStudy, best_step, evaluations
 
 ROWS = [row.name for row in TABLE1]
 AS_PAPER = {row.name: row.every for row in TABLE1}
@@ -127,7 +128,7 @@ def test_data_without_classes_are_refused(tmp_path):
 def test_a_tiny_study_as_a_whole(tmp_path, monkeypatch):
     monkeypatch.setattr("ditkit.recipes.build.VALIDATION_IMAGES", 8)
     few = ("5 steps, guidance 5, ema", "25 steps, guidance 5, ema", "50 steps, guidance 1, ema")
-    monkeypatch.setattr("ditkit.recipes.reproduce.sd3_formulations.PARTS", {part: PARTS[part] for part in few})
+    monkeypatch.setattr("ditkit.recipes.claims.sd3_formulations.PARTS", {part: PARTS[part] for part in few})
     keys = ['rows=["rf/lognorm(0.00,1.00)", "rf", "edm(0.00,0.60)"]', "images=4", "steps=2", "classifier_steps=5"]
     plan = make_plan(ask("sd3-formulations", keys, size="smoke", out=tmp_path / "out"))
     result, page = carry_out(plan, lambda *_: None)

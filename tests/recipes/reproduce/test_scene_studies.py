@@ -15,11 +15,12 @@ from ditkit.models import build_model
 from ditkit.recipes import t2i
 from ditkit.recipes.load import load
 from ditkit.recipes.registry import recipe
-from ditkit.recipes.reproduce import ask, carry_out, make_plan, sd3_dpo
-from ditkit.recipes.reproduce.backbone_curves import ORDER, decide, validations
+from ditkit.recipes.claims import ask, sd3_dpo
+from ditkit.recipes.reproduce import carry_out, make_plan
+from ditkit.recipes.claims.backbone_curves import ORDER, decide, validations
 from ditkit.recipes.reproduce.claim import FAILS, HOLDS, UNDECIDED
-from ditkit.recipes.reproduce.sd3_backbones import WITHIN, BackboneStudy, backbones, count
-from ditkit.recipes.reproduce.sd3_dpo import PreferenceStudy
+from ditkit.recipes.claims.sd3_backbones import WITHIN, BackboneStudy, backbones, count
+from ditkit.recipes.claims.sd3_dpo import PreferenceStudy
 from ditkit.recipes.run import train
 
 
@@ -103,7 +104,7 @@ def test_preference_tuning_is_told(tmp_path, monkeypatch):
 
 def test_a_tiny_backbone_study_as_a_whole(tmp_path, monkeypatch):
     monkeypatch.setattr("ditkit.recipes.build.VALIDATION_IMAGES", 4)
-    monkeypatch.setattr("ditkit.recipes.reproduce.sd3_backbones.SAMPLE_STEPS", 1)
+    monkeypatch.setattr("ditkit.recipes.claims.sd3_backbones.SAMPLE_STEPS", 1)
     plan = make_plan(ask("sd3-backbones", size="smoke", out=tmp_path / "out"))
     result, page = carry_out(plan, lambda *_: None)
     assert result.verdict == UNDECIDED and set(result.ours["backbones"]) == set(ORDER)

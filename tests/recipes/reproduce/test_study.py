@@ -13,7 +13,8 @@ from pydantic import Field
 from ditkit.config import Settings
 from ditkit.data import DataSettings
 from ditkit.recipes import reproduce, t2i
-from ditkit.recipes.reproduce import ask, carry_out, make_plan, read_result
+from ditkit.recipes.claims import ask
+from ditkit.recipes.reproduce import carry_out, make_plan, read_result
 from ditkit.recipes.reproduce.claim import HOLDS, SCORING, TRAINING, UNDECIDED, Arm, Claim, Finding, Question
 from ditkit.recipes.reproduce.pace import pace
 from ditkit.training.guard import NonFinite

@@ -24,11 +24,11 @@ from ditkit.evaluation.geneval import TAGS, evaluate_scenes, image_prompts, scen
 from ditkit.models import AnyModel, CrossDiTSettings, JointDiTSettings, MMDiTSettings, UViTSettings, build_model
 from ditkit.recipes import t2i
 from ditkit.recipes.build import prepare
+from ditkit.recipes.claims.backbone_curves import RULE, judge
+from ditkit.recipes.claims.scenes import check_scenes, scenes_facts
 from ditkit.recipes.load import load
 from ditkit.recipes.recipe import Recipe
-from ditkit.recipes.reproduce.backbone_curves import RULE, judge
 from ditkit.recipes.reproduce.claim import Arm, Claim, Finding, Question, Show
-from ditkit.recipes.reproduce.scenes import check_scenes, scenes_facts
 
 WITHIN = 0.05  # of MMDiT's parameters
 GENEVAL, SAMPLE_STEPS, GUIDANCE = "geneval", 25, 2.5
@@ -57,7 +57,7 @@ class BackboneBudget(Settings):
 
 SMOKE = BackboneBudget(steps=4, batch=8, width=64, depth=2, ema=0.5, checks=2, per_task=2, each=1, chunk=12)
 SMALL = BackboneBudget()
-LARGE = BackboneBudget(steps=6000, ema=0.995, width=128, per_task=24)
+GPU = BackboneBudget(steps=6000, ema=0.995, width=128, per_task=24)
 
 
 def count(model: AnyModel) -> int:
@@ -137,6 +137,11 @@ class BackboneStudy:
             }
         )  # fmt: skip
 
+    @property
+    def shelf(self) -> str:
+        """Its own: other budgets and images have other runs."""
+        return self.q.shelf
+
     def begin(self, show: Show) -> None:
         """Nothing is needed: the detector of scenes has no weights."""
 
@@ -171,7 +176,8 @@ CLAIM = Claim(
     says="at equal size MMDiT learns better than CrossDiT, UViT and DiT, which follow in this order",
     rule=RULE,
     data="scenes",
-    budgets={"smoke": SMOKE, "small": SMALL, "large": LARGE},
-    minutes={"smoke": 1, "small": 20, "large": 80},
+    budgets={"smoke": SMOKE, "small": SMALL, "gpu": GPU},
+    minutes={"smoke": 1, "small": 20, "gpu": 80},
     open=BackboneStudy,
 )
+CLAIMS = (CLAIM,)

@@ -8,8 +8,8 @@ from pathlib import Path
 import torch
 
 from ditkit.config import SettingsError, nearest, override
+from ditkit.recipes.claims.registry import CLAIMS
 from ditkit.recipes.reproduce.claim import SIZES, Claim, Question
-from ditkit.recipes.reproduce.ledger import CLAIMS
 
 
 def find_claim(name: str) -> Claim:

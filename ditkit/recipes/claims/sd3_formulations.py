@@ -39,10 +39,10 @@ from ditkit.evaluation.generate import decode_latents, evaluating, sample_latent
 from ditkit.evaluation.metrics.agreement import agreement
 from ditkit.recipes import t2i
 from ditkit.recipes.build import prepare, validation_source
+from ditkit.recipes.claims.formulation_ranks import RULE, judge
 from ditkit.recipes.load import Loaded, load
 from ditkit.recipes.prompts import data_prompts
 from ditkit.recipes.reproduce.claim import JUDGES, Arm, Claim, Finding, Question, Show
-from ditkit.recipes.reproduce.formulation_ranks import RULE, judge
 from ditkit.training import list_steps
 
 WORDS = (6, 77)  # of a prompt, fewest and most
@@ -66,7 +66,7 @@ class FormulationBudget(Settings):
 
 SMOKE = FormulationBudget(steps=4, batch=16, width=32, depth=1, ema=0.5, images=20, chunk=20, classifier_steps=20)
 SMALL = FormulationBudget()
-LARGE = FormulationBudget(width=96, steps=1000, ema=0.99, images=1000, chunk=250)
+GPU = FormulationBudget(width=96, steps=1000, ema=0.99, images=1000, chunk=250)
 
 PARTS: dict[str, tuple[int, float, str]] = {
     f"{steps} steps, guidance {scale:g}, {weights}": (steps, scale, weights)
@@ -137,6 +137,11 @@ class FormulationStudy:
             for seed in self.q.seeds
             for name in self.budget.rows
         ]  # fmt: skip
+
+    @property
+    def shelf(self) -> str:
+        """Its own: other budgets and images have other runs."""
+        return self.q.shelf
 
     def begin(self, show: Show) -> None:
         """Train the classifier on the training images, and look at them in its features."""
@@ -223,7 +228,8 @@ CLAIM = Claim(
     says="rectified flow with logit-normal(0, 1) times beats uniform times and the other formulations",
     rule=RULE,
     data="digits",
-    budgets={"smoke": SMOKE, "small": SMALL, "large": LARGE},
-    minutes={"smoke": 2, "small": 25, "large": 120},
+    budgets={"smoke": SMOKE, "small": SMALL, "gpu": GPU},
+    minutes={"smoke": 2, "small": 25, "gpu": 120},
     open=FormulationStudy,
 )
+CLAIMS = (CLAIM,)

@@ -23,6 +23,7 @@ from ditkit.evaluation.geneval.published import TABLE_5
 from ditkit.evaluation.sections import Cell, table, text
 from ditkit.recipes import t2i
 from ditkit.recipes.build import prepare
+from ditkit.recipes.claims.scenes import check_scenes, scenes_facts
 from ditkit.recipes.load import Loaded, load
 from ditkit.recipes.preference_study import Budget, NoPairs, preference_study
 from ditkit.recipes.recipe import Recipe
@@ -38,7 +39,6 @@ from ditkit.recipes.reproduce.claim import (
     Show,
     Verdict,
 )
-from ditkit.recipes.reproduce.scenes import check_scenes, scenes_facts
 from ditkit.training import list_steps
 
 NAMES = {"dpo": "DPO", "winners": "plain tuning on the winners"}
@@ -72,7 +72,7 @@ SMOKE = PreferenceBudget(
     base_steps=4, batch=8, width=32, depth=1, steps=2, prompts=2, images=2, test_prompts=1, test_images=1, pairs=8
 )
 SMALL = PreferenceBudget(base_steps=3000, steps=200)
-LARGE = PreferenceBudget()
+GPU = PreferenceBudget()
 OF_THE_BASE = ("base_steps", "batch", "width", "depth")  # settings that a finished base has already
 
 
@@ -154,6 +154,11 @@ class PreferenceStudy:
         drawn = tests * (1 + 2 * n) + 3 * b.prompts * b.images
         return 2 * recipe.sampling.steps * drawn + 18 * n * b.steps * recipe.training.batch
 
+    @property
+    def shelf(self) -> str:
+        """Its own: other budgets and images have other runs."""
+        return self.q.shelf
+
     def begin(self, show: Show) -> None:
         """Nothing is needed: the detector of scenes has no weights."""
 
@@ -229,8 +234,9 @@ CLAIM = Claim(
     says="tuning on preferred images by DPO makes a model follow its prompts better",
     rule=RULE,
     data="scenes",
-    budgets={"smoke": SMOKE, "small": SMALL, "large": LARGE},
-    minutes={"smoke": 1, "small": 25, "large": 60},
+    budgets={"smoke": SMOKE, "small": SMALL, "gpu": GPU},
+    minutes={"smoke": 1, "small": 25, "gpu": 60},
     open=PreferenceStudy,
     told=told,
 )
+CLAIMS = (CLAIM,)

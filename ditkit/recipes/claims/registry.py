@@ -1,0 +1,10 @@
+"""All claims that can be re-tested. Each module lists its own in CLAIMS; a new module is one line here."""
+
+from __future__ import annotations
+
+from ditkit.recipes.claims import repa_gain, sd3_backbones, sd3_dpo, sd3_formulations
+from ditkit.recipes.reproduce.claim import Claim
+
+CLAIMS: dict[str, Claim] = {
+    claim.name: claim for module in (repa_gain, sd3_formulations, sd3_backbones, sd3_dpo) for claim in module.CLAIMS
+}  # in the order of the papers
