@@ -6,6 +6,7 @@ from collections.abc import Sequence
 
 import numpy as np
 
+from ditkit.recipes.claims.baselines import REPA, SIT, repa, sit
 from ditkit.recipes.reproduce.claim import Finding
 from ditkit.recipes.reproduce.comparison import PAPERS, Table, Trial, claim
 from ditkit.recipes.reproduce.measures import Quality
@@ -13,17 +14,13 @@ from ditkit.recipes.reproduce.rules import PAIRED, Paired, percent, shown
 from ditkit.recipes.reproduce.shown import numbers, over_training, scores
 from ditkit.recipes.reproduce.testbed import Testbed
 
-SIT, REPA = "SiT", "SiT + REPA"
 
-
-def baselines(bed: Testbed) -> list[Trial]:
+def measured(bed: Testbed) -> list[Trial]:
     """SiT and SiT + REPA, medium, for the long run, scored at every second checkpoint and at the usual step."""
     b = bed.budget
     steps = sorted({b.steps, b.long, *range(2 * b.every, b.long + 1, 2 * b.every)})
     measures = [Quality(step) for step in steps]
-    long = {"training.steps": b.long}
-    sit = bed.sit("medium", long)
-    return [Trial(SIT, sit, measures), Trial(REPA, bed.aligned(sit), measures)]
+    return [Trial(SIT, sit(bed), measures), Trial(REPA, repa(bed), measures)]
 
 
 def steps_of(trial: Trial) -> list[int]:
@@ -71,7 +68,7 @@ GAIN = claim(
     "aligned with a self-supervised teacher, SiT is better at equal steps and needs fewer for equal quality",
     f"Holds: at the last step the distance with REPA is smaller than without, {PAIRED}. Does not hold: it is larger by "
     "the same measure. Undecided: else. The distance is the geometric mean of the Fréchet distances in both spaces.",
-    trials=baselines,
+    trials=measured,
     judge=judge,
     number="FID 17.2 to 7.9 at 400K steps (SiT-XL/2); more than 17.5 times fewer steps",
     minutes=4,

@@ -51,12 +51,13 @@ class Arm:
 
     @property
     def file(self) -> str:
-        """The key with a fingerprint of the recipe, wherever its teachers and codec lie: two claims may share it."""
+        """Names what is trained, whatever it is called and wherever teachers and codec lie: two claims may share it."""
         sources = [t.model_copy(update={"source": Path(t.source).name}) for t in self.recipe.teachers]
         codec = self.recipe.codec.model_copy(update={"source": Path(self.recipe.codec.source).name})
         neutral = self.recipe.model_copy(update={"teachers": tuple(sources), "codec": codec})
         told = fingerprint(neutral, ("name", "title", "source", "notes", "published", "unpublished"))
-        return f"{self.key}-{told[:8]}"
+        m = self.recipe.model
+        return f"{m.kind}-{m.width}x{m.depth}-{told[:10]}-seed{self.seed}"
 
 
 @dataclass(frozen=True)

@@ -37,6 +37,7 @@ from ditkit.evaluation import (
 from ditkit.evaluation.metrics.agreement import agreement
 from ditkit.evaluation.random_features import RandomFeatures
 from ditkit.pretrained import CodecSettings, TeacherSettings
+from ditkit.protocols import Extractor
 from ditkit.recipes import digits, own_codec
 from ditkit.recipes.build import prepare, validation_source
 from ditkit.recipes.load import Loaded, load
@@ -173,7 +174,8 @@ class Testbed:
             images, labels, self.source.classes, settings, held_out=read_images(self.held_out), device=self.device,
             progress=lambda done, total: show(JUDGES, done, total, "classifier"),
         )  # fmt: skip
-        self.spaces = dict(zip(SPACES, (self.classifier, RandomFeatures(images.shape[1])), strict=True))
+        judges: tuple[Extractor, ...] = (self.classifier, RandomFeatures(images.shape[1]))
+        self.spaces = dict(zip(SPACES, judges, strict=True))
         self.references = {name: make_reference(space, images) for name, space in self.spaces.items()}
 
     def _make(self, name: str, training: TeacherTraining | CodecTraining, show: Show) -> None:
