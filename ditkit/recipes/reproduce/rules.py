@@ -58,6 +58,17 @@ def clear(gains: np.ndarray) -> bool:
     return len(finite) < 2 or bool(finite.mean() > finite.std(ddof=1))
 
 
+def gained(gains: np.ndarray | Sequence[float]) -> Verdict:
+    """Of differences, seed by seed: holds where they are above 0 as PAIRED says, does not hold where below, likewise.
+
+    nan, of a run that diverged: undecided, as with fewer than 3 seeds.
+    """
+    found = np.asarray(gains, float)
+    if len(found) < FEWEST:
+        return UNDECIDED
+    return HOLDS if clear(found) else FAILS if clear(-found) else UNDECIDED
+
+
 def trend(x: Sequence[float], ys: np.ndarray | Sequence[Sequence[float]]) -> list[float]:
     """Spearman's rho of x with y, seed by seed: ys (seeds, len(x))."""
     return [spearman(x, row)[0] for row in np.asarray(ys, float)]
