@@ -19,7 +19,7 @@ def test_bad_words(refused, tmp_path):
     assert "did you mean 'sd3-formulations'" in refused("reproduce", "sd3-formulation")
     assert "name comes first" in refused("reproduce", "steps=3")
     assert "name the claim" in refused("reproduce", "--seeds", "3")
-    assert "did you mean 'large'" in refused("reproduce", "sd3-formulations", "--budget", "larg")
+    assert "did you mean 'small'" in refused("reproduce", "sd3-formulations", "--budget", "smal")
     assert "stepz" in refused("reproduce", "sd3-formulations", "stepz=3", "--out", tmp_path / "a")
     assert "no such file" in refused("reproduce", "sd3-formulations", "--data", "nowhere", "--out", tmp_path / "a")
     assert "only 'scenes'" in refused("reproduce", "sd3-backbones", "--data", "digits", "--out", tmp_path / "a")

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import json
 import time
-from collections.abc import Callable, Iterable
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -24,6 +24,7 @@ from ditkit.recipes.reproduce.page import page
 from ditkit.recipes.reproduce.pool import Pool
 from ditkit.recipes.reproduce.result import Result, make_result, save_result
 from ditkit.recipes.run import train
+from ditkit.recipes.stopwatch import cpu_name
 from ditkit.training.guard import NonFinite
 
 ASKED = "study.json"
@@ -134,7 +135,7 @@ def carry_out(plan: Plan, show: Show, say: Callable[[str], None] = lambda text: 
     An arm that another process is working on is left for later, and found finished then.
     """
     q, study, pool = plan.question, plan.study, pool_of(plan.question, plan.study)
-    if any(pool.missing(arm) or set(arm.parts) - set(pool.read(arm)["parts"]) for arm in study.arms):
+    if any(unfinished(pool, arm) for arm in study.arms):
         study.begin(show)
     known: dict[str, dict[str, Any]] = {}
     while len(known) < len(study.arms):
@@ -148,16 +149,20 @@ def carry_out(plan: Plan, show: Show, say: Callable[[str], None] = lambda text: 
         if len(known) == before:
             time.sleep(WAIT)
     ordered = {arm.key: known[arm.key] for arm in study.arms}
-    seconds = sum(found["training"] + sum(found["seconds"].values()) for found in ordered.values())
-    scores = {key: {part: found["parts"][part] for part in wanted(study, key)} for key, found in ordered.items()}
+    asked = {arm.key: list(arm.parts) for arm in study.arms}
+    scores = {key: {part: found["parts"][part] for part in asked[key]} for key, found in ordered.items()}
+    seconds = sum(
+        found["training"] + sum(found["seconds"][part] for part in asked[key]) for key, found in ordered.items()
+    )
     clock = time.perf_counter()
     finding = study.find(scores, {arm.key: pool.run(arm) for arm in study.arms})
     return finish(q, study, finding, seconds + time.perf_counter() - clock, scores)
 
 
-def wanted(study: Study, key: str) -> Iterable[str]:
-    """The scores that a study asks of the arm of this key."""
-    return next(arm.parts for arm in study.arms if arm.key == key)
+def unfinished(pool: Pool, arm: Arm) -> bool:
+    """Whether steps or scores of an arm are missing. One that diverged has no more steps to come."""
+    found = pool.read(arm)
+    return bool(set(arm.parts) - set(found["parts"])) or (not failed(found) and pool.missing(arm) > 0)
 
 
 def finished(plan: Plan, pool: Pool, arm: Arm, number: int, show: Show, say: Callable[[str], None]) -> dict[str, Any]:
@@ -197,6 +202,6 @@ def taught(plan: Plan, pool: Pool, arm: Arm, number: int, show: Show, say: Calla
 
 def finish(q: Question, study: Study, finding: Finding, seconds: float, scores: dict[str, Any]) -> tuple[Result, Path]:
     """Write result.json and report.html."""
-    result = make_result(q, finding, study.data, seconds, environment(q.device), scores)
+    result = make_result(q, finding, study.data, seconds, environment(q.device, processor=cpu_name()), scores)
     save_result(result, q.out)
     return result, write_report(page(result, finding), q.out / "report.html")

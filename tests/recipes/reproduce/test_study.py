@@ -12,8 +12,8 @@ from pydantic import Field
 
 from ditkit.config import Settings
 from ditkit.data import DataSettings
-from ditkit.recipes import reproduce, t2i
-from ditkit.recipes.claims import ask
+from ditkit.recipes import t2i
+from ditkit.recipes.claims import CLAIMS, ask
 from ditkit.recipes.reproduce import carry_out, make_plan, read_result
 from ditkit.recipes.reproduce.claim import HOLDS, SCORING, TRAINING, UNDECIDED, Arm, Claim, Finding, Question
 from ditkit.recipes.reproduce.pace import pace
@@ -33,7 +33,7 @@ class TwoArms:
     asked: ClassVar[list] = []
 
     def __init__(self, q: Question):
-        self.q = q
+        self.q, self.shelf = q, q.shelf
         self.data = {"source": "digits"}
         changes = {
             "model.width": 16, "model.depth": 1, "model.heads": 2, "training.batch": 4, "training.save_every": 2,
@@ -42,9 +42,9 @@ class TwoArms:
         }  # fmt: skip
         base = t2i.digits().with_(changes)
         self.arms = [
-            Arm(name, base.with_({"name": name, "training.seed": seed}), {"x": 8, "y": 8})
+            Arm(name, base.with_({"name": name, "training.seed": seed, "training.lr": lr}), {"x": 8, "y": 8})
             for seed in q.seeds
-            for name in ("a(-1.0)", "b/1")
+            for name, lr in (("a(-1.0)", 1e-4), ("b/1", 2e-4))
         ]
 
     def begin(self, show):
@@ -61,13 +61,13 @@ class TwoArms:
 
 CLAIM = Claim(
     "two-arms", "A Paper", "Table 0", "a beats b", "Holds: always.", "digits",
-    {size: TwoBudget() for size in ("smoke", "small", "large")}, {"small": 1}, TwoArms,
+    {size: TwoBudget() for size in ("smoke", "small", "gpu")}, {"small": 1}, TwoArms,
 )  # fmt: skip
 
 
 @pytest.fixture(autouse=True)
 def made_up(monkeypatch):
-    monkeypatch.setitem(reproduce.CLAIMS, "two-arms", CLAIM)
+    monkeypatch.setitem(CLAIMS, "two-arms", CLAIM)
     monkeypatch.setattr("ditkit.recipes.build.VALIDATION_IMAGES", 4)
     TwoArms.asked = []
 
@@ -133,8 +133,10 @@ def test_a_run_that_diverges_does_not_end_the_study(tmp_path, monkeypatch):
     result, _ = carry_out(make_plan(ask("two-arms", out=tmp_path / "out")), quiet, said.append)
     assert set(result.ours["scores"]) == {"a-m1.0-seed0", "b-1-seed0"}
     assert all(parts == {"x": None, "y": None} for parts in result.ours["scores"].values())
-    assert len(said) == 2 and "diverged" in said[0] and TwoArms.asked == []
-    assert make_plan(ask("two-arms", out=tmp_path / "out")).trained == 2
+    assert len(said) == 2 and "diverged" in said[0] and TwoArms.asked == ["begin"]
+    again = make_plan(ask("two-arms", out=tmp_path / "out"))
+    assert again.trained == 2 and carry_out(again, quiet)[0].scores == result.scores
+    assert TwoArms.asked == ["begin"], "nothing is left to do"
 
 
 def test_smoke_decides_nothing(tmp_path):
@@ -148,7 +150,7 @@ def test_a_folder_of_something_else_is_refused(tmp_path):
     with pytest.raises(ValueError, match="another settings; name another folder with --out"):
         make_plan(ask("two-arms", ["steps=3"], out=out))
     with pytest.raises(ValueError, match="another budget"):
-        make_plan(ask("two-arms", size="large", out=out))
+        make_plan(ask("two-arms", size="gpu", out=out))
     (tmp_path / "notes").mkdir()
     (tmp_path / "notes" / "a.txt").write_text("x")
     with pytest.raises(ValueError, match="holds no study"):
