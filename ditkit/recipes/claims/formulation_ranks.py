@@ -114,8 +114,8 @@ def rank_table(ours: Mapping[str, dict], paper: Mapping[str, dict], seeds: int, 
     columns = ("formulation", "place", "ours, all", "5 steps", "50 steps", "paper, all", "5 steps", "50 steps")
     note = (
         f"Front in repeated non-dominated sorting by class agreement and Fréchet distance, averaged over {settings} "
-        f"settings (six samplers, averaged and raw weights) and {seeds} seed{'s' * (seeds > 1)}. The paper sorts 61 "
-        "formulations, here only those of its Table 1 are sorted: compare the order, not the size of ranks."
+        f"settings (samplers and weights) and {seeds} seed{'s' * (seeds > 1)}. The paper sorts 61 formulations, here "
+        f"only {len(ours)} are sorted: compare the order, not the size of ranks."
     )
     if seeds > 1:
         note += " ±: standard deviation of a seed's average rank."

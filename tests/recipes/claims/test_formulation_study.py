@@ -12,10 +12,11 @@ from ditkit.config import diff
 from ditkit.data import DataError
 from ditkit.diffusion.formulations import SAMPLERS, TABLE1
 from ditkit.recipes.claims import ask
+from ditkit.recipes.claims.formulation_ranks import FAVOURITE, compared, decide, judge
+from ditkit.recipes.claims.sd3_formulations import FEW, PARTS, FormulationStudy, best_step, evaluations, parts_of
 from ditkit.recipes.reproduce import carry_out, make_plan
 from ditkit.recipes.reproduce.claim import FAILS, HOLDS, UNDECIDED, Arm
-from ditkit.recipes.claims.formulation_ranks import FAVOURITE, compared, decide, judge
-from ditkit.recipes.claims.sd3_formulations import PARTS, FormulationStudy, best_step, evaluations
+from ditkit.recipes.reproduce.study import pool_of
 
 ROWS = [row.name for row in TABLE1]
 AS_PAPER = {row.name: row.every for row in TABLE1}
@@ -23,7 +24,7 @@ AS_PAPER = {row.name: row.every for row in TABLE1}
 
 @pytest.fixture(scope="module")
 def study() -> FormulationStudy:
-    return FormulationStudy(ask("sd3-formulations", seeds=2))
+    return FormulationStudy(ask("sd3-formulations", ["images=192"], size="gpu", seeds=2))
 
 
 def test_runs_differ_in_their_objective_alone(study):
@@ -45,6 +46,19 @@ def test_settings_are_the_papers_six_samplers_with_both_weights(study):
     assert len(study.prompts) == len(study.labels) == study.budget.images
     assert study.prompts[0].startswith("a photo of a ")
     assert study.data["source"] == "digits" and study.words == 6
+
+
+def test_a_small_machine_takes_rows_from_all_over_the_papers_table_and_averaged_weights():
+    small = FormulationStudy(ask("sd3-formulations", seeds=3))
+    assert [arm.name for arm in small.arms] == [*FEW] * 3 and set(FEW) < set(ROWS) and len(FEW) == 8
+    order = sorted(FEW, key=lambda row: AS_PAPER[row])
+    assert order[0] == ROWS[0] == FAVOURITE and order[-1] == ROWS[-1]
+    each = parts_of(small.budget)
+    assert {value[:2] for value in each.values()} == set(SAMPLERS) and {value[2] for value in each.values()} == {"ema"}
+    few = {row: AS_PAPER[row] for row in FEW}
+    assert decide(few, *compared(few))[0] == HOLDS
+    third = {**few, FAVOURITE: 2.8}  # rank 3 of 8 is not in the best quarter
+    assert decide(third, *compared(third))[0] == UNDECIDED
 
 
 def test_the_papers_own_order_holds():
@@ -140,8 +154,7 @@ def test_a_tiny_study_as_a_whole(tmp_path, monkeypatch):
         assert said in text, said
     assert str(tmp_path) not in text
 
-    key = plan.study.arms[1].key
-    folder = tmp_path / "out" / "runs" / key
+    folder = pool_of(plan.question, plan.study).run(plan.study.arms[1])
     loaded = plan.study.load(folder, best_step(folder), "ema")
     with torch.no_grad():
         next(loaded.model.parameters()).fill_(math.nan)
