@@ -2,9 +2,20 @@
 
 from __future__ import annotations
 
-from ditkit.recipes.claims import repa_gain, sd3_backbones, sd3_dpo, sd3_formulations
+from ditkit.recipes.claims import (
+    repa_gain,
+    repa_size,
+    sd3_backbones,
+    sd3_dpo,
+    sd3_formulations,
+)
 from ditkit.recipes.reproduce.claim import Claim
 
-CLAIMS: dict[str, Claim] = {
-    claim.name: claim for module in (repa_gain, sd3_formulations, sd3_backbones, sd3_dpo) for claim in module.CLAIMS
-}  # in the order of the papers
+MODULES = (
+    repa_gain,
+    repa_size,
+    sd3_formulations,
+    sd3_backbones,
+    sd3_dpo,
+)  # in the order of the papers
+CLAIMS: dict[str, Claim] = {claim.name: claim for module in MODULES for claim in module.CLAIMS}
