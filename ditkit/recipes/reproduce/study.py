@@ -202,6 +202,6 @@ def taught(plan: Plan, pool: Pool, arm: Arm, number: int, show: Show, say: Calla
 
 def finish(q: Question, study: Study, finding: Finding, seconds: float, scores: dict[str, Any]) -> tuple[Result, Path]:
     """Write result.json and report.html."""
-    result = make_result(q, finding, study.data, seconds, environment(q.device, processor=cpu_name()), scores)
+    result = make_result(q, finding, study.data, seconds, environment(q.device, cpu=cpu_name()), scores)
     save_result(result, q.out)
     return result, write_report(page(result, finding), q.out / "report.html")
