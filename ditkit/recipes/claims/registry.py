@@ -5,19 +5,25 @@ from __future__ import annotations
 from ditkit.recipes.claims import (
     ddt_convergence,
     repa_gain,
+    repa_representation,
+    repa_samples,
     repa_size,
     sd3_backbones,
     sd3_dpo,
     sd3_formulations,
+    sd3_straightness,
 )
 from ditkit.recipes.reproduce.claim import Claim
 
 MODULES = (
     repa_gain,
     repa_size,
+    repa_representation,
+    repa_samples,
     ddt_convergence,
     sd3_formulations,
     sd3_backbones,
     sd3_dpo,
+    sd3_straightness,
 )  # in the order of the papers
 CLAIMS: dict[str, Claim] = {claim.name: claim for module in MODULES for claim in module.CLAIMS}
