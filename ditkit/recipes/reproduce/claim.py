@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 import re
+import shlex
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -136,7 +137,7 @@ class Question:
     def command(self) -> str:
         """The command that asks this, with stand-ins for the paths of someone's images and runs."""
         named = self.data in ("digits", "scenes")
-        keys = ["base=YOUR_RUN" if key.startswith("base=") else key for key in self.keys]
+        keys = ["base=YOUR_RUN" if key.startswith("base=") else shlex.quote(key) for key in self.keys]
         words = ["ditkit reproduce", self.claim.name, f"--data {self.data if named else 'YOUR_IMAGES'}"]
         return " ".join([*words, f"--seeds {len(self.seeds)}", f"--budget {self.size}", *keys])
 
