@@ -90,13 +90,17 @@ BUDGETS = {"smoke": SMOKE, "small": SMALL, "gpu": GPU}
 
 
 class Testbed:
-    """Images under a budget. Recipes name teachers and codecs that `begin` makes; then samples can be judged."""
+    """Images under a budget. Recipes name teachers and codecs that `begin` makes; then samples can be judged.
 
-    def __init__(self, q: Question):
+    size: (height, width) in pixels, where it is to be other than that of the images.
+    """
+
+    def __init__(self, q: Question, size: tuple[int, int] | None = None):
         self.q, self.device = q, q.device
         self.budget: LedgerBudget = q.budget  # type: ignore[assignment]
         small = q.data == "digits"
-        data = DataSettings(source=q.data, split="train", size=8 if small else None, channels=1 if small else None)
+        pixels = size or (8 if small else None)
+        data = DataSettings(source=q.data, split="train", size=pixels, channels=1 if small else None)
         self.parts = prepare(digits.sit().with_({"data": data, "model.patch": self.budget.patch}), q.device)
         self.source: ImageSource = self.parts.source
         if len(self.source.classes) < 2:
@@ -105,8 +109,12 @@ class Testbed:
 
     @cached_property
     def shelf(self) -> str:
-        """Part of the pool: all claims with these images and this budget have it in common."""
-        return f"images-{self.source.fingerprint[:8]}-{fingerprint(self.budget)[:8]}"
+        """Part of the pool: all claims with these images and judges have it in common.
+
+        Recipes, teachers and codecs name what else of the budget they depend on.
+        """
+        judged = {"images": self.budget.images, "classifier_steps": self.budget.classifier_steps}
+        return f"images-{self.source.fingerprint[:8]}-{fingerprint(LedgerBudget(**judged))[:8]}"
 
     @property
     def pool(self) -> Pool:
@@ -135,10 +143,17 @@ class Testbed:
             recipe = self.in_latents(recipe, b.codec_channels)
         return recipe.with_(changes or {})
 
-    def in_latents(self, recipe: Recipe, channels: int, patch: int = 1) -> Recipe:
-        """The recipe in the latents of a codec of so many channels, which `begin` trains; patch: in latent cells."""
-        training = CodecTraining(channels=channels, steps=self.budget.codec_steps).fitted(self.source.size)
-        place = self._want(f"codec-{channels}-{training.steps}", training)
+    def in_latents(
+        self, recipe: Recipe, channels: int, patch: int = 1, *, steps: int | None = None, seed: int = 0
+    ) -> Recipe:
+        """The recipe in the latents of a codec of so many channels, which `begin` trains; patch: in latent cells.
+
+        steps, seed: of the codec's training; none: the budget's.
+        """
+        training = CodecTraining(channels=channels, steps=steps or self.budget.codec_steps, seed=seed)
+        training = training.fitted(self.source.size)
+        name = f"codec-{channels}-{training.steps}" + (f"-seed{seed}" if seed else "")
+        place = self._want(name, training)
         side = training.factor or 1
         return recipe.with_(
             {
