@@ -76,7 +76,7 @@ FEW = (
 SMOKE = FormulationBudget(
     steps=4, batch=16, width=32, depth=1, ema=0.5, images=20, chunk=20, classifier_steps=20, rows=FEW, raw=False
 )
-SMALL = FormulationBudget(lr=3e-3, images=128, chunk=128, rows=FEW, raw=False)
+SMALL = FormulationBudget(steps=300, lr=3e-3, images=96, chunk=96, rows=FEW, raw=False)
 GPU = FormulationBudget(width=96, steps=1000, ema=0.99, images=1000, chunk=250)
 
 PARTS: dict[str, tuple[int, float, str]] = {
