@@ -31,8 +31,8 @@ def doctor(
 
     Nothing is written. Exit code 0 if nothing fails, 1 if something does; warnings do not count.
 
-    As there: --start PATH names weights to begin from, --text ENCODER (toy, clip, sd3, sd3:SOURCE, ...) what reads the
-    captions, --data pairs.jsonl data.pairs=both pairs of images.
+    As there: --start PATH names weights to begin from, --text ENCODER (toy, toy-sd3, clip, sd3, sd3:SOURCE, ...) what
+    reads the captions, --data pairs.jsonl data.pairs=both pairs of images.
 
     Example: ditkit doctor repa.sit_s_2 --data ./my_images --codec pixels --teacher runs/teacher
     """

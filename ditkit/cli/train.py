@@ -81,7 +81,8 @@ def train(
     resolution; start.weights=raw and start.step=N choose among a run's.
 
     Text models need captions (NAME.txt beside NAME.jpg, a table or parquet column, or data.caption="a photo of a
-    {class}"); --text ENCODER (toy, clip, sd3, clip:SOURCE, sd3:SOURCE or a pipeline's folder) names what reads them.
+    {class}"); --text ENCODER (toy, toy-sd3, clip, sd3, clip:SOURCE, sd3:SOURCE or a pipeline's folder) names what reads
+    them.
     evaluation.every=5000 evaluation.n=2000 scores the averaged weights while they train, as `ditkit evaluate` does.
     Preference tuning needs pairs (--data pairs.jsonl data.pairs=both, lines of winner, loser and caption).
 

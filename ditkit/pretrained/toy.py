@@ -76,16 +76,17 @@ class ToyTextEncoder:
     """A frozen random vector for each word plus sinusoid positions; pooled = sum / sqrt(words).
 
     Two encoders in one, as far as dropping goes: "words" makes the tokens, "bag" the pooled vector.
+    ordered False: words in alphabetical order without positions, so that only which words there are is known.
     """
 
     notes: tuple[str, ...] = ()
 
-    def __init__(self, width: int = 48, length: int = 16, seed: int = 0):
-        self.width, self.pooled_width, self.length, self.seed = width, width, length, seed
+    def __init__(self, width: int = 48, length: int = 16, seed: int = 0, *, ordered: bool = True):
+        self.width, self.pooled_width, self.length, self.seed, self.ordered = width, width, length, seed, ordered
         self.parts = (Part("words", (0, length), (0, width)), Part("bag", pooled=(0, width)))
-        self.id = f"toy-text-{width}-{length}-{seed}"
+        self.id = f"toy-text-{width}-{length}-{seed}{'' if ordered else '-unordered'}"
         steps = torch.arange(length)[:, None] / 100.0 ** (torch.arange(width // 2) / (width // 2))
-        self._positions = torch.cat((steps.sin(), steps.cos()), dim=1)
+        self._positions = torch.cat((steps.sin(), steps.cos()), dim=1) if ordered else torch.zeros(length, width)
         self.device = torch.device("cpu")
         self._told: set[str] = set()
 
@@ -97,21 +98,24 @@ class ToyTextEncoder:
     def _word(self, word: str) -> Tensor:
         return _normal((self.width,), self.seed, 3, zlib.crc32(word.lower().encode("utf-8", "surrogatepass")))
 
-    def _tell(self, prompt: str) -> None:
-        if (cut := " ".join(prompt.split()[self.length :])) and prompt not in self._told:
+    def read(self, prompt: str) -> list[str]:
+        """The words of a prompt that are read, in their order; a UserWarning, once a prompt, tells what is not."""
+        words = prompt.split()
+        if (cut := " ".join(words[self.length :])) and prompt not in self._told:
             self._told.add(prompt)
             text = (
                 f"a prompt is longer than the {self.length} words of the toy encoder, which does not see: {quoted(cut)}"
             )
             warnings.warn(text, stacklevel=3)
+        return words[: self.length]
 
     def __call__(self, prompts: Sequence[str]) -> Condition:
         """Prompts -> text (B, length, width), mask (B, length) True on words, pooled (B, width); no words: zeros."""
         text = torch.zeros(len(prompts), self.length, self.width)
         mask = torch.zeros(len(prompts), self.length, dtype=torch.bool)
         for row, prompt in enumerate(prompts):
-            self._tell(prompt)
-            for column, word in enumerate(prompt.split()[: self.length]):
+            words = self.read(prompt)
+            for column, word in enumerate(words if self.ordered else sorted(words)):
                 text[row, column] = self._word(word)
                 mask[row, column] = True
         pooled = text.sum(1) / mask.sum(1, keepdim=True).clamp(min=1).sqrt()

@@ -27,7 +27,7 @@ def choose(
     """The recipe that `spec` names with the given choices made, then the overrides, which may not contradict them.
 
     Of the overrides, start=PATH (a run, an exported model or a published file to begin from; none: random weights)
-    and text=ENCODER (toy, clip, sd3, clip:SOURCE, sd3:SOURCE or a pipeline's folder) are made first, so that
+    and text=ENCODER (toy, toy-sd3, clip, sd3, clip:SOURCE, sd3:SOURCE or a pipeline's folder) are made first, so that
     start.weights, text.t5_length, ... add to them.
 
     None and () leave the recipe's own. SettingsError or ValueError, one line.

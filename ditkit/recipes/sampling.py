@@ -59,7 +59,9 @@ class Choices(Settings):
     weights: Weights = Field("ema", description="averaged or raw; of a run also ema:DECAY or power:WIDTH")
     step: int | None = Field(None, ge=0, description="which checkpoint of a run; None: the newest")
     codec: str | None = Field(None, description="'pixels', 'ft-ema', 'ft-mse', 'sd3', a hub id or a folder")
-    text: str | None = Field(None, description="text models: 'toy', 'clip', 'sd3', clip:SOURCE, sd3:SOURCE or a folder")
+    text: str | None = Field(
+        None, description="text models: 'toy', 'toy-sd3', 'clip', 'sd3', clip:SOURCE, sd3:SOURCE or a folder"
+    )
     without: str = Field("", description="text encoders of SD3 that are left out, with commas: t5,clip_g")
     size: str | None = Field(None, description="pixels: 256 or HEIGHTxWIDTH; None: the model's native size")
     chunk: int = Field(64, ge=1, description="images that go through the network together")
@@ -124,7 +126,7 @@ def choose_text(loaded: Loaded, choices: Choices) -> TextSettings | None:
         raise ValueError("the model reads no text: leave --text and --without out")
     text = loaded.recipe.text if choices.text is None else TextSettings.parse(choices.text)
     left_out = [name.strip() for name in choices.without.split(",") if name.strip()]
-    known = ("clip_l", "clip_g", "t5") if text.kind == "sd3" else ()
+    known = text.roles
     if wrong := [name for name in left_out if name not in known]:
         there = f"it has {', '.join(known)}" if known else f"text encoder {text.kind!r} is a single one"
         raise ValueError(f"without {wrong[0]!r}: {there}")

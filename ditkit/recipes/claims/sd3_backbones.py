@@ -19,14 +19,12 @@ from pydantic import Field
 
 from ditkit.config import Settings
 from ditkit.diffusion import CFG
-from ditkit.evaluation import Request
-from ditkit.evaluation.generate import generate
-from ditkit.evaluation.geneval import TAGS, evaluate_scenes, image_prompts, scene_prompts
+from ditkit.evaluation.geneval import TAGS
 from ditkit.models import AnyModel, CrossDiTSettings, JointDiTSettings, MMDiTSettings, UViTSettings, build_model
 from ditkit.recipes import t2i
 from ditkit.recipes.build import prepare
 from ditkit.recipes.claims.backbone_curves import PAPER, RULE, judge, read_validations
-from ditkit.recipes.claims.scenes import check_scenes, scenes_facts
+from ditkit.recipes.claims.scenes import check_scenes, finite, follow, scenes_facts
 from ditkit.recipes.load import load
 from ditkit.recipes.recipe import Recipe
 from ditkit.recipes.reproduce.claim import Arm, Claim, Finding, Question, Show
@@ -148,20 +146,11 @@ class BackboneStudy:
 
     def score(self, arm: Arm, folder: Path, part: str, show: Show) -> dict[str, Any] | None:
         """{"overall", "interval", "scores", "shuffled", "step", "validations"}, averaged weights; None: not finite."""
-        prompts = scene_prompts(self.budget.per_task)
-        loaded = load(folder).to(self.q.device)
-        request = Request(
-            n=self.budget.images, prompts=image_prompts(prompts, self.budget.each), mode="prompts", seed=arm.seed,
-            chunk=min(self.budget.chunk, self.budget.images), decode=64,
-        )  # fmt: skip
-        if not all(p.isfinite().all() for p in loaded.model.parameters()):
+        loaded, b = load(folder).to(self.q.device), self.budget
+        if not finite(loaded):
             return None
-        made = generate(loaded, loaded.recipe.sampling, request, device=self.q.device)
-        found = evaluate_scenes(made.images, prompts)
-        return {
-            "overall": found.overall, "interval": list(found.interval), "scores": found.scores,
-            "shuffled": found.shuffled, "step": loaded.step, "validations": read_validations(folder),
-        }  # fmt: skip
+        found = follow(loaded, b.per_task, b.each, seed=arm.seed, chunk=b.chunk)
+        return {**found, "step": loaded.step, "validations": read_validations(folder)}
 
     def find(self, scores: Mapping[str, Mapping[str, Any]], folders: Mapping[str, Path]) -> Finding:
         """Curves, scores, and the verdict."""
