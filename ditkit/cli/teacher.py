@@ -73,7 +73,8 @@ def way_on(data: str, size: str | None, out: Path, steps: int, better: bool) -> 
     sized = "" if size is None else f" --size {size}"
     if better:
         return f"ditkit train repa.sit_s_2 --data {data}{sized} --codec pixels --teacher {out}"
-    return f"train it longer: ditkit teacher {data}{sized} --steps {4 * steps} --out {out}-longer, else as before"
+    more = 4 * steps or 500
+    return f"train it longer: ditkit teacher {data}{sized} --steps {more} --out {out}-longer, else as before"
 
 
 def open_images(data: str, size: str | None):

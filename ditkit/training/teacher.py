@@ -30,7 +30,7 @@ Progress = Callable[[int, dict[str, float]], None]
 class TeacherTraining(Settings):
     """How the teacher is trained; the defaults are the measured digits recipe."""
 
-    steps: int = Field(500, ge=1, description="Optimiser steps.")
+    steps: int = Field(500, ge=0, description="Optimiser steps; 0: a random network, to compare with.")
     batch: int = Field(96, ge=2, description="Images a step; each gives two views.")
     learning_rate: float = Field(3e-3, gt=0, description="AdamW; cosine decay to 0.")
     weight_decay: float = Field(0.05, ge=0, description="AdamW, on matrices only.")
@@ -74,7 +74,7 @@ def _train(
     network = ViT(_shape(settings, source, images), torch.Generator().manual_seed(seed)).to(device)
     augment = settings.augment or default_augment(source.channels)
     started = time.perf_counter()
-    losses = _fit(network, images, augment, settings, seed, progress)
+    losses = _fit(network, images, augment, settings, seed, progress) if settings.steps else []
     if images.rejects:
         warnings.warn(f"{len(images.rejects)} images could not be read and were left out", stacklevel=3)
     facts = {
@@ -86,8 +86,8 @@ def _train(
         "images": len(images),
         "rejects": images.rejects,
         "seconds": round(time.perf_counter() - started, 1),
-        "loss_first": losses[0],
-        "loss_last": sum(losses[-20:]) / len(losses[-20:]),
+        "loss_first": losses[0] if losses else None,
+        "loss_last": sum(losses[-20:]) / len(losses[-20:]) if losses else None,
     }
     return SelfTaught(network, facts)
 

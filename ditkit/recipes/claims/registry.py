@@ -4,10 +4,13 @@ from __future__ import annotations
 
 from ditkit.recipes.claims import (
     ddt_convergence,
+    repa_choices,
     repa_gain,
     repa_representation,
     repa_samples,
     repa_size,
+    repa_stop,
+    repa_teacher,
     sd3_backbones,
     sd3_dpo,
     sd3_formulations,
@@ -18,6 +21,9 @@ from ditkit.recipes.reproduce.claim import Claim
 MODULES = (
     repa_gain,
     repa_size,
+    repa_choices,
+    repa_teacher,
+    repa_stop,
     repa_representation,
     repa_samples,
     ddt_convergence,
