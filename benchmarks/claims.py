@@ -28,6 +28,7 @@ PAGE = Path("docs") / "claims.md"
 PICTURE = Path("docs") / "images" / "ledger.png"
 README = Path("README.md")
 TRIED = "tried.json"
+MORE = "How to read, rerun and add claims: [reproduce.md](reproduce.md)."
 MARKS = ("<!-- ledger -->", "<!-- /ledger -->")
 
 
@@ -83,7 +84,7 @@ def keep_tried(folder: Path, root: Path) -> None:
 
 def page_of(ledger: Ledger) -> str:
     """docs/claims.md."""
-    return ledger_page(ledger, picture=f"images/{PICTURE.name}", folder=f"../{KEPT.as_posix()}")
+    return ledger_page(ledger, picture=f"images/{PICTURE.name}", folder=f"../{KEPT.as_posix()}", more=MORE)
 
 
 def with_line(readme: str, ledger: Ledger) -> str:

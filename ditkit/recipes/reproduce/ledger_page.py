@@ -26,7 +26,7 @@ supervised teacher of REPA) and a convolutional network's with random weights (n
 no model). Where one number is given it is their geometric mean. Beside them stand class agreement (the share of
 samples that the classifier takes for what they were asked to be) and validation loss. ± is the standard deviation
 over seeds. Claims about text are tested on captioned scenes, where what is seen is checked against the prompt. Every
-score stands in the JSON. How to read, rerun and add claims: [reproduce.md](reproduce.md)."""
+score stands in the JSON."""
 COST = (
     "Cost is the seconds of all trainings and scores that a claim rests on, one process at a time; claims share runs, "
     "so that together they took less."
@@ -37,12 +37,15 @@ COST = (
 class Ledger:
     """What the page is made of. results: name of the file (without .json) -> result; tried: claim -> two sentences.
 
+    budget, source: which results count (source as in Result.data; "": each claim's own); others are told beside them.
     ValueError where a result or a trial is of a claim that is not in `claims`.
     """
 
     claims: Mapping[str, Claim]
     results: Mapping[str, Result]
     tried: Mapping[str, str]
+    budget: str = "small"
+    source: str = ""
 
     def __post_init__(self):
         asked = {result.claim for result in self.results.values()} | set(self.tried)
@@ -50,21 +53,21 @@ class Ledger:
             raise ValueError(f"{', '.join(unknown)}: no such claim in the ledger")
 
     def of(self, claim: str) -> dict[str, Result]:
-        """All results of a claim, by file: those of its own data first, the small budget, no keys, most seeds."""
+        """All results of a claim, by file: those that count first; few keys, many seeds."""
         found = {name: result for name, result in self.results.items() if result.claim == claim}
 
-        def order(name: str) -> tuple[bool, bool, int, int, str]:
-            r = found[name]
-            other = r.data.get("source") != self.claims[claim].data
-            return other, r.budget != "small", len(keys_of(r)), -len(r.seeds), name
+        def order(name: str) -> tuple[bool, int, int, str]:
+            return not self._counts(found[name]), len(keys_of(found[name])), -len(found[name].seeds), name
 
         return {name: found[name] for name in sorted(found, key=order)}
 
     def main(self, claim: str) -> Result | None:
-        """The result that the ledger counts; none where only larger budgets or other data, or nothing, was run."""
-        first = next(iter(self.of(claim).values()), None)
-        own = first is not None and first.data.get("source") == self.claims[claim].data and first.budget == "small"
-        return first if own else None
+        """The result that the ledger counts; none where only other budgets or data, or nothing, was run."""
+        return next((result for result in self.of(claim).values() if self._counts(result)), None)
+
+    def _counts(self, result: Result) -> bool:
+        own = self.source or self.claims[result.claim].data
+        return result.budget == self.budget and result.data.get("source") == own
 
     @property
     def papers(self) -> dict[str, list[str]]:
@@ -84,8 +87,8 @@ class Ledger:
         return f"{len(self.claims)} claims: {', '.join(parts)}."
 
 
-def ledger_page(ledger: Ledger, picture: str = "", folder: str = "") -> str:
-    """The page. picture: its address, none: no picture; folder: where the JSON files are, none: no links to them."""
+def ledger_page(ledger: Ledger, picture: str, folder: str, more: str = "") -> str:
+    """The page. picture: its address; folder: where the JSON files are, as the page sees it; more: a sentence."""
     parts = ["# The claims ledger", "", "<!-- Written by benchmarks/claims.py from the JSON; not by hand. -->", ""]
     parts += [ledger.headline, "", INTRO, ""]
     if picture:
@@ -129,7 +132,7 @@ def details(ledger: Ledger, name: str, folder: str) -> list[str]:
     claim, results, main = ledger.claims[name], ledger.of(name), ledger.main(name)
     lines = [f"### {name}", ""]
     if main is None:
-        lines += [f"{NOT_RUN.capitalize()} with its own data and the small budget. Rule: {escape(claim.rule)}", ""]
+        lines += [f"{NOT_RUN.capitalize()}. Rule: {escape(claim.rule)}", ""]
     else:
         lines += [f"{sign(main)}. {escape(main.reason)}", "", f"Rule: {escape(main.rule)}", ""]
     if name in ledger.tried:
@@ -243,7 +246,7 @@ def file_name(result: Result) -> str:
 
 def link(file: str, folder: str) -> str:
     """To a result's JSON."""
-    return f"[JSON]({folder}/{file}.json)" if folder else f"{file}.json"
+    return f"[JSON]({folder}/{file}.json)"
 
 
 def table(head: Iterable[str], rows: Iterable[Iterable[str]], plain: int = -1) -> list[str]:

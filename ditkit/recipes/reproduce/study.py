@@ -10,7 +10,7 @@ from __future__ import annotations
 import json
 import time
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -57,6 +57,14 @@ class Plan:
         ]
 
 
+@dataclass
+class Seen:
+    """What was planned before where several studies are: paces of networks, and scores by run that count already."""
+
+    paces: dict[str, Pace] = field(default_factory=dict)
+    runs: dict[Path, set[str]] = field(default_factory=dict)
+
+
 def minutes(seconds: float) -> str:
     """A time as people say it."""
     return (
@@ -68,16 +76,16 @@ def minutes(seconds: float) -> str:
     )
 
 
-def make_plan(q: Question) -> Plan:
+def make_plan(q: Question, seen: Seen | None = None) -> Plan:
     """Look at the data and at what OUT holds, and time the networks. Writes study.json alone, if OUT is new.
 
-    DataError or ValueError, one line, where the claim has no use for the data or OUT holds something else.
+    Runs and scores that `seen` holds take no time; those of this plan are added to it. DataError or ValueError, one
+    line, where the claim has no use for the data or OUT holds something else.
     """
     check_writable(q.out)
     study = q.claim.open(q)
     claim_folder(q, study)
-    pool = pool_of(q, study)
-    timed: dict[str, Pace] = {}
+    pool, seen = pool_of(q, study), seen or Seen()
     seconds = {TRAINING: 0.0, SCORING: 0.0}
     trained = scored = 0
     for arm in study.arms:
@@ -86,16 +94,24 @@ def make_plan(q: Question) -> Plan:
         trained, scored = trained + (left == 0 or failed(found)), scored + len(arm.parts) - len(missing)
         if failed(found) or not (left or missing):
             continue
-        network = json.dumps([recipe.model.model_dump(mode="json"), recipe.training.batch])
-        if network not in timed:
-            timed[network] = pace(recipe, getattr(q.budget, "chunk", 64), q.device)
-        each = timed[network]
+        known = seen.runs.setdefault(pool.run(arm), set())
+        left, new = 0 if known else left, {part: n for part, n in missing.items() if part not in known}
+        known |= {TRAINING, *missing}
+        each = timed(arm, q, seen.paces)
         checks = left // (recipe.training.validate_every or left or 1)
         seconds[TRAINING] += left * each.training * recipe.training.batch + checks * each.evaluation * CHECK
         seconds[TRAINING] += AROUND if left else 0.0
-        seconds[SCORING] += each.evaluation * sum(missing.values())
+        seconds[SCORING] += each.evaluation * sum(new.values())
     total = sum(len(arm.parts) for arm in study.arms)
     return Plan(q, study, len(study.arms), trained, total, scored, seconds)
+
+
+def timed(arm: Arm, q: Question, paces: dict[str, Pace]) -> Pace:
+    """The pace of an arm's network, measured once."""
+    network = json.dumps([arm.recipe.model.model_dump(mode="json"), arm.recipe.training.batch])
+    if network not in paces:
+        paces[network] = pace(arm.recipe, getattr(q.budget, "chunk", 64), q.device)
+    return paces[network]
 
 
 def claim_folder(q: Question, study: Study) -> None:
