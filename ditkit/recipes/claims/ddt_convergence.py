@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import numpy as np
 
-from ditkit.evaluation.sections import table
+from ditkit.evaluation.sections import Cell, table
 from ditkit.recipes.claims.baselines import REPA, SIT, repa, sit
 from ditkit.recipes.claims.ddt_arms import DDT, IMPROVED, IMPROVED_REPA, check_equal, ddt, improved, with_repa
 from ditkit.recipes.claims.repa_gain import reached
@@ -49,7 +49,7 @@ def judge(found: Table) -> Finding:
         for name in OTHERS
     }
     counts = check_equal([trial.recipe for trial in found.trials])
-    rows = [
+    rows: list[list[Cell]] = [
         [t.name, count, shown(curve[t.name][:, -1]), *versus(t.name, pairs, faster)]
         for t, count in zip(found.trials, counts, strict=True)
     ]
