@@ -4,6 +4,9 @@ from __future__ import annotations
 
 from ditkit.recipes.claims import (
     ddt_convergence,
+    ddt_share,
+    ddt_sharing,
+    ddt_similarity,
     repa_choices,
     repa_gain,
     repa_representation,
@@ -27,6 +30,9 @@ MODULES = (
     repa_representation,
     repa_samples,
     ddt_convergence,
+    ddt_share,
+    ddt_similarity,
+    ddt_sharing,
     sd3_formulations,
     sd3_backbones,
     sd3_dpo,
