@@ -69,8 +69,8 @@ class Alikeness:
 
 
 def rounded(values: Any) -> list[float]:
-    """Numbers for JSON."""
-    return [round(float(v), 6) for v in values]
+    """Numbers for JSON, no finer than float32 tells them."""
+    return [round(float(v), 9) for v in values]
 
 
 @torch.no_grad()
