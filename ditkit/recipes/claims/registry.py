@@ -17,6 +17,7 @@ from ditkit.recipes.claims import (
     sd3_backbones,
     sd3_dpo,
     sd3_formulations,
+    sd3_qknorm,
     sd3_straightness,
 )
 from ditkit.recipes.reproduce.claim import Claim
@@ -34,6 +35,7 @@ MODULES = (
     ddt_similarity,
     ddt_sharing,
     sd3_formulations,
+    sd3_qknorm,
     sd3_backbones,
     sd3_dpo,
     sd3_straightness,
