@@ -2,10 +2,11 @@
 
     B <- m B + (1 - m) G;  U = m B + (1 - m) G (Nesterov) or B;  W <- W - lr size O(U),  W decayed before
 
-O(U) takes U = L S R^T to about L R^T by Newton-Schulz iterations in bfloat16; its singular values end between 0.7 and
-1.2. Matrices that one Linear holds for several purposes (qkv, kv) are taken apart, since they are unrelated; so says
-the author. Modulations (adaLN) start at zero and are one matrix for unlike parts: they stay with AdamW, as do factors
-of adapters, embeddings, the output layer, convolutions, vectors and projectors.
+O(U) takes U = L S R^T to about L R^T by Newton-Schulz iterations; its singular values end between 0.7 and 1.2. They run
+in bfloat16 on an accelerator, in float32 on a CPU, where bfloat16 products may be many times slower. Matrices that one
+Linear holds for several purposes (qkv, kv) are taken apart, since they are unrelated; so says the author. Modulations
+(adaLN) start at zero and are one matrix for unlike parts: they stay with AdamW, as do factors of adapters, embeddings,
+the output layer, convolutions, vectors and projectors.
 """
 
 from __future__ import annotations
@@ -108,7 +109,8 @@ class MuonAdamW(torch.optim.Optimizer):
             sums = list(torch._foreach_lerp(grads, sums, s.momentum))
         whole = torch.stack([_gathered(u, p) for u, p in zip(sums, parameters, strict=True)])
         rows, columns = whole.shape[1] // cut, whole.shape[2]
-        moves = orthogonalised(whole.view(-1, rows, columns), s.iterations).to(whole.dtype).reshape(whole.shape)
+        dtype = torch.float32 if whole.device.type == "cpu" else torch.bfloat16
+        moves = orthogonalised(whole.view(-1, rows, columns), s.iterations, dtype).to(whole.dtype).reshape(whole.shape)
         moves = moves * (-rate * size_of(s, rows, columns))
         if good is not None:
             moves = moves * good

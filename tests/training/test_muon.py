@@ -99,7 +99,7 @@ def test_three_steps_are_the_formula_written_out(match, nesterov):
             mine[name] = mine[name] * (1 - 0.02 * 0.3) - 0.02 * size * o
     for name, expected in mine.items():
         moved = 0.02 * 3 * size_of(optimizer.muon, expected.shape[0] // weights[name], expected.shape[1])
-        assert (net.get_parameter(name) - expected).abs().max() < 0.02 * moved, name  # bfloat16's rounding
+        assert (net.get_parameter(name) - expected).abs().max() < 1e-4 * moved, name  # float32: this is a CPU
 
 
 @pytest.mark.parametrize("match, theirs", [("spectral", "original"), ("adamw", "match_rms_adamw")])
