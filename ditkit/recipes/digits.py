@@ -13,6 +13,7 @@ from ditkit.models import DDTSettings, DiTSettings
 from ditkit.pretrained import CodecSettings, TeacherSettings
 from ditkit.recipes.recipe import Recipe
 from ditkit.training import TrainSettings
+from ditkit.training.settings import MuonSettings
 
 
 def sit() -> Recipe:
@@ -56,4 +57,26 @@ def ddt() -> Recipe:
     return repa().with_(changes)
 
 
-ROWS = (sit, repa, ddt)
+def best() -> Recipe:
+    """The best stack of our switches, as `ditkit reproduce best-stack` tests it against plain SiT: see `stacked`."""
+    return stacked(repa(), stop=400).with_({"title": "Best stack on digits"})
+
+
+def stacked(aligned: Recipe, stop: int) -> Recipe:
+    """An aligned SiT with everything that pays: DDT's improved blocks without a split, logit-normal times, Muon.
+
+    Alignment ends at step `stop`. Depth, width, heads and aligned block stay.
+    """
+    m = aligned.model
+    shape = {"width": m.width, "patch": m.patch, "channels": m.channels, "size": m.size, "num_classes": m.num_classes}
+    changes = {
+        "model": DDTSettings(encoder_blocks=0, decoder_blocks=m.depth, heads=m.heads, **shape),
+        "objective.density": LogitNormal(),
+        "align.stop_step": stop,
+        "training.betas": (0.9, 0.95),
+        "training.muon": MuonSettings(),
+    }
+    return aligned.with_(changes)
+
+
+ROWS = (sit, repa, ddt, best)

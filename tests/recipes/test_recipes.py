@@ -18,7 +18,8 @@ GOLDEN = {file.stem: json.loads(file.read_text()) for file in sorted((Path(__fil
 ALL = sorted(RECIPES)
 LABELLED = [name for name in ALL if recipe(name).text is None]  # the others: test_text_recipes.py
 PUBLISHED = [name for name in LABELLED if recipe(name).published]
-OURS = {"sit.s_2", "sit.b_2", "sit.l_2", "sit.xl_2", "repa.sit_s_2", "digits.sit", "digits.repa", "digits.ddt"}
+DIGITS = {"digits.sit", "digits.repa", "digits.ddt", "digits.best"}
+OURS = {"sit.s_2", "sit.b_2", "sit.l_2", "sit.xl_2", "repa.sit_s_2", *DIGITS}
 
 # Trainable parameters without the frozen position table (counted on the official code).
 SIZES = {
@@ -137,7 +138,7 @@ def test_conventions_of_the_family(name):
     assert (r.model.time_scale, r.model.time_offset) == maps[map_of]
     assert r.model.variance == ("learned" if on_dit else "dropped" if family == "sit" and name not in OURS else "none")
     aligned = family in ("repa", "ddt") and "improved_sit" not in name
-    assert (r.align is not None) == (aligned or name in ("digits.repa", "digits.ddt"))
+    assert (r.align is not None) == (aligned or name in DIGITS - {"digits.sit"})
     assert r.objective.drop == 0.1
     if family == "digits":
         return
