@@ -20,6 +20,7 @@ from ditkit.recipes.claims import (
     sd3_formulations,
     sd3_qknorm,
     sd3_straightness,
+    sd3_text,
 )
 from ditkit.recipes.reproduce.claim import Claim
 
@@ -39,6 +40,7 @@ MODULES = (
     sd3_channels,
     sd3_qknorm,
     sd3_backbones,
+    sd3_text,
     sd3_dpo,
     sd3_straightness,
 )  # in the order of the papers
