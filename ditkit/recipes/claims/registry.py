@@ -19,6 +19,7 @@ from ditkit.recipes.claims import (
     sd3_dpo,
     sd3_formulations,
     sd3_qknorm,
+    sd3_shift,
     sd3_straightness,
     sd3_text,
 )
@@ -37,6 +38,7 @@ MODULES = (
     ddt_similarity,
     ddt_sharing,
     sd3_formulations,
+    sd3_shift,
     sd3_channels,
     sd3_qknorm,
     sd3_backbones,
