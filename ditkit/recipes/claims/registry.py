@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from ditkit.recipes.claims import (
+    best_stack,
     ddt_convergence,
     ddt_share,
     ddt_sharing,
@@ -45,5 +46,6 @@ MODULES = (
     sd3_text,
     sd3_dpo,
     sd3_straightness,
+    best_stack,
 )  # in the order of the papers
 CLAIMS: dict[str, Claim] = {claim.name: claim for module in MODULES for claim in module.CLAIMS}
