@@ -8,7 +8,12 @@ from ditkit.recipes.claims import (
     ddt_share,
     ddt_sharing,
     ddt_similarity,
+    dit_compute,
+    dit_conditioning,
+    dit_gflops,
+    dit_sampling,
     repa_choices,
+    repa_ddpm,
     repa_gain,
     repa_representation,
     repa_samples,
@@ -27,6 +32,10 @@ from ditkit.recipes.claims import (
 from ditkit.recipes.reproduce.claim import Claim
 
 MODULES = (
+    dit_conditioning,
+    dit_gflops,
+    dit_compute,
+    dit_sampling,
     repa_gain,
     repa_size,
     repa_choices,
@@ -34,6 +43,7 @@ MODULES = (
     repa_stop,
     repa_representation,
     repa_samples,
+    repa_ddpm,
     ddt_convergence,
     ddt_share,
     ddt_similarity,
