@@ -33,9 +33,9 @@ def trained(bed: Testbed) -> list[Trial]:
 
 
 def at(steps: Sequence[float], curve: np.ndarray, step: float) -> float:
-    """A curve at a step between those where it was measured, straight on logarithms; nan outside of them."""
-    if not steps[0] <= step <= steps[-1]:
-        return float("nan")
+    """A curve at a step between those where it was measured, straight on logarithms; infinite if the run diverged."""
+    if not np.isfinite(curve).all():
+        return float("inf")
     return float(np.exp(np.interp(np.log(step), np.log(steps), np.log(curve))))
 
 
@@ -48,8 +48,8 @@ def compared(points: list[Point], steps: list[int], curves_: dict[str, np.ndarra
     found = {}
     for small, large in neighbours(points):
         step = steps[-1] * small.gflops / large.gflops
-        values = np.array([at(steps, row, step) for row in curves_[large.name]])
-        if not np.isnan(values).any():
+        if step >= steps[0]:
+            values = np.array([at(steps, row, step) for row in curves_[large.name]])
             found[f"{large.name} over {small.name}"] = Paired.of(values, curves_[small.name][:, -1]).ratio
     return found
 
