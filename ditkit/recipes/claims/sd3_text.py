@@ -220,21 +220,21 @@ def judge(found: Mapping[str, Sequence[Scores]]) -> Finding:
         parts = gained(np.log(without) - math.log(KEPT)), against.verdict()
     follows = all(bool((values >= WEAK).all()) for values in full.values())
     verdict: Verdict = together(*parts) if follows else UNDECIDED
-    wins = 50 + 50 * (overall(found[EACH], NO_T5) - full[EACH])
-    number = f"{shown(100 * without)} % of the score kept without T5 (win rate {shown(wins)} %)"
+    wins = 0.5 + 0.5 * (overall(found[EACH], NO_T5) - full[EACH])
+    number = f"{in_percent(without)} of the score kept without T5 (win rate {in_percent(wins)})"
     reason = (
         f"With all three encoders the score is {shown(full[EACH])} ({shown(full[WHOLE])} of the control). Without T5 "
-        f"{shown(100 * without)} % of it is kept: {parts[0]}. Over the six subsets that lack an encoder it keeps "
-        f"{shown(100 * spared[EACH])} %, the control {shown(100 * spared[WHOLE])} %: {parts[1]}."
+        f"{in_percent(without)} of it is kept: {parts[0]}. Over the six subsets that lack an encoder it keeps "
+        f"{in_percent(spared[EACH])}, the control {in_percent(spared[WHOLE])}: {parts[1]}."
     )
     if not follows:
         reason += " A model follows too few prompts to say."
     ours = {
-        "kept without T5": without.tolist(), "win rate without T5, %": wins.tolist(),
+        "kept without T5": without.tolist(), "win rate without T5": wins.tolist(),
         "kept, mean over subsets": {name: values.tolist() for name, values in spared.items()},
         "score": {name: {s: overall(runs, s).tolist() for s in SUBSETS} for name, runs in found.items()},
     }  # fmt: skip
-    paper = {"win rate without T5, %": {"aesthetics": 50, "prompt following": 46, "typography": 38}}
+    paper = {"win rate without T5": {"aesthetics": 0.50, "prompt following": 0.46, "typography": 0.38}}
     sections = [*(subset_table(name, runs) for name, runs in found.items()), worth_table(found[EACH])]
     remarks = [
         "A win rate counts pairs of images of one prompt and one noise, without T5 and with: one right and the other "
@@ -243,16 +243,23 @@ def judge(found: Mapping[str, Sequence[Scores]]) -> Finding:
     return Finding(paper, ours, verdict, reason, sections, remarks, number=number, effect=against.ratio.tolist())
 
 
+def in_percent(shares: np.ndarray) -> str:
+    """Mean and standard deviation of shares, as "93 % ± 4"; a dash where one is not known."""
+    if not len(shares) or not np.isfinite(shares).all():
+        return "–"
+    return f"{100 * shares.mean():.0f} %" + (f" ± {100 * shares.std(ddof=1):.0f}" if len(shares) > 1 else "")
+
+
 def subset_table(name: str, runs: Sequence[Scores]) -> Section:
     """Scores of a model with every subset of the encoders, overall and by task, means over seeds."""
     told = [[run[s] for run in runs if run[s] is not None] for s in SUBSETS]
     rows: list[list[Cell]] = []
     for subset, mine in zip(SUBSETS, told, strict=True):
         by_task = [f"{np.mean([one['scores'][tag] for one in mine]):.2f}" if mine else None for tag in TAGS]
-        rows.append([subset, shown(overall(runs, subset)), shown(kept(runs, subset), 2), *by_task])
+        rows.append([subset, shown(overall(runs, subset)), in_percent(kept(runs, subset)), *by_task])
     chance = [value for mine in told for one in mine for value in one["shuffled"].values()]
-    note = f"± standard deviation over {len(runs)} seeds, from the same noise in every row; "
-    note += f"the same images against other prompts: {np.mean(chance):.2f}." if chance else "all runs diverged."
+    note = f"± standard deviation over {len(runs)} seeds; the same prompts and noise in every row."
+    note += f" The same images against other prompts: {np.mean(chance):.2f}." if chance else ""
     columns = ("encoders", "score", "kept", *(TITLES[tag] for tag in TAGS))
     return table(f"Trained with {name}", columns, rows, note)
 
@@ -267,11 +274,11 @@ def worth_table(runs: Sequence[Scores]) -> Section:
         return left / np.where(gain > 0, gain, np.nan)
 
     rows: list[list[Cell]] = [
-        [subset, *(shown(100 * share(subset, tag)) for tag in TAGS)] for subset in SUBSETS if subset != ALL
+        [subset, *(in_percent(share(subset, tag)) for tag in TAGS)] for subset in SUBSETS if subset != ALL
     ]
     note = (
-        "% of what the text takes off the validation loss (no text minus all three encoders) that is left; held-out "
-        "scenes, the same noise and times in every row, times above 1/8. ± standard deviation over seeds."
+        "The part of what the text takes off the validation loss (no text minus all three encoders) that is left. "
+        "Held-out scenes, the same noise and times in every row, times above 1/8; ± standard deviation over seeds."
     )
     return table(f"Worth of the encoders, {EACH}", ("encoders", *(TITLES[tag] for tag in TAGS)), rows, note)
 

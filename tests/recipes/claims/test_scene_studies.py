@@ -4,11 +4,14 @@ from __future__ import annotations
 
 import json
 import math
+from dataclasses import replace
+from pathlib import Path
 
 import pytest
 import torch
 
-from ditkit.config import diff
+from ditkit.checkpoints import CheckpointError
+from ditkit.config import diff, read_file, read_settings
 from ditkit.data import DataError
 from ditkit.evaluation.generate import weights_fingerprint
 from ditkit.evaluation.geneval import TAGS
@@ -22,6 +25,7 @@ from ditkit.recipes.load import load
 from ditkit.recipes.registry import recipe
 from ditkit.recipes.reproduce import carry_out, make_plan
 from ditkit.recipes.reproduce.claim import FAILS, HOLDS, UNDECIDED
+from ditkit.recipes.reproduce.result import Result
 from ditkit.recipes.run import train
 
 
@@ -143,6 +147,33 @@ def test_preference_tuning_is_told(tmp_path, monkeypatch):
     weak = study.score(arm, tmp_path, study.part, lambda *_: None)
     found = study.find({arm.key: {study.part: weak}}, {})
     assert found.verdict == UNDECIDED and "too seldom" in found.reason
+
+
+def test_the_kept_result_follows_from_its_numbers():
+    """It was made before results kept their scores: its verdict, reason and commands come from `ours` alone."""
+    file = Path(__file__).parents[3] / "benchmarks" / "results" / "2026-11-21-sd3-dpo-scenes-cpu.json"
+    result = read_settings(Result, read_file(file), str(file))
+    ours = result.ours
+    assert sd3_dpo.decide(ours["base"], ours["dpo"], ours["winners"]) == (result.verdict, result.reason)
+    assert result.rule == sd3_dpo.RULE and result.published == {"before": 0.68, "after": 0.71}
+
+
+def test_a_result_is_judged_again_without_its_base():
+    run = {"overall": 0.6, "tasks": dict.fromkeys(TAGS, 0.6)}
+    base = {"overall": 0.5, "tasks": dict.fromkeys(TAGS, 0.5)}
+    made = {"base": base, "pairs": {"pairs": 9}, "arms": {"dpo": [run] * 3, "winners": [base] * 3}, "paragraph": "P."}
+    budget = sd3_dpo.SMALL.with_({"base": "t2i.scenes, weights d1b1bc3fbeb7c0f5"})
+    q = replace(ask("sd3-dpo", seeds=3), budget=budget)
+    study = PreferenceStudy(q)
+    found = study.find({study.arms[0].key: {study.part: made}}, {})
+    assert (
+        found.verdict == HOLDS
+        and found.effect == pytest.approx([0.8] * 3)
+        and "0.600 ± 0.000 after DPO" in found.number
+    )
+    with pytest.raises(CheckpointError, match="no such run"):
+        make_plan(replace(q, out=Path("nowhere")))
+    assert not Path("nowhere").exists()
 
 
 def test_a_tiny_backbone_study_as_a_whole(tmp_path, monkeypatch):
