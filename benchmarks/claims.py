@@ -59,7 +59,7 @@ def keep(file: Path, root: Path) -> str:
     place = root / KEPT / f"{file_name(result)}.json"
     if result.budget == "smoke":
         return f"{file}: a smoke run, left out"
-    if result.environment.get("git", {}).get("dirty"):
+    if (result.environment.get("git") or {}).get("dirty"):
         raise ValueError(f"{file}: made with uncommitted changes, so that nobody can make it again; run it once more")
     there = read_settings(Result, read_file(place), str(place)) if place.is_file() else None
     if there is not None and len(there.seeds) > len(result.seeds):

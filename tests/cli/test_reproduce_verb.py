@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 
 from ditkit.recipes.claims import CLAIMS
+from tests.recipes.reproduce.results import NoArms, a_claim
 
 KEYS = ('rows=["rf/lognorm(0.00,1.00)","rf","v/cos"]', "steps=2", "images=4", "chunk=4", "classifier_steps=3")
 
@@ -40,3 +41,39 @@ def test_plan_progress_and_verdict(ditkit, tmp_path, monkeypatch):
     again = ditkit(*words)
     assert "3 runs and 9 scores of them are there" in again.stderr and again.exit_code == 0
     assert json.loads((tmp_path / "out" / "result.json").read_text())["ours"] == result["ours"]
+
+
+def test_all_claims_and_one_that_fails(ditkit, tmp_path, monkeypatch):
+    class Broken(NoArms):
+        def find(self, scores, folders):
+            raise KeyError("lost")
+
+    for name in list(CLAIMS):
+        monkeypatch.delitem(CLAIMS, name)
+    for name, study in {"one": NoArms, "two": NoArms, "broken": NoArms}.items():
+        monkeypatch.setitem(CLAIMS, name, a_claim(name, open=study))
+    words = ("reproduce", "all", "steps=4", "--seeds", "3", "--out", tmp_path / "all", "--pool", tmp_path / "runs")
+    whole = ditkit(*words, "--device", "cpu")
+    assert whole.exit_code == 0, whole.output
+    assert "3 claims; 0 runs" in whole.stderr and "3 of 3: broken" in whole.stderr
+    assert whole.stdout.count("holds") == 3 and "4 steps" in whole.stdout and "claims.md" in whole.stdout
+    assert "**3 hold**" in (tmp_path / "all" / "claims.md").read_text()
+    monkeypatch.setitem(CLAIMS, "broken", a_claim("broken", open=Broken))
+    failed = ditkit(*words, "--device", "cpu")
+    assert failed.exit_code == 2 and "1 of 3 claims failed: broken: KeyError: 'lost'" in failed.stderr
+    assert failed.stdout.count("holds") == 2, "the others are done"
+
+
+def test_the_pool_is_where_it_was_said(ditkit, refused, tmp_path, monkeypatch):
+    pools = []
+
+    class Where(NoArms):
+        def __init__(self, q):
+            super().__init__(q)
+            pools.append(q.pool)
+
+    monkeypatch.setitem(CLAIMS, "where", a_claim("where", open=Where))
+    for words in ((), ("--pool", tmp_path / "mine")):
+        assert ditkit("reproduce", "where", "--out", tmp_path / "a", "--device", "cpu", *words).exit_code == 0
+    assert pools == [tmp_path / "pool", tmp_path / "mine"]
+    assert "name the claim" in refused("reproduce", "--pool", tmp_path)

@@ -1,0 +1,91 @@
+"""The pool: runs are found by what is trained, scores survive, and only one process works on a run."""
+
+from __future__ import annotations
+
+import os
+import signal
+import subprocess
+import sys
+import textwrap
+from pathlib import Path
+
+import pytest
+
+from ditkit.pretrained import TeacherSettings
+from ditkit.recipes import digits
+from ditkit.recipes.reproduce.claim import Arm
+from ditkit.recipes.reproduce.pool import Pool
+
+fcntl = pytest.importorskip("fcntl", reason="locks between processes need POSIX")
+HOLDER = """
+import sys, time
+from pathlib import Path
+from ditkit.recipes.reproduce.pool import Pool
+with Pool(Path(sys.argv[1])).hold("run") as ours:
+    print(ours, flush=True)
+    time.sleep(float(sys.argv[2]))
+"""
+
+
+def holder(folder: Path, seconds: float) -> subprocess.Popen:
+    """Another process that holds "run" for so long; returns once it does."""
+    words = [sys.executable, "-c", textwrap.dedent(HOLDER), str(folder), str(seconds)]
+    process = subprocess.Popen(words, stdout=subprocess.PIPE, text=True)
+    assert process.stdout is not None and process.stdout.readline() == "True\n"
+    return process
+
+
+def test_a_killed_holder_lets_go_and_a_living_one_does_not(tmp_path):
+    pool, other = Pool(tmp_path / "shelf"), holder(tmp_path / "shelf", 60)
+    try:
+        with pool.hold("run") as ours, pool.hold("another") as free:
+            assert not ours and free
+        os.kill(other.pid, signal.SIGKILL)
+        other.wait()
+        with pool.hold("run") as ours:
+            assert ours
+            with Pool(tmp_path / "other shelf").hold("run") as elsewhere:
+                assert elsewhere
+        with pool.hold("run") as again:
+            assert again, "the end of a block lets go"
+    finally:
+        other.kill()
+        other.wait()
+
+
+def test_waiting_ends_when_the_holder_is_done(tmp_path):
+    pool, other = Pool(tmp_path), holder(tmp_path, 0.3)
+    with pool.hold("run", wait=True) as ours:
+        assert ours
+        with pool.hold("run") as twice:
+            assert not twice, "not even this process gets it a second time"
+    assert other.wait() == 0
+
+
+def test_a_run_is_named_by_what_is_trained():
+    base = digits.sit()
+    arm = Arm("one", base, {})
+    same = Arm("two", base.with_({"name": "x", "title": "y", "notes": ("z",)}), {"more": 1})
+    assert arm.file == same.file and arm.key != same.key
+    assert arm.file.startswith(f"dit-{base.model.width}x{base.model.depth}-") and arm.file.endswith("-seed0")
+    for key, value in {"training.lr": 0.5, "training.seed": 1, "model.width": 32, "data.split": "all"}.items():
+        assert Arm("one", base.with_({key: value}), {}).file != arm.file, key
+
+
+def test_where_a_teacher_lies_does_not_matter_but_which_it_is():
+    def named(source):
+        teacher = TeacherSettings(kind="selftaught", source=source)
+        return Arm("one", digits.repa().with_({"teachers": (teacher,)}), {}).file
+
+    assert named("/here/teacher-600") == named("/there/teacher-600") != named("/here/teacher-0")
+
+
+def test_what_is_known_of_a_run(tmp_path):
+    pool, arm = Pool(tmp_path / "shelf"), Arm("one", digits.sit(), {"x": 1})
+    assert pool.read(arm) == {"parts": {}, "seconds": {}, "training": 0.0, "failed": ""}
+    assert pool.missing(arm) == arm.recipe.training.steps
+    pool.write(arm, {**pool.read(arm), "parts": {"x": 1.5}})
+    assert Pool(tmp_path / "shelf").read(arm)["parts"] == {"x": 1.5}
+    assert pool.run(arm) == tmp_path / "shelf" / "runs" / arm.file
+    elsewhere = Arm("one", digits.sit(), {}, run=tmp_path / "mine")
+    assert pool.run(elsewhere) == tmp_path / "mine"
