@@ -33,7 +33,8 @@ class Paired:
 
     def better(self) -> bool:
         """Whether the first is: PAIRED."""
-        return len(self.ratio) >= FEWEST and clear(-np.log(np.maximum(self.ratio, 1e-300)))
+        with np.errstate(divide="ignore"):
+            return len(self.ratio) >= FEWEST and clear(-np.log(self.ratio))
 
     def worse(self) -> bool:
         """Whether the second is."""
