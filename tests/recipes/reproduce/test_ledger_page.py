@@ -104,4 +104,4 @@ def test_the_picture_has_a_row_for_each_claim_and_says_what_it_was_drawn_from():
 
 def test_labels_of_the_picture():
     assert short(PAPER) == "ONE" and short("Ours") == "Ours"
-    assert shortened("a few words", 20) == "a few words" and shortened("a few words; more", 13) == "a few words …"
+    assert shortened("a few words", 20) == "a few words" and shortened("a few words; more to come", 16) == "a few words …"

@@ -2,11 +2,8 @@
 
 from __future__ import annotations
 
-import os
-import signal
-import subprocess
-import sys
-import textwrap
+import multiprocessing
+import time
 from pathlib import Path
 
 import pytest
@@ -16,22 +13,23 @@ from ditkit.recipes import digits
 from ditkit.recipes.reproduce.claim import Arm
 from ditkit.recipes.reproduce.pool import Pool
 
-fcntl = pytest.importorskip("fcntl", reason="locks between processes need POSIX")
-HOLDER = """
-import sys, time
-from pathlib import Path
-from ditkit.recipes.reproduce.pool import Pool
-with Pool(Path(sys.argv[1])).hold("run") as ours:
-    print(ours, flush=True)
-    time.sleep(float(sys.argv[2]))
-"""
+pytest.importorskip("fcntl", reason="locks between processes need POSIX")
+FORK = multiprocessing.get_context("fork")
 
 
-def holder(folder: Path, seconds: float) -> subprocess.Popen:
-    """Another process that holds "run" for so long; returns once it does."""
-    words = [sys.executable, "-c", textwrap.dedent(HOLDER), str(folder), str(seconds)]
-    process = subprocess.Popen(words, stdout=subprocess.PIPE, text=True)
-    assert process.stdout is not None and process.stdout.readline() == "True\n"
+def hold(folder: Path, seconds: float, told) -> None:
+    """Hold "run" for so long."""
+    with Pool(folder).hold("run") as ours:
+        told.send(ours)
+        time.sleep(seconds)
+
+
+def holder(folder: Path, seconds: float):
+    """Another process that holds "run" for so long; returned once it does."""
+    here, there = FORK.Pipe()
+    process = FORK.Process(target=hold, args=(folder, seconds, there))
+    process.start()
+    assert here.poll(60) and here.recv()
     return process
 
 
@@ -40,8 +38,8 @@ def test_a_killed_holder_lets_go_and_a_living_one_does_not(tmp_path):
     try:
         with pool.hold("run") as ours, pool.hold("another") as free:
             assert not ours and free
-        os.kill(other.pid, signal.SIGKILL)
-        other.wait()
+        other.kill()
+        other.join()
         with pool.hold("run") as ours:
             assert ours
             with Pool(tmp_path / "other shelf").hold("run") as elsewhere:
@@ -50,7 +48,7 @@ def test_a_killed_holder_lets_go_and_a_living_one_does_not(tmp_path):
             assert again, "the end of a block lets go"
     finally:
         other.kill()
-        other.wait()
+        other.join()
 
 
 def test_waiting_ends_when_the_holder_is_done(tmp_path):
@@ -59,7 +57,8 @@ def test_waiting_ends_when_the_holder_is_done(tmp_path):
         assert ours
         with pool.hold("run") as twice:
             assert not twice, "not even this process gets it a second time"
-    assert other.wait() == 0
+    other.join()
+    assert other.exitcode == 0
 
 
 def test_a_run_is_named_by_what_is_trained():

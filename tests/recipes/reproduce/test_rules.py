@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from ditkit.recipes.reproduce.claim import FAILS, HOLDS, UNDECIDED
-from ditkit.recipes.reproduce.rules import Paired, clear, falling, percent, shown, together, trend
+from ditkit.recipes.reproduce.rules import Paired, clear, falling, gained, percent, shown, together, trend
 
 INF, NAN = float("inf"), float("nan")
 
@@ -44,6 +44,11 @@ def test_trends():
     assert falling([0.0, 0.5, 0.2]) == FAILS
     assert falling([-1, -1]) == UNDECIDED and falling([-1, -1, NAN]) == UNDECIDED
     assert falling([-0.4, -0.5, -0.4], strong=0.4) == HOLDS
+
+
+def test_differences():
+    assert gained([1.0, 1.2, 0.9]) == HOLDS and gained([-1.0, -1.2, -0.9]) == FAILS
+    assert gained([1.0, 1.2]) == gained([1.0, 1.0, NAN]) == gained([1.0, -1.0, 1.0]) == UNDECIDED
 
 
 def test_a_claim_in_parts():
