@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from ditkit.evaluation import Panel, Section
-from ditkit.evaluation.sections import curves, sheets
+from ditkit.evaluation.sections import class_grids, curves
 from ditkit.recipes.claims.baselines import REPA, SIT, repa, sit
 from ditkit.recipes.reproduce.claim import Finding
 from ditkit.recipes.reproduce.comparison import PAPERS, Table, Trial, claim
@@ -87,12 +87,13 @@ def picture(found: Table, steps: Sequence[int]) -> list[Section]:
     if len(there) < len(folders) or any(found.scores[name, seed].get(_of(found).name) is None for name in there):
         return []
     rows = {}
-    for name, folder in there.items():
-        made = [bed.sample(bed.load(folder, step), n=SHOWN, seed=seed)[0].cpu() for step in steps]
-        rows[name] = torch.stack(made, 1).flatten(0, 1)  # a row for each noise, a column for each checkpoint
-    told = ", ".join(map(str, steps))
-    note = f"Columns: after {told} training steps. Rows: one noise and label each, the same in both sheets."
-    return [sheets("The same noise over training", rows, len(steps), note)]
+    for step in steps:
+        for name, folder in there.items():
+            images, labels = bed.sample(bed.load(folder, step), n=SHOWN, seed=seed)
+            rows[f"{name}, {step} steps"] = images.cpu(), torch.arange(len(images))  # a column for each noise
+    names = [bed.source.classes[label] for label in labels.tolist()]
+    note = f"A column is one noise and one label in all rows. Seed {seed}, {SHOWN} of the samples."
+    return [class_grids("The same noise over training", rows, names, each=1, most=SHOWN, note=note)]
 
 
 def _of(found: Table) -> Progression:

@@ -96,5 +96,5 @@ def test_a_tiny_study_and_its_picture(tmp_path):
     result, page = carry_out(make_plan(q), lambda *_, **__: None)
     words = [part["progression@2,4"]["right"] for part in result.scores.values()]
     assert [len(word) for run in words for word in run] == [12] * 4
-    assert page.read_text(encoding="utf-8").count("<img") == 2, "one sheet a trial"
+    assert page.read_text(encoding="utf-8").count("<img") == 2 * 2 * 10, "trials, checkpoints, noises"
     assert result.verdict == UNDECIDED and result.seeds == (0,)
