@@ -22,7 +22,7 @@ from ditkit.recipes.recipe import Recipe
 from ditkit.recipes.reconstruct import BEST, Reconstruction, remade
 from ditkit.recipes.reproduce.claim import Arm, Claim, Finding
 from ditkit.recipes.reproduce.comparison import PAPERS, Comparison, Table, Trial, claim
-from ditkit.recipes.reproduce.measures import Quality, distance
+from ditkit.recipes.reproduce.measures import Measure, Quality, distance
 from ditkit.recipes.reproduce.rules import PAIRED, Paired, percent, shown, together
 from ditkit.recipes.reproduce.shown import scores, series
 from ditkit.recipes.reproduce.testbed import Testbed
@@ -86,7 +86,7 @@ def measured(bed: Testbed) -> list[Trial]:
     found = []
     for size in SIZES:
         for channels in channels_of(bed):
-            asked = [Quality(step), *([Restored(step)] if size == SIZES[0] else [])]
+            asked: list[Measure] = [Quality(step)] if size != SIZES[0] else [Quality(step), Restored(step)]
             recipe = in_codec(bed, bed.sit(size, short), channels, bed.q.seeds[0])
             found.append(Trial(name_of(size, channels), recipe, asked))
     return found

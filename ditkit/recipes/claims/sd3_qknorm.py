@@ -20,7 +20,7 @@ from ditkit.recipes.analyses.noised import noised
 from ditkit.recipes.analyses.subject import Asked, Subject
 from ditkit.recipes.reproduce.claim import Finding
 from ditkit.recipes.reproduce.comparison import PAPERS, Table, Trial, claim
-from ditkit.recipes.reproduce.measures import Quality
+from ditkit.recipes.reproduce.measures import Measure, Quality
 from ditkit.recipes.reproduce.rules import PAIRED, Paired, shown, together
 from ditkit.recipes.reproduce.shown import COLUMNS, series
 from ditkit.recipes.reproduce.testbed import Testbed
@@ -71,7 +71,7 @@ def steps_of(bed: Testbed) -> list[int]:
 
 def measured(bed: Testbed) -> list[Trial]:
     """The small model at a high rate, in both precisions, without and with the norm."""
-    measures = [*(AttentionAt(step) for step in steps_of(bed)), Quality(bed.budget.steps)]
+    measures: list[Measure] = [*(AttentionAt(step) for step in steps_of(bed)), Quality(bed.budget.steps)]
     fast = {"training.lr": FASTER * bed.budget.lr}
     return [
         Trial(name, bed.sit("small", {**fast, "training.precision": precision, "model.qk_norm": norm}), measures)
