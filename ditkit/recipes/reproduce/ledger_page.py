@@ -89,13 +89,9 @@ class Ledger:
 
 def ledger_page(ledger: Ledger, picture: str, folder: str, more: str = "") -> str:
     """The page. picture: its address; folder: where the JSON files are, as the page sees it; more: a sentence."""
-    parts = ["# The claims ledger", "", "<!-- Written by benchmarks/claims.py from the JSON; not by hand. -->", ""]
-    parts += [ledger.headline, "", INTRO, ""]
-    if picture:
-        parts += [
-            f"![Every claim: ratio of what it calls better to the other, by seed, and the verdict]({picture})",
-            "",
-        ]
+    shown = f"![Every claim: ratio of what it calls better to the other, by seed, and the verdict]({picture})"
+    parts = ["# The claims ledger", "", "<!-- Written from the JSON by a program; not by hand. -->", ""]
+    parts += [ledger.headline, "", f"{INTRO} {more}".rstrip(), "", shown, ""]
     for paper, names in ledger.papers.items():
         parts += [f"## {escape(paper)}", "", *summary(ledger, names), ""]
         for name in names:

@@ -21,6 +21,7 @@ ROW = 0.25  # inches
 WIDTH = 10.0  # inches; the README shows them on some 900 pixels
 DOTS = 160
 MOST = 8.0  # ratios beyond are drawn at the edge, with an arrow
+LEAST = 2.0  # the axis reaches at least to it
 LETTERS = 62  # of our number, where there is no ratio to draw
 
 
@@ -43,8 +44,16 @@ def rows_of(ledger: Ledger) -> list[Row]:
 
 def short(paper: str) -> str:
     """ "Representation Alignment for Generation (REPA, arXiv 2410.06940)" -> "REPA"."""
-    inside = paper.rpartition("(")[2].partition(",")[0]
-    return inside if ", arXiv" in paper else paper
+    before, _, inside = paper.rpartition(" (")
+    name, comma, _ = inside.partition(", arXiv")
+    return name if comma else before if inside.startswith("arXiv") else paper
+
+
+def reach(rows: list[Row]) -> float:
+    """The largest ratio of the axis, 2, 4 or 8: one that holds all effects, if there is one."""
+    found = [ratio for row in rows if row.result for ratio in row.result.effect if ratio]
+    most = max((max(ratio, 1 / ratio) for ratio in found), default=1.0)
+    return min(MOST, max(LEAST, 2.0 ** math.ceil(math.log2(most))))
 
 
 def drawn_from(ledger: Ledger) -> str:
@@ -62,9 +71,10 @@ def ledger_picture(ledger: Ledger) -> bytes:
     height = ROW * len(rows) + 1.15
     figure = Figure(figsize=(WIDTH, height), facecolor="white")
     axes = figure.add_axes((0.20, 0.62 / height, 0.55, ROW * len(rows) / height))
-    frame(axes, len(rows))
+    most = reach(rows)
+    frame(axes, len(rows), most)
     for y, row in enumerate(rows):
-        line(axes, y, row)
+        line(axes, y, row, most)
     title = ledger.headline.replace("**", "")
     figure.text(0.012, 1 - 0.16 / height, title, fontsize=12.5, weight="bold", va="top")
     under = "ratio of what the claim calls better to what it calls worse: left of 1 as claimed (small dots: seeds)"
@@ -75,12 +85,13 @@ def ledger_picture(ledger: Ledger) -> bytes:
     return out.getvalue()
 
 
-def frame(axes: Axes, rows: int) -> None:
+def frame(axes: Axes, rows: int, most: float) -> None:
     """Axis, the line at 1, and nothing else."""
     axes.set_xscale("log", base=2)
-    axes.set_xlim(1 / MOST, MOST)
-    ticks = [1 / 8, 1 / 4, 1 / 2, 1, 2, 4, 8]
-    axes.set_xticks(ticks, [f"{tick:g}" for tick in ticks], fontsize=9)
+    axes.set_xlim(1 / most, most)
+    halves = round(2 * math.log2(most)) if most <= 4 else round(math.log2(most))  # finer where there is room
+    ticks = [most ** (i / halves) for i in range(-halves, halves + 1)]
+    axes.set_xticks(ticks, [f"{tick:.2g}" for tick in ticks], fontsize=9)
     axes.minorticks_off()
     axes.set_ylim(rows - 0.5, -0.5)
     axes.set_yticks([])
@@ -91,7 +102,7 @@ def frame(axes: Axes, rows: int) -> None:
         axes.spines[side].set_visible(False)
 
 
-def line(axes: Axes, y: int, row: Row) -> None:
+def line(axes: Axes, y: int, row: Row, most: float) -> None:
     """One row: name, seeds with their mean or our number in words, verdict."""
     beside = axes.get_yaxis_transform()
     if row.heading:
@@ -107,22 +118,23 @@ def line(axes: Axes, y: int, row: Row) -> None:
         return
     ratios = [ratio for ratio in row.result.effect if ratio is not None and ratio > 0]
     if ratios and len(ratios) == len(row.result.effect):
-        seeds(axes, y, ratios, colour, MARKERS[verdict])
+        seeds(axes, y, ratios, most, (colour, MARKERS[verdict]))
     else:
         words = shortened(row.result.our_number or row.result.reason)
         axes.text(0.5, y, words, transform=beside, fontsize=8, va="center", ha="center", color="#555c66",
                   backgroundcolor="white").set_bbox({"facecolor": "white", "edgecolor": "none", "pad": 1})  # fmt: skip
 
 
-def seeds(axes: Axes, y: int, ratios: list[float], colour: str, marker: str) -> None:
+def seeds(axes: Axes, y: int, ratios: list[float], most: float, look: tuple[str, str]) -> None:
     """Small dots, a bar from the least to the most, the geometric mean as a large sign; arrows at the edges."""
-    inside = [min(max(ratio, 1 / MOST), MOST) for ratio in ratios]
+    colour, marker = look
+    inside = [min(max(ratio, 1 / most), most) for ratio in ratios]
     mean = math.exp(sum(map(math.log, ratios)) / len(ratios))
     axes.plot([min(inside), max(inside)], [y, y], color=colour, linewidth=1.6, alpha=0.6)
     axes.plot(inside, [y] * len(inside), "o", color=colour, markersize=3.2, alpha=0.75)
-    if mean < 1 / MOST or mean > MOST:
+    if mean < 1 / most or mean > most:
         marker = "<" if mean < 1 else ">"
-    place = min(max(mean, 1 / MOST), MOST)
+    place = min(max(mean, 1 / most), most)
     axes.plot([place], [y], marker, color=colour, markersize=8, markeredgecolor="white", clip_on=False)
 
 

@@ -9,7 +9,7 @@ from PIL import Image
 
 from ditkit.recipes.reproduce.claim import FAILS, HOLDS, UNDECIDED
 from ditkit.recipes.reproduce.ledger_page import Ledger, escape, file_name, keys_of, ledger_page
-from ditkit.recipes.reproduce.ledger_picture import drawn_from, ledger_picture, short, shortened
+from ditkit.recipes.reproduce.ledger_picture import Row, drawn_from, ledger_picture, reach, short, shortened
 from tests.recipes.reproduce.results import PAPER, a_claim, a_result
 
 CLAIMS = {name: a_claim(name) for name in ("one", "two", "three", "four")}
@@ -102,6 +102,12 @@ def test_the_picture_has_a_row_for_each_claim_and_says_what_it_was_drawn_from():
     assert drawn_from(ledger(*reversed(FOUND))) == drawn_from(ledger(*FOUND))
 
 
+@pytest.mark.parametrize(("effect", "most"), [((0.9, 1.1), 2.0), ((0.4, 1.1), 4.0), ((1.0, 100.0), 8.0), ((), 2.0)])
+def test_the_axis_holds_what_there_is(effect, most):
+    assert reach([Row("heading"), Row("one", a_result("one", effect=effect))]) == most
+
+
 def test_labels_of_the_picture():
     assert short(PAPER) == "ONE" and short("Ours") == "Ours"
-    assert shortened("a few words", 20) == "a few words" and shortened("a few words; more to come", 16) == "a few words …"
+    assert short("A, a successor of B (arXiv 1234.56789)") == "A, a successor of B"
+    assert shortened("a few words", 20) == "a few words" and shortened("a few words; and more", 16) == "a few words …"

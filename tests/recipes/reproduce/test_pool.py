@@ -67,7 +67,7 @@ def test_a_run_is_named_by_what_is_trained():
     same = Arm("two", base.with_({"name": "x", "title": "y", "notes": ("z",)}), {"more": 1})
     assert arm.file == same.file and arm.key != same.key
     assert arm.file.startswith(f"dit-{base.model.width}x{base.model.depth}-") and arm.file.endswith("-seed0")
-    for key, value in {"training.lr": 0.5, "training.seed": 1, "model.width": 32, "data.split": "all"}.items():
+    for key, value in {"training.lr": 0.5, "training.seed": 1, "model.width": 32, "data.split": "train"}.items():
         assert Arm("one", base.with_({key: value}), {}).file != arm.file, key
 
 

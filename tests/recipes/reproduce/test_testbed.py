@@ -14,16 +14,17 @@ from ditkit.config import diff
 from ditkit.data import DataError
 from ditkit.evaluation import read_images
 from ditkit.recipes.claims import ask
+from ditkit.recipes.reproduce import testbed
 from ditkit.recipes.reproduce.claim import Arm, Claim, Question
-from ditkit.recipes.reproduce.testbed import BUDGETS, SPACES, Testbed, validation_loss
+from ditkit.recipes.reproduce.testbed import BUDGETS, SPACES, validation_loss
 
 CLAIM = Claim("made-up", "A Paper", "Table 0", "-", "-", "digits", BUDGETS, {"small": 1}, lambda q: None)
 
 
-def bed(tmp_path, size="smoke", data="digits", **changes) -> Testbed:
+def bed(tmp_path, size="smoke", data="digits", **changes) -> testbed.Testbed:
     """A testbed of a made-up claim."""
     budget = BUDGETS[size].model_copy(update=changes)
-    return Testbed(Question(CLAIM, size, budget, data, (0,), tmp_path / "out"))
+    return testbed.Testbed(Question(CLAIM, size, budget, data, (0,), tmp_path / "out"))
 
 
 def pictures(folder: Path, classes=("cat", "dog")) -> str:
@@ -56,7 +57,7 @@ def test_recipes_fit_the_images_and_the_budget(tmp_path):
     assert (sit.model.width, sit.model.depth, sit.model.heads) == b.budget.medium
     assert (sit.training.steps, sit.training.lr, sit.sampling.steps) == (400, 4e-3, 16)
     assert changed(sit, b.sit("large")) == {"model.width", "model.depth"}
-    assert changed(sit, b.sit(changes={"model.qk_norm": True})) == {"model.qk_norm"}
+    assert changed(sit, b.sit(changes={"model.qk_norm": "rms"})) == {"model.qk_norm"}
 
 
 def test_alignment_changes_nothing_else_and_names_its_teacher(tmp_path):
@@ -82,7 +83,7 @@ def test_who_shares_and_who_does_not(tmp_path):
     assert one.shelf == two.shelf and one.pool == two.pool
     assert bed(tmp_path, images=13).shelf != one.shelf and bed(tmp_path, "small").shelf != one.shelf
     elsewhere = Question(CLAIM, "smoke", BUDGETS["smoke"], "digits", (0,), tmp_path / "out", shared=tmp_path / "pool2")
-    assert Testbed(elsewhere).pool.folder == tmp_path / "pool2" / one.shelf
+    assert testbed.Testbed(elsewhere).pool.folder == tmp_path / "pool2" / one.shelf
 
 
 def test_images_without_classes_are_refused(tmp_path):
