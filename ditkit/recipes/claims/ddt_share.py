@@ -30,8 +30,8 @@ def depth_of(bed: Testbed, size: str) -> int:
 
 
 def splits(depth: int) -> list[int]:
-    """Encoder blocks: a third, half, and all but the fewest decoder blocks (five sixths of 12 and of 24)."""
-    return sorted({max(1, round(depth / 3)), depth // 2, depth - fewest(depth)})
+    """Encoder blocks: half, and all but the fewest decoder blocks (five sixths of 12 and of 24)."""
+    return sorted({depth // 2, depth - fewest(depth)})
 
 
 def named(size: str, depth: int, encoder: int) -> str:
@@ -40,7 +40,7 @@ def named(size: str, depth: int, encoder: int) -> str:
 
 
 def trained(bed: Testbed) -> list[Trial]:
-    """DDT with REPA in three sizes, each split in three ways."""
+    """DDT with REPA in three sizes, each split in two ways."""
     made = []
     for size in SIZES:
         depth = depth_of(bed, size)
