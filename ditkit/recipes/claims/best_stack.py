@@ -205,7 +205,8 @@ def judge(found: Table) -> Finding:
         "distance at equal steps, ratio": equal.ratio.tolist(),
         "agreement": numbers(found, [Quality(last)], "agreement"),
     }
-    sections = [over_training(found, {t.name: steps_of(t) for t in found.trials}), scores(found), timing(found)]
+    sections = [over_training(found, {t.name: steps_of(t) for t in found.trials}), scores(found)]
+    sections += [timing(found)] if any(clocks) else []
     verdict = Paired.of(stack.seconds, np.nan_to_num(plain, nan=1.0)).verdict()  # nan: the stack diverged, inf seconds
     return Finding({}, ours, verdict, reason, sections, remarks, told, equal.ratio.tolist())
 
