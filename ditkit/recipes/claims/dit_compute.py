@@ -8,7 +8,7 @@ import numpy as np
 
 from ditkit.evaluation import Panel
 from ditkit.evaluation.sections import curves, table
-from ditkit.recipes.claims.dit_grid import Point, grid, neighbours
+from ditkit.recipes.claims.dit_grid import Point, grid, mean_ratio, neighbours
 from ditkit.recipes.claims.dit_recipe import SAME_NETWORK
 from ditkit.recipes.reproduce.claim import Finding
 from ditkit.recipes.reproduce.comparison import PAPERS, Table, Trial, claim
@@ -59,9 +59,8 @@ def judge(found: Table) -> Finding:
     bed, points, steps = found.bed, grid(found.bed), checkpoints(found.bed)
     curves_ = {p.name: np.array([found.distance(p.name, step) for step in steps]).T for p in points}
     pairs = compared(points, steps, curves_)
-    ratios = np.array(list(pairs.values())) if pairs else np.full((1, len(found.seeds)), np.nan)
-    mean = Paired(np.exp(np.log(ratios).mean(0)))
-    wins = sum(bool(np.exp(np.log(ratio).mean()) < 1) for ratio in pairs.values())
+    mean = mean_ratio(pairs, len(found.seeds))
+    wins = sum(bool(ratio.prod() < 1) for ratio in pairs.values())
     panels = [
         Panel(
             f"Distance, patch {patch}",

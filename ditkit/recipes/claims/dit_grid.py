@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import lru_cache
 
@@ -12,6 +13,7 @@ from ditkit.analysis.cost import cost
 from ditkit.data import DataError
 from ditkit.models import AnyModel
 from ditkit.recipes.recipe import Recipe
+from ditkit.recipes.reproduce.rules import Paired
 from ditkit.recipes.reproduce.testbed import Shape, Testbed
 
 MOST_TOKENS, FEWEST_TOKENS = 256, 4
@@ -101,6 +103,14 @@ def neighbours(points: list[Point]) -> list[tuple[Point, Point]]:
     by = {(p.size, p.patch): p for p in points}
     steps = list(itertools.pairwise(SIZES))
     return [(by[a, patch], by[b, patch]) for patch in sorted({p.patch for p in points}) for a, b in steps]
+
+
+def mean_ratio(pairs: Mapping[str, np.ndarray], seeds: int) -> Paired:
+    """The geometric mean of ratios over pairs, seed by seed; nan where there is no pair."""
+    if not pairs:
+        return Paired(np.full(seeds, np.nan))
+    with np.errstate(divide="ignore", invalid="ignore"):  # of a run that diverged, 0 or infinite
+        return Paired(np.exp(np.log(np.array(list(pairs.values()))).mean(0)))
 
 
 def correlation(x: np.ndarray, y: np.ndarray) -> float:

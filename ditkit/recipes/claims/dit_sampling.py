@@ -6,7 +6,7 @@ import numpy as np
 
 from ditkit.evaluation import Panel
 from ditkit.evaluation.sections import curves, table
-from ditkit.recipes.claims.dit_grid import Point, grid, neighbours
+from ditkit.recipes.claims.dit_grid import Point, grid, mean_ratio, neighbours
 from ditkit.recipes.claims.dit_recipe import SAME_NETWORK
 from ditkit.recipes.reproduce.claim import Finding
 from ditkit.recipes.reproduce.comparison import PAPERS, Table, Trial, claim
@@ -58,8 +58,7 @@ def judge(found: Table) -> Finding:
     usual = {p.name: found.distance(p.name, b.steps) for p in points}
     more = {p.name: found.distance(p.name, b.steps, MORE * b.sampler_steps) for p in points}
     pairs = bought(points, usual, more)
-    ratios = np.array(list(pairs.values())) if pairs else np.full((1, len(found.seeds)), np.nan)
-    mean = Paired(np.exp(np.log(ratios).mean(0)))
+    mean = mean_ratio(pairs, len(found.seeds))
     measures = sorted(qualities(found.bed), key=lambda m: counted(m, found.bed))
     every = {
         p.name: [found.distance(p.name, m.step, m.sampler_steps) for m in measures] for p in points
