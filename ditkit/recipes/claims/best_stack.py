@@ -186,6 +186,8 @@ def judge(found: Table) -> Finding:
     faster, fewer = plain / stack.seconds, last / stack.steps
     equal = Paired.of(found.distance(STACK, last), found.distance(SIT, last))
     told = f"SiT's last distance in {shown(faster, 2)} times less time, {shown(fewer, 2)} times fewer steps"
+    if not np.isfinite(stack.seconds).all():
+        told = f"SiT's last distance {stack.words()}"
     reason = (
         f"The distance that SiT has after {last} steps or {shown(plain)} s is reached by the stack {stack.words()}; "
         f"both timed in turns. {equal.words(f'At {last} steps the stack', 'SiT')}"
