@@ -47,19 +47,26 @@ def judge(found: Table) -> Finding:
     last = Paired.of(curve[REPA][:, -1], curve[SIT][:, -1])
     needed = np.array([reached(steps, row, other[-1]) for row, other in zip(curve[REPA], curve[SIT], strict=True)])
     faster = steps[-1] / needed
-    told = f"{percent(last.ratio)} at {steps[-1]} steps; {shown(faster, 2)} times fewer steps to SiT's last distance"
+    told = f"{percent(last.ratio)} at {steps[-1]} steps; {speed(needed, steps[-1])}"
     ours = {
         "distance": {name: rows.tolist() for name, rows in curve.items()},
         "steps": steps,
         "times fewer": faster.tolist(),
     }
     sections = [over_training(found, {SIT: steps, REPA: steps}), scores(found)]
-    reason = f"{last.words('REPA', 'SiT')} It reaches SiT's last distance in {shown(needed)} of {steps[-1]} steps."
+    reason = f"{last.words('REPA', 'SiT')} SiT's last distance: {speed(needed, steps[-1])}."
     more = {"scores": numbers(found, sit.measures, "agreement")}
     return Finding(
         {"FID": {"SiT-XL/2": 17.2, "REPA": 7.9}, "times fewer": 17.5}, {**ours, **more}, last.verdict(), reason,
         sections, number=told, effect=last.ratio.tolist(),
     )  # fmt: skip
+
+
+def speed(needed: np.ndarray, last: int) -> str:
+    """The steps that REPA needs for what SiT has at its last, in words; seeds where it never gets there are counted."""
+    there = needed[np.isfinite(needed)]
+    never = f", not reached in {len(needed) - len(there)} of {len(needed)} seeds" if len(there) < len(needed) else ""
+    return f"{shown(last / there, 2)} times fewer steps{never}" if len(there) else "reached in no seed"
 
 
 GAIN = claim(
