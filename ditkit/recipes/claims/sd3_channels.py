@@ -30,7 +30,7 @@ from ditkit.training.codec_settings import CodecTraining
 
 MOST = 16  # channels: the paper's
 SIZES = ("small", "medium")
-TRAINED = 0.5  # steps of a codec, of the budget's: there are nine of them
+TRAINED = 0.3  # steps of a codec, of the budget's: there are nine of them
 AT_ONCE = 32  # images that go through a codec together
 
 
