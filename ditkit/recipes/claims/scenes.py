@@ -5,13 +5,14 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any
 
-from ditkit.data import DataError, ImageSource
+from ditkit.data import DataError
 from ditkit.evaluation import Request
 from ditkit.evaluation.generate import generate
 from ditkit.evaluation.geneval import evaluate_scenes, image_prompts, scene_prompts
 from ditkit.evaluation.geneval.metadata import Prompt
+from ditkit.recipes.build import Parts
 from ditkit.recipes.load import Loaded
-from ditkit.recipes.reproduce.claim import Question
+from ditkit.recipes.reproduce.claim import Question, Show
 
 
 def check_scenes(q: Question) -> None:
@@ -20,9 +21,28 @@ def check_scenes(q: Question) -> None:
         raise DataError(f"data {q.data!r}: {q.claim.name} checks what is seen against the caption: only 'scenes'")
 
 
-def scenes_facts(source: ImageSource) -> dict[str, Any]:
-    """Source, images and fingerprint, as a result tells them."""
-    return {"source": "scenes", "training": len(source), "fingerprint": source.fingerprint}
+class SceneStudy:
+    """What studies on scenes have in common. parts: a subclass sets them, from the recipe that its runs begin with."""
+
+    parts: Parts
+
+    def __init__(self, q: Question):
+        check_scenes(q)
+        self.q = q
+
+    @property
+    def data(self) -> dict[str, Any]:
+        """Source, images and fingerprint, as a result tells them."""
+        source = self.parts.source
+        return {"source": "scenes", "training": len(source), "fingerprint": source.fingerprint}
+
+    @property
+    def shelf(self) -> str:
+        """Its own: other budgets and images have other runs."""
+        return self.q.shelf
+
+    def begin(self, show: Show) -> None:
+        """Nothing is needed: the detector of scenes has no weights."""
 
 
 def finite(loaded: Loaded) -> bool:

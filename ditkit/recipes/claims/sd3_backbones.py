@@ -24,7 +24,7 @@ from ditkit.models import AnyModel, CrossDiTSettings, JointDiTSettings, MMDiTSet
 from ditkit.recipes import t2i
 from ditkit.recipes.build import prepare
 from ditkit.recipes.claims.backbone_curves import PAPER, RULE, judge, read_validations
-from ditkit.recipes.claims.scenes import check_scenes, finite, follow, scenes_facts
+from ditkit.recipes.claims.scenes import SceneStudy, finite, follow
 from ditkit.recipes.load import load
 from ditkit.recipes.recipe import Recipe
 from ditkit.recipes.reproduce.claim import Arm, Claim, Finding, Question, Show
@@ -98,21 +98,15 @@ def matched(name: str, make: Callable[[int], AnyModel], wanted: int, heads: int)
     return best
 
 
-class BackboneStudy:
+class BackboneStudy(SceneStudy):
     """The runs of a question."""
 
     def __init__(self, q: Question):
-        check_scenes(q)
-        self.q = q
+        super().__init__(q)
         self.budget: BackboneBudget = q.budget  # type: ignore[assignment]
         base = t2i.scenes().with_({"model.width": self.budget.width, "model.depth": self.budget.depth})
         self.parts = prepare(base, q.device)
         self.models = backbones(self.parts.recipe.model)  # type: ignore[arg-type]
-
-    @property
-    def data(self) -> dict[str, Any]:
-        """Source, images and fingerprint."""
-        return scenes_facts(self.parts.source)
 
     @cached_property
     def arms(self) -> list[Arm]:
@@ -135,14 +129,6 @@ class BackboneStudy:
                 "sampling.steps": SAMPLE_STEPS, "sampling.guidance": CFG(scale=GUIDANCE),
             }
         )  # fmt: skip
-
-    @property
-    def shelf(self) -> str:
-        """Its own: other budgets and images have other runs."""
-        return self.q.shelf
-
-    def begin(self, show: Show) -> None:
-        """Nothing is needed: the detector of scenes has no weights."""
 
     def score(self, arm: Arm, folder: Path, part: str, show: Show) -> dict[str, Any] | None:
         """{"overall", "interval", "scores", "shuffled", "step", "validations"}, averaged weights; None: not finite."""

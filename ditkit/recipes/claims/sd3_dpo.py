@@ -24,7 +24,7 @@ from ditkit.evaluation.geneval.published import TABLE_5
 from ditkit.evaluation.sections import Cell, table, text
 from ditkit.recipes import t2i
 from ditkit.recipes.build import prepare
-from ditkit.recipes.claims.scenes import check_scenes, scenes_facts
+from ditkit.recipes.claims.scenes import SceneStudy
 from ditkit.recipes.load import Loaded, load
 from ditkit.recipes.preference_study import Budget, NoPairs, preference_study
 from ditkit.recipes.recipe import Recipe
@@ -111,12 +111,11 @@ def finished(base: str) -> Loaded:
     return found
 
 
-class PreferenceStudy:
+class PreferenceStudy(SceneStudy):
     """The base, and one score of it: everything that tuning does."""
 
     def __init__(self, q: Question):
-        check_scenes(q)
-        self.q = q
+        super().__init__(q)
         self.budget: PreferenceBudget = q.budget  # type: ignore[assignment]
         if self.budget.base and not of_result(self.budget.base):
             twice = [key for key in q.keys if key.partition("=")[0].strip() in OF_THE_BASE]
@@ -132,11 +131,6 @@ class PreferenceStudy:
     def part(self) -> str:
         """The name of the score: more seeds are another one, which takes over what is there."""
         return f"{len(self.q.seeds)} tunings"
-
-    @property
-    def data(self) -> dict[str, Any]:
-        """Source, images and fingerprint."""
-        return scenes_facts(self.parts.source)
 
     @cached_property
     def arms(self) -> list[Arm]:
@@ -159,14 +153,6 @@ class PreferenceStudy:
         b, tests = self.budget, self.budget.test_prompts * self.budget.test_images * len(TAGS)
         drawn = tests * (1 + 2 * n) + 3 * b.prompts * b.images
         return 2 * recipe.sampling.steps * drawn + 18 * n * b.steps * recipe.training.batch
-
-    @property
-    def shelf(self) -> str:
-        """Its own: other budgets and images have other runs."""
-        return self.q.shelf
-
-    def begin(self, show: Show) -> None:
-        """Nothing is needed: the detector of scenes has no weights."""
 
     def score(self, arm: Arm, folder: Path, part: str, show: Show) -> dict[str, Any]:
         """What `preference_study` found, or {"weak": why} where the base controls no task to make pairs of."""

@@ -31,7 +31,7 @@ from ditkit.pretrained import TextSettings
 from ditkit.pretrained.text_networks import Role
 from ditkit.recipes import t2i
 from ditkit.recipes.build import encoder, prepare
-from ditkit.recipes.claims.scenes import check_scenes, finite, follow, scenes_facts
+from ditkit.recipes.claims.scenes import SceneStudy, finite, follow
 from ditkit.recipes.load import Loaded, load
 from ditkit.recipes.recipe import Recipe
 from ditkit.recipes.reproduce.claim import UNDECIDED, Arm, Claim, Finding, Question, Show, Verdict
@@ -84,12 +84,11 @@ SMALL = TextBudget(steps=1400)
 GPU = TextBudget(steps=8000, batch=64, size=32, width=128, ema=0.995, per_task=24, each=4, sampler_steps=25, losses=64)
 
 
-class TextStudy:
+class TextStudy(SceneStudy):
     """The runs of a question."""
 
     def __init__(self, q: Question):
-        check_scenes(q)
-        self.q = q
+        super().__init__(q)
         self.budget: TextBudget = q.budget  # type: ignore[assignment]
         b = self.budget
         training = {
@@ -105,11 +104,6 @@ class TextStudy:
         }  # fmt: skip
         recipe = t2i.scenes().with_({**changes, **{f"training.{key}": value for key, value in training.items()}})
         self.parts = prepare(recipe, q.device)
-
-    @property
-    def data(self) -> dict[str, Any]:
-        """Source, images and fingerprint."""
-        return scenes_facts(self.parts.source)
 
     @cached_property
     def arms(self) -> list[Arm]:
@@ -130,14 +124,6 @@ class TextStudy:
 
     def _recipe(self, title: str, changes: Mapping[str, Any]) -> Recipe:
         return self.parts.recipe.with_({**changes, "title": title})
-
-    @property
-    def shelf(self) -> str:
-        """Its own: other budgets and images have other runs."""
-        return self.q.shelf
-
-    def begin(self, show: Show) -> None:
-        """Nothing is needed: the detector of scenes has no weights."""
 
     def score(self, arm: Arm, folder: Path, part: str, show: Show) -> dict[str, Any] | None:
         """Of a subset of the encoders what `follow` says, of LOSSES what `losses` says; None: weights not finite."""
