@@ -15,13 +15,13 @@ def nearest(folder: Path) -> Path:
     return folder
 
 
-def check_writable(folder: Path) -> None:
-    """Unwritable, one line, if `folder` could not be made or written to."""
+def check_writable(folder: Path, option: str = "--out") -> None:
+    """Unwritable, one line that names the option, if `folder` could not be made or written to."""
     place = nearest(folder)
     if not place.is_dir():
-        raise Unwritable(f"cannot write to {folder}: {place} is a file; name another folder with --out")
+        raise Unwritable(f"cannot write to {folder}: {place} is a file; name another folder with {option}")
     if not os.access(place, os.W_OK | os.X_OK):
-        raise Unwritable(f"cannot write to {folder}: no permission in {place}; name another folder with --out")
+        raise Unwritable(f"cannot write to {folder}: no permission in {place}; name another folder with {option}")
 
 
 def check_new(folder: Path) -> None:

@@ -52,6 +52,19 @@ class Table:
 Judge = Callable[[Table], Finding]
 
 
+def check_saved(trial: Trial) -> None:
+    """ValueError where a measure looks at a step (its `step`, if it has one) whose weights the run will not keep."""
+    training = trial.recipe.training
+    every = training.save_every
+    for measure in trial.measures:
+        step = getattr(measure, "step", training.steps)
+        if step > training.steps or (step % every and step != training.steps):
+            raise ValueError(
+                f"{trial.name} is asked for step {step}, but is trained for {training.steps} steps and saved every "
+                f"{every}: choose steps and long that are multiples of every, and long not below steps"
+            )
+
+
 class Comparison:
     """The study of a claim whose runs share a testbed."""
 
@@ -61,6 +74,8 @@ class Comparison:
         self.trials = list(trials(self.bed))
         if len({trial.name for trial in self.trials}) < len(self.trials):
             raise ValueError(f"{q.claim.name}: two trials have one name")
+        for trial in self.trials:
+            check_saved(trial)
 
     @property
     def data(self) -> dict[str, Any]:

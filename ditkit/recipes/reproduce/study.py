@@ -83,6 +83,7 @@ def make_plan(q: Question, seen: Seen | None = None) -> Plan:
     line, where the claim has no use for the data or OUT holds something else.
     """
     check_writable(q.out)
+    check_writable(q.pool, "--pool")
     study = q.claim.open(q)
     claim_folder(q, study)
     pool, seen = pool_of(q, study), seen or Seen()

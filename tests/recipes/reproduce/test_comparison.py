@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from ditkit.recipes.reproduce.claim import HOLDS, Finding, Question
-from ditkit.recipes.reproduce.comparison import PAPERS, Comparison, Trial, claim
+from ditkit.recipes.reproduce.comparison import PAPERS, Comparison, Trial, check_saved, claim
 from ditkit.recipes.reproduce.measures import Quality, distance
 from ditkit.recipes.reproduce.shown import numbers, over_training, scores, series
 from ditkit.recipes.reproduce.testbed import SMOKE
@@ -90,6 +90,14 @@ def test_the_table_and_what_the_page_shows(study):
 def test_two_trials_with_one_name_are_refused(study):
     with pytest.raises(ValueError, match="two trials have one name"):
         Comparison(study.q, lambda bed: trials(bed)[:1] * 2, judge)
+
+
+@pytest.mark.parametrize("step", [3, 9], ids=["between checkpoints", "after the end"])
+def test_a_step_that_no_run_will_keep_is_refused_before_training(study, step):
+    recipe = study.trials[0].recipe.with_({"training.steps": 8, "training.save_every": 2})
+    check_saved(Trial("a", recipe, [Quality(8), Quality(2)]))
+    with pytest.raises(ValueError, match=f"a is asked for step {step}, but is trained for 8 steps"):
+        check_saved(Trial("a", recipe, [Quality(step)]))
 
 
 def test_the_distance_needs_both_spaces():
