@@ -86,7 +86,7 @@ def judge(found: Table) -> Finding:
     sections = [shares(found, by_size), table("Splits", head, rows), scores(found, step)]
     return Finding(
         PAPER, ours, grown.verdict(), reason, sections, number=f"largest encoder against half and half: {told}",
-        effect=ratios["large"].ratio.tolist(),
+        effect=grown.ratio.tolist(),
     )  # fmt: skip
 
 
