@@ -47,5 +47,6 @@ def _convolution(inside: int, outside: int, stride: int, drawn: torch.Generator)
     made = nn.Conv2d(inside, outside, 3, stride=stride, padding=1)
     with torch.no_grad():
         made.weight.normal_(0, math.sqrt(2 / (9 * inside)), generator=drawn)
+        assert made.bias is not None
         made.bias.uniform_(-0.5, 0.5, generator=drawn)
     return made

@@ -48,7 +48,10 @@ RECIPES = {
     "unknown key": (("repa.sit_s_2", "training.lrr=1"), "training.lrr: unknown key; did you mean 'training.lr'?"),
     "unknown part": (("repa.sit_s_2", "trainin.lr=1"), "did you mean 'training'"),
     "unknown kind": (("repa.sit_s_2", "adapter=lore"), "adapter: no kind 'lore'; did you mean 'lora'?"),
-    "unknown encoder": (("t2i.digits", "--text", "nonsense"), "neither toy, toy-sd3, clip, sd3, clip:SOURCE or sd3:SOURCE"),
+    "unknown encoder": (
+        ("t2i.digits", "--text", "nonsense"),
+        "neither toy, toy-sd3, clip, sd3, clip:SOURCE or sd3:SOURCE",
+    ),
     "wrong type": (("repa.sit_s_2", "training.steps=many"), "training.steps: input should be a valid integer"),
     "out of range": (("repa.sit_s_2", "training.lr=-1"), "training.lr: input should be greater than 0"),
     "no value": (("repa.sit_s_2", "training.lr"), "an override is written key=value"),

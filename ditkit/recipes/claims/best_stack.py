@@ -192,12 +192,12 @@ def judge(found: Table) -> Finding:
         f"The distance that SiT has after {last} steps or {shown(plain)} s is reached by the stack {stack.words()}; "
         f"both timed in turns. {equal.words(f'At {last} steps the stack', 'SiT')}"
     )
-    remarks = [
-        f"The training of the teacher, {shown(taught)} s once for all runs on the same images, is not counted: with it "
+    reason += (
+        f" The training of the teacher, {shown(taught)} s once for all runs on the same images, is not counted: with it "
         f"the stack is {shown(plain / (stack.seconds + taught), 2)} times as fast as SiT. Without alignment, which "
-        f"needs none, it gets there {bare.words()}: {shown(plain / bare.seconds, 2)} times as fast.",
-        "The switches were chosen by single runs of 400 steps with another seed than those tested.",
-    ]
+        f"needs none, it gets there {bare.words()}: {shown(plain / bare.seconds, 2)} times as fast."
+    )
+    remarks = ["The switches were chosen by single runs of 400 steps with another seed than those tested."]
     ours = {
         "steps needed": {STACK: stack.steps.tolist(), BARE: bare.steps.tolist()},
         "seconds": {SIT: plain.tolist(), STACK: stack.seconds.tolist(), BARE: bare.seconds.tolist()},

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 import numpy as np
 
 from ditkit.evaluation import Panel
-from ditkit.evaluation.sections import curves, table
+from ditkit.evaluation.sections import Cell, curves, table
 from ditkit.recipes.claims.dit_grid import Point, grid, mean_ratio, neighbours
 from ditkit.recipes.claims.dit_recipe import SAME_NETWORK
 from ditkit.recipes.reproduce.claim import Finding
@@ -73,7 +73,7 @@ def judge(found: Table) -> Finding:
         )
         for patch in sorted({p.patch for p in points})
     ]  # fmt: skip
-    rows = [[name, percent(ratio), int((ratio < 1).sum())] for name, ratio in pairs.items()]
+    rows: list[list[Cell]] = [[name, percent(ratio), int((ratio < 1).sum())] for name, ratio in pairs.items()]
     note = "Both have spent what the smaller has at its last step; between checkpoints, straight lines on logarithms."
     ours = {
         "ratio": {name: ratio.tolist() for name, ratio in pairs.items()},

@@ -7,7 +7,7 @@ import itertools
 import numpy as np
 
 from ditkit.analysis.cost import cost
-from ditkit.evaluation.sections import table
+from ditkit.evaluation.sections import Cell, table
 from ditkit.recipes.claims.baselines import sit
 from ditkit.recipes.claims.dit_recipe import SAME_NETWORK
 from ditkit.recipes.reproduce.claim import FAILS, HOLDS, UNDECIDED, Finding, Verdict
@@ -58,7 +58,7 @@ def judge(found: Table) -> Finding:
     best, *others = BLOCKS
     ratios = {name: Paired.of(distances[best], distances[name]) for name in others}
     spent = {trial.name: cost(trial.recipe.model) for trial in found.trials}
-    rows = [
+    rows: list[list[Cell]] = [
         [name, f"{spent[name].gmacs:.3g}", spent[name].trainable, shown(distances[name]), value]
         for name, value in PAPER["FID at 400K steps, DiT-XL/2"].items()
     ]

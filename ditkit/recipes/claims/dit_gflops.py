@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 
 from ditkit.evaluation import Panel
-from ditkit.evaluation.sections import curves, table
+from ditkit.evaluation.sections import Cell, curves, table
 from ditkit.recipes.claims.dit_grid import PAPER, SIZES, Point, correlation, grid
 from ditkit.recipes.claims.dit_recipe import SAME_NETWORK
 from ditkit.recipes.reproduce.claim import Finding
@@ -41,7 +41,7 @@ def judge(found: Table) -> Finding:
         for mine in [[p for p in points if p.patch == patch]]
     ]
     theirs = dict(zip([(size, i) for size in SIZES for i in (2, 1, 0)], PAPER.items(), strict=True))
-    rows = []
+    rows: list[list[Cell]] = []
     for point in points:
         name, (gflops, fid) = theirs[point.size, fine.index(point.patch)]
         rows.append([point.name, f"{point.gflops:.3g}", shown(distances[point.name]), f"{name}: {gflops:g}", fid])

@@ -16,7 +16,8 @@ from ditkit.recipes.recipe import Recipe
 from ditkit.recipes.reproduce.testbed import Testbed
 
 SAME_NETWORK = (
-    "Trained with SiT's objective: the network is DiT's, and DiT's objective needs about twice the steps for usable samples."
+    "Trained with SiT's objective: the network is DiT's, whose own objective takes about twice the steps for usable "
+    "samples."
 )
 OBJECTIVE = ImprovedDDPM(path=DDPM(schedule="linear", steps=1000), variance="learned_range", drop=0.1)
 
