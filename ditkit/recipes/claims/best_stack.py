@@ -193,8 +193,8 @@ def judge(found: Table) -> Finding:
         f"both timed in turns. {equal.words(f'At {last} steps the stack', 'SiT')}"
     )
     reason += (
-        f" The training of the teacher, {shown(taught)} s once for all runs on the same images, is not counted: with it "
-        f"the stack is {shown(plain / (stack.seconds + taught), 2)} times as fast as SiT. Without alignment, which "
+        f" The training of the teacher, {shown(taught)} s once for all runs on the same images, is not counted: with "
+        f"it the stack is {shown(plain / (stack.seconds + taught), 2)} times as fast as SiT. Without alignment, which "
         f"needs none, it gets there {bare.words()}: {shown(plain / bare.seconds, 2)} times as fast."
     )
     remarks = ["The switches were chosen by single runs of 400 steps with another seed than those tested."]
