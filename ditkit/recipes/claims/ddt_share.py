@@ -14,7 +14,7 @@ from ditkit.recipes.reproduce.rules import PAIRED, Paired, percent, shown
 from ditkit.recipes.reproduce.shown import numbers, scores, series
 from ditkit.recipes.reproduce.testbed import Testbed
 
-SIZES = ("small", "medium", "large")
+SIZES = ("small", "medium")
 PAPER = {
     "FID at 400K steps, by encoder and decoder blocks": {
         "B": {"4/8": 18.61, "6/6": 16.86, "8/4": 16.32, "10/2": 17.65},
@@ -35,12 +35,12 @@ def splits(depth: int) -> list[int]:
 
 
 def named(size: str, depth: int, encoder: int) -> str:
-    """ "large, 5/1": encoder and decoder blocks."""
+    """ "medium, 3/1": encoder and decoder blocks."""
     return f"{size}, {encoder}/{depth - encoder}"
 
 
 def trained(bed: Testbed) -> list[Trial]:
-    """DDT with REPA in three sizes, each split in two ways."""
+    """DDT with REPA in two sizes, each split in two ways."""
     made = []
     for size in SIZES:
         depth = depth_of(bed, size)
@@ -52,7 +52,7 @@ def trained(bed: Testbed) -> list[Trial]:
 
 
 def judge(found: Table) -> Finding:
-    """The split with the largest encoder against half and half, size by size; then the large size against the small."""
+    """The split with the largest encoder against half and half, size by size; then the larger size against the small."""
     step = found.bed.budget.steps
     rows: list[list[Cell]] = []
     by_size: dict[str, dict[int, np.ndarray]] = {}
@@ -66,11 +66,11 @@ def judge(found: Table) -> Finding:
         for encoder, values in each.items():
             against = percent(Paired.of(values, each[depth // 2]).ratio) if encoder != depth // 2 else ""
             rows.append([size, f"{encoder}/{depth - encoder}", f"{encoder / depth:.0%}", shown(values), against])
-    grown = Paired.of(ratios["large"].ratio, ratios["small"].ratio)
+    grown = Paired.of(ratios["medium"].ratio, ratios["small"].ratio)
     told = "; ".join(f"{size} {percent(pair.ratio)}" for size, pair in ratios.items())
     best = {size: best_share(found, each, size) for size, each in by_size.items()}
     reason = (
-        f"The largest encoder's distance against that of half and half: {told}. The large model's ratio over the "
+        f"The largest encoder's distance against that of half and half: {told}. The medium model's ratio over the "
         f"small one's: {percent(grown.ratio)}. Best split by the mean: "
         + ", ".join(f"{size} {share}" for size, share in best.items())
         + "."
@@ -78,7 +78,7 @@ def judge(found: Table) -> Finding:
     ours = {
         "distance": {size: {str(k): v.tolist() for k, v in each.items()} for size, each in by_size.items()},
         "largest encoder over half": {size: pair.ratio.tolist() for size, pair in ratios.items()},
-        "large over small": grown.ratio.tolist(),
+        "medium over small": grown.ratio.tolist(),
         "best split": best,
         "agreement": numbers(found, [Quality(step)], "agreement"),
     }
@@ -113,7 +113,7 @@ SHARE = claim(
     (PAPERS["DDT"], "Figures 7 and 8"),
     "the larger the model, the larger the share of encoder blocks that is best",
     "For each size, r is the distance of the split with the fewest decoder blocks (a sixth of the blocks, at least "
-    "one) over that of half encoder, half decoder. Holds: the large model's r is smaller than the small one's, "
+    "one) over that of half encoder, half decoder. Holds: the medium model's r is smaller than the small one's, "
     f"{PAIRED}. Does not hold: it is larger by the same measure. Undecided: else. The distance is the geometric mean "
     "of the Fréchet distances in both spaces.",
     trials=trained,

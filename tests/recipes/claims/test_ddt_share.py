@@ -29,7 +29,7 @@ def table(study, largest, wobble=0.0, lost=()):
     last = {named(size, depth_of(study.bed, size), splits(depth_of(study.bed, size))[-1]): size for size in SIZES}
 
     def answer(trial, measure, seed):
-        more = 1 + wobble * seed if trial.startswith("large") else 1
+        more = 1 + wobble * seed if trial.startswith("medium") else 1
         return quality(2.0 * largest[last[trial]] * more if trial in last else 2.0)
 
     return made_up(study, answer, lost=lost)
@@ -41,7 +41,7 @@ def test_splits_are_the_papers_at_its_depths():
 
 
 def test_within_a_size_only_the_split_differs(study):
-    assert len(study.trials) == 6
+    assert len(study.trials) == 4
     for size in SIZES:
         recipes = [trial.recipe for trial in study.trials if trial.name.startswith(size)]
         for recipe in recipes[1:]:
@@ -60,20 +60,20 @@ def test_the_run_of_convergence_is_shared(study):
     ("large", "wobble", "verdict"), [(0.9, 0.01, HOLDS), (1.2, 0.01, FAILS), (1.0, 0.1, UNDECIDED)]
 )
 def test_the_rule(study, bare, large, wobble, verdict):
-    found = judge(table(study, {"small": 1.05, "medium": 1.0, "large": large}, wobble))
+    found = judge(table(study, {"small": 1.05, "medium": large}, wobble))
     assert found.verdict == verdict
     assert found.effect[0] == pytest.approx(large / 1.05) and "small +5 %" in found.number
 
 
 def test_the_best_split_is_named(study):
-    found = judge(table(study, {"small": 1.2, "medium": 1.0, "large": 0.8}))
-    assert found.ours["best split"]["large"] == "5/1" and found.ours["best split"]["small"] != "3/1"
+    found = judge(table(study, {"small": 1.2, "medium": 0.8}))
+    assert found.ours["best split"]["medium"] == "3/1" and found.ours["best split"]["small"] != "3/1"
     assert found.ours["largest encoder over half"]["small"] == pytest.approx([1.2] * 3)
 
 
 def test_lost_runs_decide_against_their_side(study, bare):
-    depth = depth_of(study.bed, "large")
-    worst = named("large", depth, splits(depth)[-1])
-    sizes = {"small": 1.05, "medium": 1.0, "large": 0.9}
+    depth = depth_of(study.bed, "medium")
+    worst = named("medium", depth, splits(depth)[-1])
+    sizes = {"small": 1.05, "medium": 0.9}
     assert judge(table(study, sizes, lost=[(worst, seed) for seed in range(3)])).verdict == FAILS
     assert judge(table(study, sizes, lost=[(worst, 1)])).verdict == UNDECIDED
