@@ -52,7 +52,7 @@ def trained(bed: Testbed) -> list[Trial]:
 
 
 def judge(found: Table) -> Finding:
-    """The split with the largest encoder against half and half, size by size; then the larger size against the small."""
+    """The split with the largest encoder against half and half, size by size; then medium against small."""
     step = found.bed.budget.steps
     rows: list[list[Cell]] = []
     by_size: dict[str, dict[int, np.ndarray]] = {}
