@@ -43,7 +43,7 @@ def test_every_seed_has_its_own_codecs(study):
     assert len(set(sources.values())) == 9
     wanted = {str(study.bed.pool.made(name)): training for name, training in study.bed.wanted.items()}
     for (channels, seed), source in sources.items():
-        assert (wanted[source].channels, wanted[source].seed, wanted[source].steps) == (channels, seed, 500)
+        assert (wanted[source].channels, wanted[source].seed, wanted[source].steps) == (channels, seed, 300)
 
 
 def test_a_codec_that_loses_nothing_and_one_that_loses_all(study, monkeypatch):
