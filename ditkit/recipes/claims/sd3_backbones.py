@@ -55,7 +55,7 @@ class BackboneBudget(Settings):
 
 
 SMOKE = BackboneBudget(steps=4, batch=8, width=64, depth=2, ema=0.5, checks=2, per_task=2, each=1, chunk=12)
-SMALL = BackboneBudget(steps=400)
+SMALL = BackboneBudget()
 GPU = BackboneBudget(steps=6000, batch=64, ema=0.995, width=128, per_task=24)
 
 

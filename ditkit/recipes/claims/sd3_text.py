@@ -80,7 +80,7 @@ class TextBudget(Settings):
 
 
 SMOKE = TextBudget(steps=4, batch=8, width=32, depth=2, ema=0.5, per_task=1, each=1, sampler_steps=1, losses=1)
-SMALL = TextBudget(steps=700)
+SMALL = TextBudget()
 GPU = TextBudget(steps=8000, batch=64, size=32, width=128, ema=0.995, per_task=24, each=4, sampler_steps=25, losses=64)
 
 

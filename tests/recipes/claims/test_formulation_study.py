@@ -13,7 +13,15 @@ from ditkit.data import DataError
 from ditkit.diffusion.formulations import SAMPLERS, TABLE1
 from ditkit.recipes.claims import ask
 from ditkit.recipes.claims.formulation_ranks import FAVOURITE, compared, decide, judge
-from ditkit.recipes.claims.sd3_formulations import FEW, PARTS, FormulationStudy, best_step, evaluations, parts_of
+from ditkit.recipes.claims.sd3_formulations import (
+    FEW,
+    PARTS,
+    SMOKE,
+    FormulationStudy,
+    best_step,
+    evaluations,
+    parts_of,
+)
 from ditkit.recipes.reproduce import carry_out, make_plan
 from ditkit.recipes.reproduce.claim import FAILS, HOLDS, UNDECIDED, Arm
 from ditkit.recipes.reproduce.study import pool_of
@@ -48,9 +56,10 @@ def test_settings_are_the_papers_six_samplers_with_both_weights(study):
     assert study.data["source"] == "digits" and study.words == 6
 
 
-def test_a_small_machine_takes_rows_from_all_over_the_papers_table_and_averaged_weights():
+def test_a_small_machine_scores_averaged_weights_and_a_smoke_takes_rows_from_all_over_the_papers_table():
     small = FormulationStudy(ask("sd3-formulations", seeds=3))
-    assert [arm.name for arm in small.arms] == [*FEW] * 3 and set(FEW) < set(ROWS) and len(FEW) == 8
+    assert [arm.name for arm in small.arms] == [*ROWS] * 3
+    assert SMOKE.rows == FEW and set(FEW) < set(ROWS) and len(FEW) == 8
     order = sorted(FEW, key=lambda row: AS_PAPER[row])
     assert order[0] == ROWS[0] == FAVOURITE and order[-1] == ROWS[-1]
     each = parts_of(small.budget)
