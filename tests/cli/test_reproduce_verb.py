@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 
 from ditkit.recipes.claims import CLAIMS
-from tests.recipes.reproduce.results import NoArms, a_claim
+from tests.recipes.reproduce.results import NoArms, a_claim, only_claims
 
 KEYS = ('rows=["rf/lognorm(0.00,1.00)","rf","v/cos"]', "steps=2", "images=4", "chunk=4", "classifier_steps=3")
 
@@ -48,10 +48,7 @@ def test_all_claims_and_one_that_fails(ditkit, tmp_path, monkeypatch):
         def find(self, scores, folders):
             raise KeyError("lost")
 
-    for name in list(CLAIMS):
-        monkeypatch.delitem(CLAIMS, name)
-    for name, study in {"one": NoArms, "two": NoArms, "broken": NoArms}.items():
-        monkeypatch.setitem(CLAIMS, name, a_claim(name, open=study))
+    only_claims(monkeypatch, one=NoArms, two=NoArms, broken=NoArms)
     words = ("reproduce", "all", "steps=4", "--seeds", "3", "--out", tmp_path / "all", "--pool", tmp_path / "runs")
     whole = ditkit(*words, "--device", "cpu")
     assert whole.exit_code == 0, whole.output

@@ -7,6 +7,7 @@ from typing import Any
 from pydantic import Field
 
 from ditkit.config import Settings
+from ditkit.recipes.claims import CLAIMS
 from ditkit.recipes.reproduce.claim import HOLDS, Claim, Finding, Question
 from ditkit.recipes.reproduce.result import Result
 
@@ -17,6 +18,14 @@ class Amount(Settings):
     """A budget."""
 
     steps: int = Field(2, ge=1)
+
+
+def only_claims(monkeypatch, **studies) -> None:
+    """Make-believe claims are all that there are; the real ones come back in their order."""
+    for name in list(reversed(CLAIMS)):  # undoing goes backwards
+        monkeypatch.delitem(CLAIMS, name)
+    for name, study in studies.items():
+        monkeypatch.setitem(CLAIMS, name, a_claim(name, open=study))
 
 
 class NoArms:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from functools import partial
+
 import pytest
 
 from ditkit.data import DataError
@@ -11,7 +13,7 @@ from ditkit.recipes.reproduce import make_plan, read_result
 from ditkit.recipes.reproduce.claim import SCORING, TRAINING, Arm
 from ditkit.recipes.reproduce.study import Seen
 from ditkit.recipes.reproduce.whole import FAILED, carry_out_all, plan_all, write_ledger
-from tests.recipes.reproduce.results import NoArms, a_claim
+from tests.recipes.reproduce.results import NoArms, a_claim, only_claims
 
 
 class Picky(NoArms):
@@ -43,14 +45,7 @@ class Shared(NoArms):
 @pytest.fixture
 def known(monkeypatch):
     """known(name=study, ...) makes these all the claims that there are."""
-
-    def only(**studies):
-        for name in list(CLAIMS):
-            monkeypatch.delitem(CLAIMS, name)
-        for name, study in studies.items():
-            monkeypatch.setitem(CLAIMS, name, a_claim(name, open=study))
-
-    return only
+    return partial(only_claims, monkeypatch)
 
 
 def quiet(*_):
