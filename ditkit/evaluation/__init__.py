@@ -1,6 +1,6 @@
 """Generating images, scoring them, and reporting what was found."""
 
-from ditkit.evaluation.classifier import Classifier, ClassifierSettings, train_classifier
+from ditkit.evaluation.classifier import Classifier, ClassifierSettings, read_classifier, train_classifier
 from ditkit.evaluation.features import FewSamples, Moments, extract, frechet, read_images, read_items, spread
 from ditkit.evaluation.folder import FolderError, SampleFolder
 from ditkit.evaluation.generate import Generated, Sampleable, ToSample, generate
@@ -49,6 +49,7 @@ __all__ = [
     "open_images",
     "quantise",
     "random_labels",
+    "read_classifier",
     "read_images",
     "read_items",
     "read_rows",

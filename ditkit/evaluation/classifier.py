@@ -7,16 +7,21 @@ from __future__ import annotations
 
 import contextlib
 import hashlib
+import json
 import math
 from collections.abc import Iterator, Sequence
+from pathlib import Path
 
 import torch
 from pydantic import Field
+from safetensors import safe_open
+from safetensors.torch import save
 from torch import Tensor, nn
 from torch.nn import functional as F
 
 from ditkit.config import Settings, fingerprint
 from ditkit.evaluation.features import Progress
+from ditkit.files import write_atomic
 from ditkit.protocols import Features
 
 
@@ -37,6 +42,7 @@ class Network(nn.Module):
 
     def __init__(self, channels: int, size: tuple[int, int], classes: int, width: int):
         super().__init__()
+        self.made_with = (channels, tuple(size), classes, width)
         halvings = max(1, math.ceil(math.log2(max(size) / 4))) if max(size) > 4 else 0
         layers: list[nn.Module] = [*_block(channels, width, 1)]
         inside = width
@@ -89,6 +95,22 @@ class Classifier:
         """Class probabilities (N, K) float64 on the CPU of uint8 images (N, C, H, W)."""
         rows = [self.network(images[i : i + batch].to(self.device))[1] for i in range(0, len(images), batch)]
         return torch.cat(rows).double().cpu().softmax(1)
+
+    def save(self, path: str | Path) -> None:
+        """Write a .safetensors file for `read_classifier`."""
+        told = {"made_with": self.network.made_with, "classes": self.classes, "id": self.id, "accuracy": self.accuracy}
+        state = {name: value.cpu().contiguous() for name, value in self.network.state_dict().items()}
+        write_atomic(path, lambda file: file.write(save(state, {"classifier": json.dumps(told)})))
+
+
+def read_classifier(path: str | Path, device: str | torch.device = "cpu") -> Classifier:
+    """A classifier that was saved, the same to the bit. OSError or SafetensorError for a file that is not one."""
+    with safe_open(path, "pt", device=str(device)) as file:
+        told = json.loads(file.metadata()["classifier"])
+        state = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
+    network = Network(*told["made_with"])
+    network.load_state_dict(state)
+    return Classifier(network.to(device), tuple(told["classes"]), told["id"].split("-", 1)[1], told["accuracy"])
 
 
 def _augment(images: Tensor, largest: int, generator: torch.Generator) -> Tensor:

@@ -8,7 +8,7 @@ import pytest
 import torch
 from sklearn.datasets import load_digits
 
-from ditkit.evaluation.classifier import ClassifierSettings, _augment, split, train_classifier
+from ditkit.evaluation.classifier import ClassifierSettings, _augment, read_classifier, split, train_classifier
 from ditkit.evaluation.features import extract
 from ditkit.evaluation.metrics import agreement, inception_score
 from ditkit.evaluation.score import ClassifyingExtractor
@@ -94,6 +94,17 @@ def test_any_shape(channels, height, width):
     features = classifier(images[:2])
     assert max(features.grid) <= 4 and features.pooled.shape == (2, classifier.width)
     assert classifier.accuracy == 1.0
+
+
+def test_a_saved_classifier_is_the_same(digits, tmp_path):
+    images, labels = digits
+    classifier = train_classifier(images, labels, [str(i) for i in range(10)], QUICK)
+    classifier.save(tmp_path / "judge.safetensors")
+    again = read_classifier(tmp_path / "judge.safetensors")
+    assert torch.equal(again.probabilities(images[:50]), classifier.probabilities(images[:50]))
+    assert torch.equal(again(images[:50]).pooled, classifier(images[:50]).pooled)
+    assert (again.id, again.classes, again.width) == (classifier.id, classifier.classes, classifier.width)
+    assert again.accuracy == classifier.accuracy
 
 
 def test_bad_labels_are_said(digits):

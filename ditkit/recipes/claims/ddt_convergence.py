@@ -28,18 +28,13 @@ def compared(bed: Testbed) -> list[Trial]:
     """SiT and its improved form, each with and without REPA, and DDT; all of one depth and width."""
     recipes = [sit(bed), repa(bed), improved(bed), with_repa(bed, improved(bed)), ddt(bed)]
     check_equal(recipes)
-    measures = [Quality(step) for step in steps_of(bed)]
+    measures = [Quality(step) for step in bed.budget.checkpoints]
     return [Trial(name, recipe, measures) for name, recipe in zip((*OTHERS, DDT), recipes, strict=True)]
-
-
-def steps_of(bed: Testbed) -> list[int]:
-    """Every checkpoint up to the usual number of steps."""
-    return sorted({bed.budget.steps, *range(bed.budget.every, bed.budget.steps + 1, bed.budget.every)})
 
 
 def judge(found: Table) -> Finding:
     """Distances at the last step, pair by pair, and the steps in which DDT has what another has at its last."""
-    steps = steps_of(found.bed)
+    steps = found.bed.budget.checkpoints
     curve = {t.name: np.array([found.distance(t.name, step) for step in steps]).T for t in found.trials}
     pairs = {name: Paired.of(curve[DDT][:, -1], curve[name][:, -1]) for name in OTHERS}
     faster = {

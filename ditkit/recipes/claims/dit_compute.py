@@ -20,15 +20,9 @@ from ditkit.recipes.reproduce.testbed import Testbed
 BACKWARD = 3  # passes that a training step costs: one forward, about two backward
 
 
-def checkpoints(bed: Testbed) -> list[int]:
-    """The steps at which all models are scored."""
-    b = bed.budget
-    return sorted({b.steps, *range(b.every, b.steps + 1, b.every)})
-
-
 def trained(bed: Testbed) -> list[Trial]:
     """The twelve, scored at every checkpoint."""
-    measures = [Quality(step) for step in checkpoints(bed)]
+    measures = [Quality(step) for step in bed.budget.checkpoints]
     return [Trial(point.name, point.recipe, measures) for point in grid(bed)]
 
 
@@ -56,7 +50,7 @@ def compared(points: list[Point], steps: list[int], curves_: dict[str, np.ndarra
 
 def judge(found: Table) -> Finding:
     """The mean ratio over all pairs that can be compared, seed by seed."""
-    bed, points, steps = found.bed, grid(found.bed), checkpoints(found.bed)
+    bed, points, steps = found.bed, grid(found.bed), found.bed.budget.checkpoints
     curves_ = {p.name: np.array([found.distance(p.name, step) for step in steps]).T for p in points}
     pairs = compared(points, steps, curves_)
     mean = mean_ratio(pairs, len(found.seeds))

@@ -33,12 +33,12 @@ class Progression:
     one, whose own mean is taken away (1: as large as the differences between samples).
     """
 
-    steps: tuple[int, ...]
+    checkpoints: tuple[int, ...]
 
     @property
     def name(self) -> str:
         """progression@STEP,STEP,..."""
-        return f"progression@{','.join(map(str, self.steps))}"
+        return f"progression@{','.join(map(str, self.checkpoints))}"
 
     def samples(self, bed: Testbed) -> int:
         """How many are followed."""
@@ -46,12 +46,12 @@ class Progression:
 
     def cost(self, bed: Testbed) -> float:
         """All samples at all checkpoints."""
-        return self.samples(bed) * bed.budget.sampler_steps * len(self.steps)
+        return self.samples(bed) * bed.budget.sampler_steps * len(self.checkpoints)
 
     def __call__(self, bed: Testbed, folder: Path, seed: int) -> dict[str, list]:
         """Noise and labels depend on the run's seed alone, so they are those of every other run of this seed."""
         words, images = [], []
-        for step in self.steps:
+        for step in self.checkpoints:
             made, labels = bed.sample(bed.load(folder, step), n=self.samples(bed), seed=seed)
             named = bed.classifier.probabilities(made).argmax(1).cpu() == labels.cpu()
             words.append("".join(map(str, named.long().tolist())))
@@ -105,15 +105,15 @@ def _of(found: Table) -> Progression:
 def judge(found: Table) -> Finding:
     """Shares of recognised samples at the checkpoints up to the usual step."""
     measure = _of(found)
-    early = [step <= found.bed.budget.steps for step in measure.steps]
-    share = {t.name: shares(found.of(t.name, measure), len(measure.steps)) for t in found.trials}
+    early = [step <= found.bed.budget.steps for step in measure.checkpoints]
+    share = {t.name: shares(found.of(t.name, measure), len(measure.checkpoints)) for t in found.trials}
     mean = {name: rows[:, early].mean(1) for name, rows in share.items()}
     wrong = (1 - mean[REPA]) / np.maximum(1 - mean[SIT], 1e-6)
     calm = {
         t.name: [(row or {}).get("moved", [np.nan] * (len(early) - 1)) for row in found.of(t.name, measure)]
         for t in found.trials
     }
-    steps = measure.steps
+    steps = measure.checkpoints
     panels = [
         Panel("samples recognised", [series(name, steps, list(rows.T)) for name, rows in share.items()], "step"),
         Panel("change since the checkpoint before", [

@@ -28,6 +28,7 @@ from ditkit.recipes.claims.scenes import SceneStudy, finite, follow
 from ditkit.recipes.load import load
 from ditkit.recipes.recipe import Recipe
 from ditkit.recipes.reproduce.claim import Arm, Claim, Finding, Question, Show
+from ditkit.recipes.reproduce.comparison import PAPERS
 
 WITHIN = 0.05  # of MMDiT's parameters
 GENEVAL, SAMPLE_STEPS, GUIDANCE = "geneval", 25, 2.5
@@ -147,7 +148,7 @@ class BackboneStudy(SceneStudy):
 
 CLAIM = Claim(
     name="sd3-backbones",
-    paper="Scaling Rectified Flow Transformers (SD3, arXiv 2403.03206)",
+    paper=PAPERS["SD3"],
     table="Figure 4",
     says="at equal size MMDiT learns better than CrossDiT, UViT and DiT, which follow in this order",
     rule=RULE,

@@ -40,6 +40,7 @@ from ditkit.recipes.reproduce.claim import (
     Show,
     Verdict,
 )
+from ditkit.recipes.reproduce.comparison import PAPERS
 from ditkit.training import list_steps
 
 NAMES = {"dpo": "DPO", "winners": "plain tuning on the winners"}
@@ -229,7 +230,7 @@ def scores_table(found: Mapping[str, Any]) -> Section:
 
 CLAIM = Claim(
     name="sd3-dpo",
-    paper="Scaling Rectified Flow Transformers (SD3, arXiv 2403.03206)",
+    paper=PAPERS["SD3"],
     table="Table 5",
     says="tuning on preferred images by DPO makes a model follow its prompts better",
     rule=RULE,

@@ -26,7 +26,6 @@ from ditkit.config import Settings
 from ditkit.data import DataError, DataSettings, ImageSource
 from ditkit.diffusion.formulations import SAMPLERS, TABLE1, formulation, sampler
 from ditkit.evaluation import (
-    Classifier,
     ClassifierSettings,
     FewSamples,
     Moments,
@@ -36,7 +35,6 @@ from ditkit.evaluation import (
     make_reference,
     read_images,
     read_rows,
-    train_classifier,
 )
 from ditkit.evaluation.generate import decode_latents, evaluating, sample_latents
 from ditkit.evaluation.metrics.agreement import agreement
@@ -45,7 +43,11 @@ from ditkit.recipes.build import prepare, validation_source
 from ditkit.recipes.claims.formulation_ranks import RULE, judge
 from ditkit.recipes.load import Loaded, load
 from ditkit.recipes.prompts import data_prompts
-from ditkit.recipes.reproduce.claim import JUDGES, Arm, Claim, Finding, Question, Show
+from ditkit.recipes.recipe import Recipe
+from ditkit.recipes.reproduce.claim import Arm, Claim, Finding, Question, Show
+from ditkit.recipes.reproduce.comparison import PAPERS
+from ditkit.recipes.reproduce.pool import Pool
+from ditkit.recipes.reproduce.testbed import kept_classifier
 from ditkit.training import list_steps
 
 WORDS = (6, 77)  # of a prompt, fewest and most
@@ -104,7 +106,7 @@ class FormulationStudy:
         self.q = q
         for name in self.budget.rows:
             formulation(name)
-        self.parts = prepare(base(self.budget, q.data), q.device)
+        self.parts = prepare(base(self.budget, q.images), q.device)
         self.held_out = validation_source(self.parts.recipe, self.source)
         self.prompts, self.labels = data_prompts(self.held_out, self.budget.images)
         if len(self.source.classes) < 2 or not self.labels:
@@ -125,9 +127,8 @@ class FormulationStudy:
     @property
     def data(self) -> dict[str, Any]:
         """Source, images, classes and fingerprint."""
-        q, size = self.q.data, "x".join(map(str, self.source.size))
-        kind = q if q == "digits" else "parquet" if ".parquet" in q else "a folder"
-        found = {"source": kind, "size": size, "training": len(self.source), "held out": len(self.held_out)}
+        size = "x".join(map(str, self.source.size))
+        found = {"source": self.q.origin, "size": size, "training": len(self.source), "held out": len(self.held_out)}
         return {**found, "classes": len(self.source.classes), "fingerprint": self.source.fingerprint}
 
     @cached_property
@@ -161,13 +162,11 @@ class FormulationStudy:
 
     def begin(self, show: Show) -> None:
         """Train the classifier on the training images, and look at them in its features."""
-        images, labels = read_images(self.source)
-        settings = ClassifierSettings(steps=self.budget.classifier_steps)
-        self.classifier: Classifier = train_classifier(
-            images, labels, self.source.classes, settings, device=self.q.device, held_out=read_images(self.held_out),
-            progress=lambda done, total: show(JUDGES, done, total),
-        )  # fmt: skip
-        self.reference: Reference = make_reference(self.classifier, images)
+        shown, steps = read_images(self.source), self.budget.classifier_steps
+        pool = Pool(self.q.pool / self.shelf)
+        classes = self.source.classes
+        self.classifier = kept_classifier(pool, shown, classes, self.held_out, steps, self.q.device, show)
+        self.reference: Reference = make_reference(self.classifier, shown[0])
 
     def score(self, arm: Arm, folder: Path, part: str, show: Show) -> dict[str, Any]:
         """{"agreement", "frechet", "step"} of one sampler setting; the scores are None where an image is not finite."""
@@ -212,16 +211,12 @@ class FormulationStudy:
         return replace(found, remarks=(*found.remarks, few)) if self.budget.images <= width else found
 
 
-def base(budget: FormulationBudget, data: str) -> Any:
-    """The recipe that all rows share; data and captions are the question's."""
-    digits = data == "digits"
-    images = DataSettings(
-        source=data, split="train", size=8 if digits else None, channels=1 if digits else None,
-        caption="a photo of a {class}",
-    )  # fmt: skip
+def base(budget: FormulationBudget, images: DataSettings) -> Recipe:
+    """The recipe that all rows share."""
+    captioned = images.model_copy(update={"caption": "a photo of a {class}"})
     return t2i.digits().with_(
         {
-            "source": "ours, after SD3 section 5.1", "data": images, "model.width": budget.width,
+            "source": "ours, after SD3 section 5.1", "data": captioned, "model.width": budget.width,
             "model.depth": budget.depth, "model.heads": budget.heads, "training.batch": budget.batch,
         }
     )  # fmt: skip
@@ -239,7 +234,7 @@ def best_step(folder: Path) -> int:
 
 CLAIM = Claim(
     name="sd3-formulations",
-    paper="Scaling Rectified Flow Transformers (SD3, arXiv 2403.03206)",
+    paper=PAPERS["SD3"],
     table="Table 1",
     says="rectified flow with logit-normal(0, 1) times beats uniform times and the other formulations",
     rule=RULE,

@@ -63,15 +63,9 @@ class AttentionAt:
         return {"logit": max(at.largest_logit for at in seen), "entropy": entropy}
 
 
-def steps_of(bed: Testbed) -> list[int]:
-    """Where attention is looked at: every checkpoint."""
-    b = bed.budget
-    return sorted({*range(b.every, b.steps + 1, b.every), b.steps})
-
-
 def measured(bed: Testbed) -> list[Trial]:
     """The small model at a high rate, in both precisions, without and with the norm."""
-    measures: list[Measure] = [*(AttentionAt(step) for step in steps_of(bed)), Quality(bed.budget.steps)]
+    measures: list[Measure] = [*(AttentionAt(step) for step in bed.budget.checkpoints), Quality(bed.budget.steps)]
     fast = {"training.lr": FASTER * bed.budget.lr}
     return [
         Trial(name, bed.sit("small", {**fast, "training.precision": precision, "model.qk_norm": norm}), measures)
@@ -81,7 +75,7 @@ def measured(bed: Testbed) -> list[Trial]:
 
 def logits(found: Table, trial: str, key: str = "logit") -> np.ndarray:
     """(steps, seeds): the largest logit at each checkpoint; infinite where a run diverged."""
-    rows = np.array([found.values(trial, AttentionAt(step), key) for step in steps_of(found.bed)])
+    rows = np.array([found.values(trial, AttentionAt(step), key) for step in found.bed.budget.checkpoints])
     return np.where(np.isnan(rows), np.inf, rows) if key == "logit" else rows
 
 
@@ -92,7 +86,7 @@ def judge(found: Table) -> Finding:
     growth = Paired.of(start, grown[WITHOUT][-1])
     kept = Paired.of(grown[WITH][-1], grown[WITHOUT][-1])
     lost = {name: int(np.isinf(rows[-1]).sum()) for name, rows in grown.items()}
-    steps = steps_of(found.bed)
+    steps = found.bed.budget.checkpoints
     reason = (
         f"In bf16 without the norm the largest logit goes from {shown(grown[WITHOUT][0])} at step {steps[0]} to "
         f"{shown(grown[WITHOUT][-1])} at step {steps[-1]}: {growth.verdict()}. With the norm it is "

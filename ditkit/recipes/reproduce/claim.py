@@ -14,6 +14,7 @@ from typing import Any, Literal, Protocol
 import torch
 
 from ditkit.config import Settings, fingerprint
+from ditkit.data import DataSettings
 from ditkit.evaluation import Section
 from ditkit.recipes.recipe import Recipe
 
@@ -23,6 +24,7 @@ FAILS: Verdict = "does not hold at this size"
 UNDECIDED: Verdict = "undecided"
 Show = Callable[..., None]  # show(stage, done, total, note="")
 SIZES = ("smoke", "small", "gpu")
+OURS = ("digits", "scenes")  # images that need no path
 JUDGES, TRAINING, SCORING = "judges", "training", "scoring"  # the stages that progress is told of
 
 
@@ -52,10 +54,11 @@ class Arm:
 
     @property
     def file(self) -> str:
-        """Names what is trained, whatever it is called and wherever teachers and codec lie: two claims may share it."""
+        """Names what is trained, whatever it is called and wherever files lie: two claims may share it."""
         sources = [t.model_copy(update={"source": Path(t.source).name}) for t in self.recipe.teachers]
         codec = self.recipe.codec.model_copy(update={"source": Path(self.recipe.codec.source).name})
-        neutral = self.recipe.model_copy(update={"teachers": tuple(sources), "codec": codec})
+        data = self.recipe.data.model_copy(update={"source": Path(self.recipe.data.source).name})
+        neutral = self.recipe.model_copy(update={"teachers": tuple(sources), "codec": codec, "data": data})
         told = fingerprint(neutral, ("name", "title", "source", "notes", "published", "unpublished"))
         m = self.recipe.model
         return f"{m.kind}-{m.width}x{m.depth}-{told[:10]}-seed{self.seed}"
@@ -123,6 +126,18 @@ class Question:
     shared: Path | None = None  # where runs are that claims share; none: "pool" beside `out`
 
     @property
+    def images(self) -> DataSettings:
+        """The training images: digits as they are, of others the training split."""
+        if self.data == "digits":
+            return DataSettings(source=self.data, split="train", size=8, channels=1)
+        return DataSettings(source=self.data, split="train")
+
+    @property
+    def origin(self) -> str:
+        """What is told of where the images are from; no path."""
+        return self.data if self.data in OURS else "parquet" if ".parquet" in self.data else "a folder"
+
+    @property
     def pool(self) -> Path:
         """Where runs are that claims share."""
         return self.shared or self.out.parent / "pool"
@@ -136,9 +151,8 @@ class Question:
     @property
     def command(self) -> str:
         """The command that asks this, with stand-ins for the paths of someone's images and runs."""
-        named = self.data in ("digits", "scenes")
         keys = ["base=YOUR_RUN" if key.startswith("base=") else shlex.quote(key) for key in self.keys]
-        words = ["ditkit reproduce", self.claim.name, f"--data {self.data if named else 'YOUR_IMAGES'}"]
+        words = ["ditkit reproduce", self.claim.name, f"--data {self.data if self.data in OURS else 'YOUR_IMAGES'}"]
         return " ".join([*words, f"--seeds {len(self.seeds)}", f"--budget {self.size}", *keys])
 
     @property

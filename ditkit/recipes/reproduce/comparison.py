@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
@@ -53,11 +54,11 @@ Judge = Callable[[Table], Finding]
 
 
 def check_saved(trial: Trial) -> None:
-    """ValueError where a measure looks at a step (its `step`, if it has one) whose weights the run will not keep."""
+    """ValueError where a measure looks at a step (its `step` or `checkpoints`) whose weights the run will not keep."""
     training = trial.recipe.training
     every = training.save_every
-    for measure in trial.measures:
-        step = getattr(measure, "step", training.steps)
+    looked = [getattr(m, "checkpoints", (getattr(m, "step", training.steps),)) for m in trial.measures]
+    for step in itertools.chain(*looked):
         if step > training.steps or (step % every and step != training.steps):
             raise ValueError(
                 f"{trial.name} is asked for step {step}, but is trained for {training.steps} steps and saved every "

@@ -33,17 +33,16 @@ class Paired:
 
     def better(self) -> bool:
         """Whether the first is: PAIRED."""
-        with np.errstate(divide="ignore"):
-            return len(self.ratio) >= FEWEST and clear(-np.log(self.ratio))
+        return self.verdict() == HOLDS
 
     def worse(self) -> bool:
         """Whether the second is."""
-        with np.errstate(divide="ignore"):
-            return len(self.ratio) >= FEWEST and clear(np.log(self.ratio))
+        return self.verdict() == FAILS
 
     def verdict(self) -> Verdict:
         """Holds where the first is better, does not hold where the second is, else undecided."""
-        return HOLDS if self.better() else FAILS if self.worse() else UNDECIDED
+        with np.errstate(divide="ignore"):
+            return gained(-np.log(self.ratio))
 
     def words(self, first: str, second: str) -> str:
         """A sentence."""

@@ -8,9 +8,8 @@ the classifier takes for what they were asked to be.
 
 from __future__ import annotations
 
-import json
 import warnings
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -21,9 +20,10 @@ from torch import Tensor
 
 from ditkit.align import AlignSettings
 from ditkit.config import Settings, fingerprint
-from ditkit.data import DataError, DataSettings, ImageSource, open_source
+from ditkit.data import DataError, ImageSource, open_source
 from ditkit.diffusion import SamplerSettings
 from ditkit.evaluation import (
+    Classifier,
     ClassifierSettings,
     FewSamples,
     Moments,
@@ -31,7 +31,9 @@ from ditkit.evaluation import (
     generate,
     make_reference,
     make_request,
+    read_classifier,
     read_images,
+    read_rows,
     train_classifier,
 )
 from ditkit.evaluation.metrics.agreement import agreement
@@ -75,6 +77,11 @@ class LedgerBudget(Settings):
     chunk: int = Field(100, ge=1, description="samples that go through the network together")
     precision: str = Field("fp32", description="of the trainings: fp32, bf16")
 
+    @property
+    def checkpoints(self) -> list[int]:
+        """Steps of the checkpoints of a run of `steps`."""
+        return sorted({*range(self.every, self.steps + 1, self.every), self.steps})
+
 
 SMOKE = LedgerBudget(
     steps=4, long=8, every=2, batch=8, ema=0.5, small=(16, 2, 2), medium=(32, 3, 2), large=(32, 4, 2), codec_steps=4,
@@ -98,9 +105,7 @@ class Testbed:
     def __init__(self, q: Question, size: tuple[int, int] | None = None):
         self.q, self.device = q, q.device
         self.budget: LedgerBudget = q.budget  # type: ignore[assignment]
-        small = q.data == "digits"
-        pixels = size or (8 if small else None)
-        data = DataSettings(source=q.data, split="train", size=pixels, channels=1 if small else None)
+        data = q.images.model_copy(update={"size": size}) if size else q.images
         self.parts = prepare(digits.sit().with_({"data": data, "model.patch": self.budget.patch}), q.device)
         self.source: ImageSource = self.parts.source
         if len(self.source.classes) < 2:
@@ -124,8 +129,7 @@ class Testbed:
     @property
     def data(self) -> dict[str, Any]:
         """Source, size, images, classes and fingerprint of the images; no path."""
-        kind = "digits" if self.q.data == "digits" else "parquet" if ".parquet" in self.q.data else "a folder"
-        facts = {"source": kind, "size": "x".join(map(str, self.source.size)), "training": len(self.source)}
+        facts = {"source": self.q.origin, "size": "x".join(map(str, self.source.size)), "training": len(self.source)}
         return {**facts, "classes": len(self.source.classes), "fingerprint": self.source.fingerprint}
 
     def sit(self, size: str = "medium", changes: Mapping[str, Any] | None = None) -> Recipe:
@@ -184,10 +188,9 @@ class Testbed:
             with self.pool.hold(name, wait=True):
                 self._make(name, training, show)
         images, labels = read_images(self.source)
-        settings = ClassifierSettings(steps=self.budget.classifier_steps)
-        self.classifier = train_classifier(
-            images, labels, self.source.classes, settings, held_out=read_images(self.held_out), device=self.device,
-            progress=lambda done, total: show(JUDGES, done, total, "classifier"),
+        self.classifier = kept_classifier(
+            self.pool, (images, labels), self.source.classes, self.held_out, self.budget.classifier_steps, self.device,
+            show,
         )  # fmt: skip
         judges: tuple[Extractor, ...] = (self.classifier, RandomFeatures(images.shape[1]))
         self.spaces = dict(zip(SPACES, judges, strict=True))
@@ -243,16 +246,34 @@ class Testbed:
             }
         return {**found, "agreement": agreement(self.classifier.probabilities(images), labels)}
 
-    def floor(self) -> dict[str, float]:
-        """What as many held-out real images score: about the best that a sampler can reach."""
-        images, labels = read_images(self.held_out)
-        return self.judge(images, labels)
+
+def kept_classifier(
+    pool: Pool,
+    training: tuple[Tensor, Tensor],
+    classes: Sequence[str],
+    held_out: ImageSource,
+    steps: int,
+    device: torch.device,
+    show: Show,
+) -> Classifier:
+    """The classifier that judges all runs of a shelf, trained by the first who asks.
+
+    On a GPU a second training would give another one, and scores of two processes would not compare.
+    training: images and labels.
+    """
+    file = pool.made("classifier.safetensors")
+    with pool.hold("classifier", wait=True):
+        if not file.exists():
+            train_classifier(
+                *training, classes, ClassifierSettings(steps=steps), held_out=read_images(held_out),
+                device=device, progress=lambda done, total: show(JUDGES, done, total, "classifier"),
+            ).save(file)  # fmt: skip
+    return read_classifier(file, device)
 
 
 def validation_loss(folder: Path, step: int) -> float | None:
     """The averaged weights' validation loss at a step, as the run wrote it down."""
-    for line in (folder / "metrics.jsonl").read_text(encoding="utf-8").splitlines():
-        row = json.loads(line)
+    for row in read_rows(folder / "metrics.jsonl"):
         if row.get("step") == step and "validation_loss" in row:
             return row["validation_loss"]
     return None

@@ -9,7 +9,7 @@ from ditkit.evaluation.sections import text
 from ditkit.recipes.claims import ddt_convergence
 from ditkit.recipes.claims.baselines import REPA, SIT
 from ditkit.recipes.claims.ddt_arms import DDT, IMPROVED, IMPROVED_REPA, check_equal, ddt, fewest
-from ditkit.recipes.claims.ddt_convergence import OTHERS, judge, steps_of
+from ditkit.recipes.claims.ddt_convergence import OTHERS, judge
 from ditkit.recipes.reproduce.claim import FAILS, HOLDS, UNDECIDED
 from tests.recipes.claims.scored import quality
 from tests.recipes.claims.tables import made_up, opened
@@ -30,7 +30,7 @@ def study():
 
 def table(study, final, wobble=0.01, lost=()):
     """final: trial -> distance at the last step, which falls there as 1 / step; wobble: what a seed adds to DDT's."""
-    last = steps_of(study.bed)[-1]
+    last = study.bed.budget.checkpoints[-1]
 
     def answer(trial, measure, seed):
         more = 1 + wobble * seed if trial == DDT else 1
@@ -93,7 +93,7 @@ def test_numbers_are_of_the_last_step(study):
     assert found.effect == pytest.approx([1 / 1.4] * 3)
     assert "-50 % ± 0 against SiT," in found.number
     assert found.ours["times fewer steps"][SIT] == pytest.approx([2.0] * 3)
-    assert found.ours["distance"][DDT][0] == pytest.approx([400 / step for step in steps_of(study.bed)])
+    assert found.ours["distance"][DDT][0] == pytest.approx([400 / step for step in study.bed.budget.checkpoints])
 
 
 def test_lost_runs_and_few_seeds(study, bare):

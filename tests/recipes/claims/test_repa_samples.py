@@ -31,7 +31,7 @@ def bare(monkeypatch):
 def test_runs_differ_in_alignment_alone(study):
     sit, repa = study.trials
     assert {d.key.partition(".")[0] for d in diff(sit.recipe, repa.recipe)} == {"align", "teachers"}
-    assert [m.steps for m in sit.measures] == [STEPS] and sit.measures == repa.measures
+    assert [m.checkpoints for m in sit.measures] == [STEPS] and sit.measures == repa.measures
     assert set(STEPS) <= set(range(0, sit.recipe.training.steps + 1, sit.recipe.training.save_every))
 
 

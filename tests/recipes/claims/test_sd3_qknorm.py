@@ -9,7 +9,7 @@ import torch
 
 from ditkit.config import diff
 from ditkit.models import build_model
-from ditkit.recipes.claims.sd3_qknorm import ARMS, FASTER, FULL, WITH, WITHOUT, AttentionAt, judge, steps_of
+from ditkit.recipes.claims.sd3_qknorm import ARMS, FASTER, FULL, WITH, WITHOUT, AttentionAt, judge
 from ditkit.recipes.load import Loaded
 from ditkit.recipes.reproduce.claim import FAILS, HOLDS, UNDECIDED
 from tests.recipes.claims.scored import quality
@@ -27,7 +27,7 @@ def test_runs_differ_in_precision_and_norm(study):
     assert {d.key for d in diff(by[WITHOUT], by[FULL])} == {"training.precision"}
     assert set(by) == set(ARMS) and by[WITH].model.qk_norm == "rms" and by[WITH].training.precision == "bf16"
     assert all(recipe.training.lr == FASTER * study.bed.budget.lr for recipe in by.values())
-    assert steps_of(study.bed) == [100, 200, 300, 400]
+    assert study.bed.budget.checkpoints == [100, 200, 300, 400]
 
 
 def attention_of(study, recipe, monkeypatch, turn):

@@ -94,7 +94,8 @@ def test_images_without_classes_are_refused(tmp_path):
 
 def test_judges_order_real_images_shuffled_labels_and_noise(ready):
     images, labels = read_images(ready.held_out)
-    real, noise = ready.floor(), ready.judge(torch.randint(0, 256, images.shape, dtype=torch.uint8), labels)
+    real = ready.judge(images, labels)
+    noise = ready.judge(torch.randint(0, 256, images.shape, dtype=torch.uint8), labels)
     shuffled = ready.judge(images, labels.roll(1))
     assert set(real) == {*SPACES, "agreement"}
     assert real["agreement"] > 0.8 > 0.3 > shuffled["agreement"]
@@ -109,6 +110,8 @@ def test_what_was_made_is_not_made_again(ready):
     before = {file: file.stat().st_mtime_ns for file in folder.rglob("*") if file.is_file()}
     ready.begin(lambda *_, **__: None)
     assert before and before == {file: file.stat().st_mtime_ns for file in folder.rglob("*") if file.is_file()}
+    judge = ready.pool.made("classifier.safetensors")
+    assert judge.stat().st_mtime_ns < min(before.values())  # of the first time, before the recipe asked for a teacher
     assert recipe.teachers[0].source == str(folder)
 
 
