@@ -17,6 +17,7 @@ from ditkit.recipes.reproduce.claim import FAILS, HOLDS, UNDECIDED, Arm, Finding
 BETTER: tuple[Better, Better] = ("higher", "lower")  # class agreement, Frechet distance
 FAVOURITE, PLAIN = "rf/lognorm(0.00,1.00)", "rf"
 SHOWN = (FAVOURITE, "rf", "rf/mode(1.29)", "eps/linear", "v/cos", "edm(0.00,0.60)")
+SHORT = {FAVOURITE: "logit-normal(0, 1)", PLAIN: "uniform"}
 LEVEL = 0.05
 RULE = (
     "Holds: rf/lognorm(0.00,1.00) has a better average rank than rf with uniform times, is in the best quarter of the "
@@ -68,7 +69,11 @@ def judge(
         steps_plot(rows, seeds, settings, numbers),
     ]
     summed = {"rows": {row: {k: number(v) for k, v in values.items()} for row, values in ours.items()}}
-    return Finding({"rows": paper}, {**summed, "rho": rho, "p": p}, verdict, reason, sections, remarks)
+    told = [f"{short} {ours[row]['every']:.2f}" for row, short in SHORT.items() if row in ours]
+    return Finding(
+        {"rows": paper}, {**summed, "rho": rho, "p": p}, verdict, reason, sections, remarks,
+        number=f"average rank of {', '.join(told)} of {len(rows)}; rho {rho:.2f}",
+    )  # fmt: skip
 
 
 def number(value: Any) -> Any:

@@ -242,5 +242,6 @@ CLAIM = Claim(
     budgets={"smoke": SMOKE, "small": SMALL, "gpu": GPU},
     minutes={"smoke": 2, "small": 25, "gpu": 120},
     open=FormulationStudy,
+    number="average rank of logit-normal(0, 1) 1.54, uniform 5.67 (61 formulations)",
 )
 CLAIMS = (CLAIM,)
