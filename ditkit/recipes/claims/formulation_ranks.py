@@ -44,6 +44,10 @@ def judge(
         wanted = [part for part, setting in settings.items() if steps in (None, setting[0])]
         return average_ranks([[numbers(r, s, p) for r in rows] for s in chosen for p in wanted], BETTER)
 
+    def gained(seed: int) -> float:
+        pairs = [(numbers(FAVOURITE, seed, part)[1], numbers(PLAIN, seed, part)[1]) for part in settings]
+        return float(np.exp(np.mean([np.log(mine / plain) for mine, plain in pairs])))
+
     every, five, fifty = ranks(seeds), ranks(seeds, 5), ranks(seeds, 50)
     spread = np.std([ranks([seed]) for seed in seeds], axis=0, ddof=1) if len(seeds) > 1 else None
     middle = next(p for p, setting in settings.items() if setting == (25, 5.0, "ema"))
@@ -73,6 +77,7 @@ def judge(
     return Finding(
         {"rows": paper}, {**summed, "rho": rho, "p": p}, verdict, reason, sections, remarks,
         number=f"average rank of {', '.join(told)} of {len(rows)}; rho {rho:.2f}",
+        effect=[gained(seed) for seed in seeds] if {FAVOURITE, PLAIN} <= set(rows) else (),
     )  # fmt: skip
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import math
 
+import numpy as np
 import pytest
 import torch
 
@@ -108,6 +109,8 @@ def test_ranks_beside_the_papers():
     assert found.verdict == HOLDS and found.ours["rho"] == 1
     assert [found.ours["rows"][row]["every"] for row in ROWS] == list(range(1, 17))
     assert found.ours["rows"]["rf"]["spread"] == 0 and found.paper["rows"]["rf"]["every"] == 5.67
+    assert found.effect == pytest.approx([1.54 / 5.67, 2.54 / 6.67])  # of distances, seed by seed
+    assert found.number == "average rank of logit-normal(0, 1) 1.00, uniform 10.00 of 16; rho 1.00"
     assert not found.remarks
 
 
@@ -121,6 +124,7 @@ def test_a_row_that_is_not_finite_ranks_last_where_it_is_not_and_is_named():
     found = judge(ROWS, arms, PARTS, scores)
     rows = found.ours["rows"]
     assert rows[FAVOURITE]["five"] == 15 and rows[FAVOURITE]["fifty"] == 1 and rows[FAVOURITE]["not finite"] == 2
+    assert np.isnan(found.effect).all()
     assert rows["v/cos"]["every"] == pytest.approx((10 * 16 + 2 * 15) / 12)
     assert any(line.startswith(f"{FAVOURITE}: images of 2 of 12") for line in found.remarks)
     assert any("v/cos: images of 12 of 12" in line for line in found.remarks)
