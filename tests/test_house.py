@@ -6,6 +6,7 @@ Every rule is a function from one parsed file to the lines that break it, and is
 from __future__ import annotations
 
 import ast
+import functools
 import re
 import subprocess
 import sys
@@ -43,6 +44,7 @@ def room_of(file: Path) -> str:
     return "" if first.startswith("__") else first
 
 
+@functools.cache
 def parse(file: Path) -> ast.Module:
     return ast.parse(file.read_text(encoding="utf-8"), str(file))
 

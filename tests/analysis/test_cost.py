@@ -63,7 +63,7 @@ def test_unconditional_has_no_label_table():
 # DDT: parameters of the split and of the improved DiT; GMACs of a step, of its encoder blocks and its decoder blocks
 SPLITS = [
     ("B/2", 130_262_800, 130_249_744, 26.91, 15.33, 11.27),
-    ("L/2", 457_648_144, 457_630_736, 87.64, 67.22, 19.86),
+    pytest.param("L/2", 457_648_144, 457_630_736, 87.64, 67.22, 19.86, marks=pytest.mark.long),
     ("XL/2", 674_646_352, 674_626_768, 131.48, 93.19, 37.60),
 ]
 

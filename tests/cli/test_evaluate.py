@@ -219,6 +219,7 @@ def test_a_reference_of_ones_own_is_looked_at_by_its_own_network(ditkit, refused
     assert "taught.npz: its statistics are of selftaught-0123abcd: say by --extractor where that network is" in line
 
 
+@pytest.mark.long
 def test_several_processes_share_the_sampling_and_one_scores(own_process, ditkit, evaluated, run, tmp_path):
     """Each samples its part of one folder, the first prints; the scores are those of one process."""
     _, _, scores = evaluated

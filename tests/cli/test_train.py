@@ -207,7 +207,13 @@ def test_offline_stops_with_one_line_and_nothing_half_made(tmp_path, pictures, r
     assert not (tmp_path / "runs").exists()
 
 
-@pytest.mark.parametrize("number, code", [(signal.SIGINT, 130), (signal.SIGTERM, 143)], ids=["Ctrl-C", "SIGTERM"])
+@pytest.mark.parametrize(
+    "number, code",
+    [
+        pytest.param(signal.SIGINT, 130, id="Ctrl-C"),
+        pytest.param(signal.SIGTERM, 143, id="SIGTERM", marks=pytest.mark.long),
+    ],
+)
 def test_signals_leave_a_state_that_the_same_command_continues(tmp_path, pictures, own_process, ditkit, number, code):
     data = pictures(tmp_path / "data", n=4)
     words = ("train", "repa.sit_s_2", "--data", data, *PLAIN, *SMALL, "training.log_every=1", "--out", tmp_path / "run")

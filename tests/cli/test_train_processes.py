@@ -90,6 +90,7 @@ def test_parts_are_read_by_every_verb(two, ditkit, tmp_path):
     assert list_steps(tmp_path / "copy") == [4, 6]
 
 
+@pytest.mark.long
 def test_what_cannot_be_trained_is_told_in_one_line(own_process, tmp_path):
     words = ["train", *WORDS, "--steps", 4, "--processes", 2, "--out", tmp_path / "run"]
     process = own_process(*words, "training.batch=15")

@@ -136,8 +136,9 @@ def variance(world: World):
 @pytest.mark.parametrize(
     "score",
     [
-        *(frechet, recall, precision, cmmd, monge, classes, mean, skewed_mean, variance),
-        *(kernel, kernel_of_wide_fakes, kernel_of_narrow_fakes, kernel_of_whole_sets),
+        *(frechet, recall, precision, cmmd, monge, classes, mean, variance),
+        *(kernel, kernel_of_wide_fakes, kernel_of_whole_sets),
+        *(pytest.param(score, marks=pytest.mark.long) for score in (skewed_mean, kernel_of_narrow_fakes)),
     ],
     ids=lambda f: f.__name__,
 )

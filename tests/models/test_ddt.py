@@ -148,7 +148,7 @@ def test_gradient_flows_through_s(case, batch):
     assert all(torch.equal(a, b) for a, b in zip(whole, grads[0][1:], strict=True))
 
 
-@pytest.mark.parametrize("backend", ["eager", "aot_eager"])
+@pytest.mark.parametrize("backend", ["eager", pytest.param("aot_eager", marks=pytest.mark.long)])
 def test_both_halves_compile_as_one_graph(ddt, batch, backend):
     torch._dynamo.reset()
     x, t, cond = batch(ddt.settings)

@@ -12,7 +12,7 @@ import torch
 
 from ditkit.config import diff, dump
 from ditkit.diffusion import Sharing
-from ditkit.evaluation import make_request
+from ditkit.evaluation import Report, make_request
 from ditkit.recipes.demo import SMOKE, Budget, claim, expected_seconds, plan, run_demo
 from ditkit.recipes.demo_page import page, summary
 from ditkit.recipes.demo_sharing import headline, kept
@@ -54,14 +54,15 @@ def test_a_folder_is_claimed_for_one_budget_and_seed(tmp_path):
 def demo(tmp_path_factory):
     """The demo at two steps of everything, twice, the second time all is there already: folder, stages, findings.
 
-    The second one is given the scores of the first.
+    The second one is given the scores of the first, and draws the page.
     """
     out, stages, again, seen = tmp_path_factory.mktemp("demo") / "out", [], [], []
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr("ditkit.recipes.demo.page", lambda found: seen.append(found) or page(found))
+        patch.setattr("ditkit.recipes.demo.page", lambda found: seen.append(found) or Report("", ""))
         run_demo(out, TINY, torch.device("cpu"), lambda stage, *_: stages.append(stage))
         scored = {arm.name: arm for arm in seen[0].arms}
         patch.setattr("ditkit.recipes.demo.measure", lambda name, *_: scored[name])
+        patch.setattr("ditkit.recipes.demo.page", lambda found: seen.append(found) or page(found))
         report = run_demo(out, TINY, torch.device("cpu"), lambda stage, *_: again.append(stage))
     return SimpleNamespace(out=out, report=report, stages=set(stages), again=set(again), findings=seen[1])
 

@@ -122,6 +122,7 @@ def check_equal(folder, unbroken, same):
     assert read_metrics(folder) == read_metrics(whole)
 
 
+@pytest.mark.long
 def test_a_killed_training_goes_on_to_the_same_bits(tmp_path, same, unbroken):
     words = [sys.executable, str(SCRIPT), str(tmp_path), json.dumps(STEPS), str(int(signal.SIGKILL)), "6"]
     environment = os.environ | {"PYTHONPATH": str(Path(__file__).parents[2]), "OMP_NUM_THREADS": "1"}

@@ -197,6 +197,7 @@ def test_tensorboard_hides_what_a_rollback_undid(tmp_path, make_job):
     assert scalars(tmp_path)["loss"] == [(row["step"], pytest.approx(row["loss"], rel=1e-6)) for row in rows]
 
 
+@pytest.mark.long
 def test_only_the_first_process_tells(tmp_path, pair):
     pytest.importorskip("tensorboard")
     pair("train", folder=str(tmp_path), steps=4, batch=6, trackers=["tensorboard"], **SETTINGS)
