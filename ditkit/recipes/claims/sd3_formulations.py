@@ -240,7 +240,7 @@ CLAIM = Claim(
     rule=RULE,
     data="digits",
     budgets={"smoke": SMOKE, "small": SMALL, "gpu": GPU},
-    minutes={"smoke": 2, "small": 25, "gpu": 120},
+    minutes={"smoke": 2, "small": 10, "gpu": 120},
     open=FormulationStudy,
     number="average rank of logit-normal(0, 1) 1.54, uniform 5.67 (61 formulations)",
 )

@@ -277,7 +277,7 @@ CLAIM = Claim(
     rule=RULE,
     data="scenes",
     budgets={"smoke": SMOKE, "small": SMALL, "gpu": GPU},
-    minutes={"smoke": 0.5, "small": 6, "gpu": 60},
+    minutes={"smoke": 0.5, "small": 8, "gpu": 60},
     open=TextStudy,
     number="win rate without T5: prompt following 46 %, aesthetics 50 %, typography 38 %",
 )
