@@ -122,7 +122,7 @@ def run_apart(world: int, folder: Path, job: str) -> list[dict]:
     return [json.loads(folder.with_name(f"{r}.json").read_text()) for r in range(world)]
 
 
-@pytest.mark.parametrize("world", [1, 2])
+@pytest.mark.parametrize("world", [1, pytest.param(2, marks=pytest.mark.long)])
 def test_a_folder_keeps_the_number_of_threads_that_began_it(world, one, tmp_path):
     """Networks round by the number of threads at some batch sizes, so whoever goes on takes the folder's."""
     here = torch.get_num_threads()

@@ -9,7 +9,7 @@ from ditkit.data.hub import Hub
 from ditkit.data.index import Index, Rule, identity_of, read_index, write_index
 from ditkit.data.loader import Batch, Loader
 from ditkit.data.mixing import drop_captions
-from ditkit.data.open import open_source
+from ditkit.data.open import NAMED, open_source
 from ditkit.data.order import BucketOrder, Order
 from ditkit.data.pairs import Pairs
 from ditkit.data.parquet import Parquet
@@ -23,6 +23,7 @@ from ditkit.data.tar import Tar
 from ditkit.data.transforms import adm_crop, to_float, to_uint8
 
 __all__ = [
+    "NAMED",
     "Batch",
     "BucketOrder",
     "BucketSettings",

@@ -1,6 +1,12 @@
 """Generating images, scoring them, and reporting what was found."""
 
-from ditkit.evaluation.classifier import Classifier, ClassifierSettings, read_classifier, train_classifier
+from ditkit.evaluation.classifier import (
+    Classifier,
+    ClassifierSettings,
+    classifier_id,
+    read_classifier,
+    train_classifier,
+)
 from ditkit.evaluation.features import FewSamples, Moments, extract, frechet, read_images, read_items, spread
 from ditkit.evaluation.folder import FolderError, SampleFolder
 from ditkit.evaluation.generate import Generated, Sampleable, ToSample, generate
@@ -36,6 +42,7 @@ __all__ = [
     "Space",
     "ToSample",
     "balanced_labels",
+    "classifier_id",
     "compare",
     "extract",
     "frechet",

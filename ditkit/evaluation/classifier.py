@@ -14,7 +14,7 @@ from pathlib import Path
 
 import torch
 from pydantic import Field
-from safetensors import safe_open
+from safetensors import SafetensorError, safe_open
 from safetensors.torch import save
 from torch import Tensor, nn
 from torch.nn import functional as F
@@ -76,7 +76,7 @@ class Classifier:
     def __init__(self, network: Network, classes: tuple[str, ...], identity: str, accuracy: float | None = None):
         self.network = network.eval().requires_grad_(False)
         self.classes, self.accuracy = classes, accuracy
-        self.id = f"classifier-{identity}"
+        self.id = identity
         self.width = network.width
 
     @property
@@ -104,13 +104,17 @@ class Classifier:
 
 
 def read_classifier(path: str | Path, device: str | torch.device = "cpu") -> Classifier:
-    """A classifier that was saved, the same to the bit. OSError or SafetensorError for a file that is not one."""
-    with safe_open(path, "pt", device=str(device)) as file:
-        told = json.loads(file.metadata()["classifier"])
-        state = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
-    network = Network(*told["made_with"])
-    network.load_state_dict(state)
-    return Classifier(network.to(device), tuple(told["classes"]), told["id"].split("-", 1)[1], told["accuracy"])
+    """A classifier that was saved, the same to the bit. OSError without a file, ValueError for another one."""
+    try:
+        with safe_open(path, "pt", device=str(device)) as file:
+            told = json.loads((file.metadata() or {})["classifier"])
+            state = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
+    except (SafetensorError, KeyError) as error:
+        raise ValueError(f"{path} holds no classifier, or is damaged: remove it ({error})") from None
+    with torch.device("meta"):  # no weights are drawn
+        network = Network(*told["made_with"])
+    network.load_state_dict(state, assign=True)
+    return Classifier(network.to(device), tuple(told["classes"]), told["id"], told["accuracy"])
 
 
 def _augment(images: Tensor, largest: int, generator: torch.Generator) -> Tensor:
@@ -131,6 +135,12 @@ def split(n: int, seed: int, held_out: float = 0.2) -> tuple[Tensor, Tensor]:
     order = torch.randperm(n, generator=torch.Generator().manual_seed(seed))
     cut = n - round(n * held_out)
     return order[:cut].sort().values, order[cut:].sort().values
+
+
+def classifier_id(images: Tensor, labels: Tensor, settings: ClassifierSettings, seed: int = 0) -> str:
+    """Names what a classifier is trained on and how."""
+    digest = hashlib.sha256(images.numpy().tobytes() + labels.numpy().tobytes() + f"{seed}".encode())
+    return f"classifier-{fingerprint(settings)[:6]}-{digest.hexdigest()[:8]}"
 
 
 def train_classifier(
@@ -166,9 +176,7 @@ def train_classifier(
         network = Network(images.shape[1], (images.shape[2], images.shape[3]), len(classes), s.width).to(device)
     with one_thread():
         _fit(network, images, labels, s, torch.Generator().manual_seed(seed), progress)
-    digest = hashlib.sha256(images.numpy().tobytes() + labels.numpy().tobytes() + f"{seed}".encode())
-    identity = f"{fingerprint(s)[:6]}-{digest.hexdigest()[:8]}"
-    result = Classifier(network, tuple(classes), identity)
+    result = Classifier(network, tuple(classes), classifier_id(images, labels, s, seed))
     if len(held_out[0]):
         found = result.probabilities(held_out[0]).argmax(1)
         result.accuracy = (found == held_out[1].cpu()).double().mean().item()

@@ -20,6 +20,7 @@ def runs(tiny_run, tiny_ddt, tmp_path_factory):
     return [shutil.copytree(run, home / name) for name, run in (("sit", tiny_run), ("ddt", tiny_ddt))]
 
 
+@pytest.mark.long
 def test_all_of_them_and_side_by_side(ditkit, runs, tmp_path):
     done = ditkit("analyze", "all", runs[0], "--only", ",".join(NAMES), *QUICK)
     assert done.exit_code == 0, done.output

@@ -176,6 +176,7 @@ def test_a_run_refuses_another_posterior(made, tmp_path, ditkit):
     assert go_on.exit_code == 0, go_on.output
 
 
+@pytest.mark.long
 def test_the_channel_study_begins_alike(tmp_path):
     """Equal seeds and steps: the same images in the same order, another number of latent channels."""
     source, training = open_images("digits", CodecTraining(steps=2, warmup=0, width=4, batch=4, attention=False), None)

@@ -136,6 +136,7 @@ def test_a_grey_teacher_and_a_damaged_one(home, ditkit):
     assert result.exit_code == 1 and "damaged" in lines(result, "fail")
 
 
+@pytest.mark.long
 def test_the_weights_to_begin_from_are_looked_at(home, ditkit):
     tiny = ("model.width=32", "model.heads=2", "align.depth=1", "align.projector_width=16", "training.batch=8")
     words = ("digits.ddt", *tiny, "--teacher", "toy", "--device", "cpu")

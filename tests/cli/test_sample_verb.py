@@ -253,6 +253,7 @@ def test_classes_by_name(ditkit, refused, tiny_run, tmp_path):
     assert "classes" not in ok(ditkit("sample", tiny_run, "--n", 2, "--out", tmp_path / "digits"))
 
 
+@pytest.mark.long
 def test_ctrl_c_leaves_whole_files_and_the_same_command_continues(own_process, ditkit, tiny_run, tmp_path):
     words = ["sample", tiny_run, "--n", 100, "--chunk", 4, "--steps", 100, "--out", tmp_path / "out"]
     process = own_process(*words)

@@ -101,9 +101,8 @@ def test_what_cannot_be_trained_is_told_in_one_line(own_process, tmp_path):
     assert not list_steps(tmp_path / "run")
 
 
-@pytest.mark.parametrize(
-    "number, code", [(signal.SIGTERM, 143), pytest.param(signal.SIGINT, 130, marks=pytest.mark.long)]
-)
+@pytest.mark.parametrize("number, code", [(signal.SIGTERM, 143), (signal.SIGINT, 130)])
+@pytest.mark.long
 def test_a_signal_saves_and_ends_both(own_process, tmp_path, number, code):
     """To the process that was started, as a terminal or a scheduler sends it; the same command continues."""
     run = tmp_path / "run"

@@ -77,7 +77,9 @@ def allowed(name, solver):
 
 
 @pytest.mark.parametrize("kind", KINDS)
-@pytest.mark.parametrize("name", PATHS)
+@pytest.mark.parametrize(
+    "name", [pytest.param(name, marks=pytest.mark.long if name == "ddpm_cosine" else ()) for name in PATHS]
+)
 def test_every_solver_recovers_the_data(name, kind):
     """6 paths x 5 predictions x 13 solvers, on the grids that SamplerSettings builds: all are admissible there.
 

@@ -6,6 +6,7 @@ import time
 
 import pytest
 import torch
+from safetensors.torch import save_file
 from sklearn.datasets import load_digits
 
 from ditkit.evaluation.classifier import ClassifierSettings, _augment, read_classifier, split, train_classifier
@@ -105,6 +106,14 @@ def test_a_saved_classifier_is_the_same(digits, tmp_path):
     assert torch.equal(again(images[:50]).pooled, classifier(images[:50]).pooled)
     assert (again.id, again.classes, again.width) == (classifier.id, classifier.classes, classifier.width)
     assert again.accuracy == classifier.accuracy
+    before = torch.get_rng_state()
+    read_classifier(tmp_path / "judge.safetensors")
+    assert torch.equal(torch.get_rng_state(), before)
+    save_file({"a": torch.ones(1)}, tmp_path / "other.safetensors")
+    (tmp_path / "cut.safetensors").write_bytes((tmp_path / "judge.safetensors").read_bytes()[:100])
+    for name in ("other", "cut"):
+        with pytest.raises(ValueError, match=f"{name}.safetensors holds no classifier"):
+            read_classifier(tmp_path / f"{name}.safetensors")
 
 
 def test_bad_labels_are_said(digits):

@@ -67,6 +67,7 @@ def demo(tmp_path_factory):
     return SimpleNamespace(out=out, report=report, stages=set(stages), again=set(again), findings=seen[1])
 
 
+@pytest.mark.long
 def test_every_part_is_made_and_shown_as_progress(demo):
     out, report, stages = demo.out, demo.report, demo.stages
     assert report == out / "report.html"
@@ -77,6 +78,7 @@ def test_every_part_is_made_and_shown_as_progress(demo):
     assert {f"dp-{k}.json" for k in TINY.share_budgets} <= {file.name for file in trade_off.parent.iterdir()}
 
 
+@pytest.mark.long
 def test_the_page_stands_alone_and_says_what_was_measured(demo):
     text = demo.report.read_text()
     assert not re.findall(r"(?:src|href)=[\"']?(?!data:|#)[^\"'>\s]+", text), "nothing is fetched"
@@ -91,6 +93,7 @@ def test_the_page_stands_alone_and_says_what_was_measured(demo):
     assert "One training seed" in text
 
 
+@pytest.mark.long
 def test_scores_carry_their_protocol(demo):
     scores = json.loads((demo.out / "scores.json").read_text())
     assert set(scores) == {"SiT", "SiT + REPA", "DDT"} and set(scores["SiT"]) == {"classifier", "pixels", "teacher"}
@@ -101,6 +104,7 @@ def test_scores_carry_their_protocol(demo):
     assert protocols and all('"n": 40' in p for p in protocols)
 
 
+@pytest.mark.long
 def test_what_is_finished_is_not_done_again(demo):
     assert demo.again == {"classifier"}
 
@@ -117,6 +121,7 @@ def with_frechet(arm, value: float):
     )
 
 
+@pytest.mark.long
 def test_the_headline_says_what_was_measured_also_where_alignment_lost(demo):
     found = demo.findings
     for values, said in (

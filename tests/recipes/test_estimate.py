@@ -43,6 +43,7 @@ def holds(name: str, changes: dict) -> None:
     assert abs(predicted - real) < BOUND * real
 
 
+@pytest.mark.long
 def test_memory_against_a_measured_peak():
     holds("sit.s_2", {"model.depth": 3, "training.batch": 4, "training.precision": "fp32"})
 

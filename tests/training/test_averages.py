@@ -251,7 +251,7 @@ def test_averages_that_cannot_be_written_end_the_run_or_are_told(tmp_path, make_
     assert state.step == 4 and sum("widths are made of the others" in line for line in said) == 2, said
 
 
-@pytest.mark.parametrize("kind", ["ddp", "fsdp"])
+@pytest.mark.parametrize("kind", [pytest.param("ddp", marks=pytest.mark.long), "fsdp"])
 def test_two_processes_keep_the_averages_of_one(tmp_path, make_job, pair, kind):
     """Gradients of two processes differ by rounding; so may what they average. Cut weights (DTensors) too."""
     settings = {"steps": 6, "save_every": 3, "ema_snapshots": 2, "muon": {"lr": 0.01}, **KEPT}

@@ -133,7 +133,7 @@ def test_bf16_stays_close_and_keeps_float32_losses(name, digits, tmp_path):
     assert losses["bf16"] == pytest.approx(losses["fp32"], rel=1e-2) and losses["bf16"] != losses["fp32"]
 
 
-@pytest.mark.parametrize("name", ["repa", "ddt"])
+@pytest.mark.parametrize("name", [pytest.param("repa", marks=pytest.mark.long), "ddt"])
 def test_compiled_blocks_have_the_same_losses(name, digits, tmp_path):
     seen = []
     job = job_of(name, tmp_path, digits, compile=True, backend="aot_eager")

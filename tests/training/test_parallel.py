@@ -173,6 +173,7 @@ def test_four_processes_in_two_copies_of_two_shards(tmp_path):
         crew.close()
 
 
+@pytest.mark.long
 def test_shards_that_do_not_fit_are_told_once_before_anything_is_written(tmp_path):
     code = (
         "import sys; sys.path.insert(0, sys.argv[3]); import team; from ditkit.ranks import Ranks, together\n"

@@ -230,6 +230,7 @@ def trained_with(name: str, folder: Path, **environment: str) -> str:
     return done.stdout
 
 
+@pytest.mark.long
 def test_wandb_writes_the_run_without_a_network(tmp_path):
     pytest.importorskip("wandb")
     said = trained_with("wandb", tmp_path / "run", WANDB_MODE="offline", WANDB_DIR="", WANDB_CACHE_DIR=str(tmp_path))

@@ -21,7 +21,8 @@ from ditkit.evaluation.sections import table
 from ditkit.recipes import digits
 from ditkit.recipes.benches.train import ENDLESS, Side
 from ditkit.recipes.build import build_job, prepare
-from ditkit.recipes.claims.baselines import REPA, SIT, repa, sit
+from ditkit.recipes.claims.baselines import SIT, repa, sit
+from ditkit.recipes.claims.repa_gain import measured as baselines
 from ditkit.recipes.claims.repa_gain import reached, steps_of
 from ditkit.recipes.recipe import Recipe
 from ditkit.recipes.reproduce.claim import Finding
@@ -111,12 +112,10 @@ def measured(bed: Testbed) -> list[Trial]:
     Stacks are scored at every checkpoint, and the aligned one is timed.
     """
     b = bed.budget
-    shared = [Quality(step) for step in sorted({b.steps, b.long, *range(2 * b.every, b.long + 1, 2 * b.every)})]
     every = [Quality(step) for step in sorted({b.steps, b.long, *range(b.every, b.long + 1, b.every)})]
     stack = stacked(bed)
     return [
-        Trial(SIT, sit(bed), shared),
-        Trial(REPA, repa(bed), shared),
+        *baselines(bed),
         Trial(STACK, stack, [*every, timer(bed)]),
         Trial(BARE, stack.with_({"align": None, "teachers": ()}), every),
     ]

@@ -13,6 +13,7 @@ from ditkit.diffusion.formulations import TABLE1, TABLE2
 from ditkit.evaluation import Panel, Section, Series
 from ditkit.evaluation.sections import Cell, curves, table
 from ditkit.recipes.reproduce.claim import FAILS, HOLDS, UNDECIDED, Arm, Finding, Verdict
+from ditkit.recipes.reproduce.rules import FEWEST
 
 BETTER: tuple[Better, Better] = ("higher", "lower")  # class agreement, Frechet distance
 FAVOURITE, PLAIN = "rf/lognorm(0.00,1.00)", "rf"
@@ -23,7 +24,8 @@ RULE = (
     "Holds: rf/lognorm(0.00,1.00) has a better average rank than rf with uniform times, is in the best quarter of the "
     "rows, and the rows' average ranks correlate with the paper's (Spearman's rho > 0, p < .05 over random orders). "
     "Does not hold: it has a worse average rank than rf with uniform times, and rho is not significantly above 0. "
-    "Undecided: everything else. A row whose images are not all finite ranks last in that setting."
+    "Undecided: everything else, and with fewer than 3 seeds. A row whose images are not all finite ranks last in that "
+    "setting."
 )
 Setting = tuple[int, float, str]  # sampler steps, guidance scale, weights
 
@@ -44,7 +46,7 @@ def judge(
         wanted = [part for part, setting in settings.items() if steps in (None, setting[0])]
         return average_ranks([[numbers(r, s, p) for r in rows] for s in chosen for p in wanted], BETTER)
 
-    def gained(seed: int) -> float:
+    def over_plain(seed: int) -> float:
         pairs = [(numbers(FAVOURITE, seed, part)[1], numbers(PLAIN, seed, part)[1]) for part in settings]
         return float(np.exp(np.mean([np.log(mine / plain) for mine, plain in pairs])))
 
@@ -63,6 +65,7 @@ def judge(
     paper = {r.name: r._asdict() for r in TABLE1}
     rho, p = compared({row: ours[row]["every"] for row in rows})
     verdict, reason = decide({row: ours[row]["every"] for row in rows}, rho, p)
+    verdict = verdict if len(seeds) >= FEWEST else UNDECIDED
     remarks = [f"{row}: images of {n} of {len(seeds) * len(settings)} settings were not finite; it ranks last there."
                for row, n in lost.items() if n]  # fmt: skip
     if len(seeds) == 1:
@@ -77,7 +80,7 @@ def judge(
     return Finding(
         {"rows": paper}, {**summed, "rho": rho, "p": p}, verdict, reason, sections, remarks,
         number=f"average rank of {', '.join(told)} of {len(rows)}; rho {rho:.2f}",
-        effect=[gained(seed) for seed in seeds] if {FAVOURITE, PLAIN} <= set(rows) else (),
+        effect=[over_plain(seed) for seed in seeds] if {FAVOURITE, PLAIN} <= set(rows) else (),
     )  # fmt: skip
 
 

@@ -74,7 +74,7 @@ def shares(rows: Sequence[dict | None], count: int) -> np.ndarray:
 def measured(bed: Testbed) -> list[Trial]:
     """SiT and SiT + REPA, medium: every checkpoint up to the usual step, and the last."""
     b = bed.budget
-    steps = sorted({*range(b.every, b.steps + 1, b.every), b.steps, b.long})
+    steps = sorted({*b.checkpoints, b.long})
     measures = [Progression(tuple(steps))]
     return [Trial(SIT, sit(bed), measures), Trial(REPA, repa(bed), measures)]
 

@@ -41,6 +41,7 @@ from ditkit.recipes.reproduce.claim import (
     Verdict,
 )
 from ditkit.recipes.reproduce.comparison import PAPERS
+from ditkit.recipes.reproduce.rules import FEWEST
 from ditkit.training import list_steps
 
 NAMES = {"dpo": "DPO", "winners": "plain tuning on the winners"}
@@ -51,7 +52,6 @@ RULE = (
     "base with every one of at least 3 seeds. Undecided: all else, and always below 3 seeds or where the base is too "
     "weak to make pairs."
 )
-FEWEST = 3  # seeds that a verdict needs
 
 
 class PreferenceBudget(Settings):

@@ -46,8 +46,8 @@ from ditkit.recipes.prompts import data_prompts
 from ditkit.recipes.recipe import Recipe
 from ditkit.recipes.reproduce.claim import Arm, Claim, Finding, Question, Show
 from ditkit.recipes.reproduce.comparison import PAPERS
-from ditkit.recipes.reproduce.pool import Pool
-from ditkit.recipes.reproduce.testbed import kept_classifier
+from ditkit.recipes.reproduce.judges import kept_classifier
+from ditkit.recipes.reproduce.pool import pool_of
 from ditkit.training import list_steps
 
 WORDS = (6, 77)  # of a prompt, fewest and most
@@ -158,12 +158,12 @@ class FormulationStudy:
     @property
     def shelf(self) -> str:
         """Its own: other budgets and images have other runs."""
-        return self.q.shelf
+        return f"{self.q.shelf}-{self.source.fingerprint[:8]}"
 
     def begin(self, show: Show) -> None:
         """Train the classifier on the training images, and look at them in its features."""
         shown, steps = read_images(self.source), self.budget.classifier_steps
-        pool = Pool(self.q.pool / self.shelf)
+        pool = pool_of(self.q, self.shelf)
         classes = self.source.classes
         self.classifier = kept_classifier(pool, shown, classes, self.held_out, steps, self.q.device, show)
         self.reference: Reference = make_reference(self.classifier, shown[0])

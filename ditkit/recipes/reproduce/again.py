@@ -5,7 +5,8 @@ from __future__ import annotations
 from pathlib import Path
 
 from ditkit.config import read_settings
-from ditkit.recipes.reproduce.claim import OURS, Claim, Finding, Question
+from ditkit.data import NAMED
+from ditkit.recipes.reproduce.claim import Claim, Finding, Question
 from ditkit.recipes.reproduce.result import Result
 
 
@@ -14,7 +15,7 @@ def rejudge(result: Result, claim: Claim, data: str = "") -> Finding:
 
     data: the images; "": those that the result names, where they are digits or scenes.
     """
-    if not data and (data := str(result.data.get("source"))) not in OURS:
+    if not data and (data := str(result.data.get("source"))) not in NAMED:
         raise ValueError(f"{result.claim}: the result is of {data}; name the images to judge it again")
     budget = read_settings(type(claim.budgets[result.budget]), result.settings, result.claim)
     study = claim.open(Question(claim, result.budget, budget, data, result.seeds, Path("nowhere")))

@@ -14,7 +14,7 @@ from typing import Any, Literal, Protocol
 import torch
 
 from ditkit.config import Settings, fingerprint
-from ditkit.data import DataSettings
+from ditkit.data import NAMED, DataSettings
 from ditkit.evaluation import Section
 from ditkit.recipes.recipe import Recipe
 
@@ -24,7 +24,6 @@ FAILS: Verdict = "does not hold at this size"
 UNDECIDED: Verdict = "undecided"
 Show = Callable[..., None]  # show(stage, done, total, note="")
 SIZES = ("smoke", "small", "gpu")
-OURS = ("digits", "scenes")  # images that need no path
 JUDGES, TRAINING, SCORING = "judges", "training", "scoring"  # the stages that progress is told of
 
 
@@ -135,7 +134,7 @@ class Question:
     @property
     def origin(self) -> str:
         """What is told of where the images are from; no path."""
-        return self.data if self.data in OURS else "parquet" if ".parquet" in self.data else "a folder"
+        return self.data if self.data in NAMED else "parquet" if ".parquet" in self.data else "a folder"
 
     @property
     def pool(self) -> Path:
@@ -144,15 +143,15 @@ class Question:
 
     @property
     def shelf(self) -> str:
-        """A part of the pool for this claim alone, under this budget and of these images."""
-        asked = json.dumps([self.settings, self.data], sort_keys=True)
+        """A part of the pool for this claim alone, under this budget; of a user's images it does not say which."""
+        asked = json.dumps([self.settings, self.origin], sort_keys=True)
         return f"{self.claim.name}-{hashlib.sha256(asked.encode()).hexdigest()[:8]}"
 
     @property
     def command(self) -> str:
         """The command that asks this, with stand-ins for the paths of someone's images and runs."""
         keys = ["base=YOUR_RUN" if key.startswith("base=") else shlex.quote(key) for key in self.keys]
-        words = ["ditkit reproduce", self.claim.name, f"--data {self.data if self.data in OURS else 'YOUR_IMAGES'}"]
+        words = ["ditkit reproduce", self.claim.name, f"--data {self.data if self.data in NAMED else 'YOUR_IMAGES'}"]
         return " ".join([*words, f"--seeds {len(self.seeds)}", f"--budget {self.size}", *keys])
 
     @property

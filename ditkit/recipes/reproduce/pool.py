@@ -2,7 +2,7 @@
 
 FOLDER/SHELF/runs/ARM          ordinary run folders
              scores/ARM.json   written after each score
-             made/NAME         teachers and codecs
+             made/NAME         teachers, codecs, the classifier that judges
              NAME.lock         held by the process that works on it
 """
 
@@ -16,13 +16,18 @@ from pathlib import Path
 from typing import Any
 
 from ditkit.files import write_text
-from ditkit.recipes.reproduce.claim import Arm
+from ditkit.recipes.reproduce.claim import Arm, Question
 from ditkit.training import list_steps
 
 try:
     import fcntl
 except ImportError:  # Windows: no locks, so one process at a time
     fcntl = None  # type: ignore[assignment]
+
+
+def pool_of(q: Question, shelf: str) -> Pool:
+    """The shelf of a question's pool."""
+    return Pool(q.pool / shelf)
 
 
 @dataclass(frozen=True)
@@ -40,7 +45,7 @@ class Pool:
         return max(0, arm.recipe.training.steps - max(list_steps(self.run(arm)), default=0))
 
     def made(self, name: str) -> Path:
-        """Where a teacher or codec of this name belongs."""
+        """Where a teacher, codec or classifier of this name belongs."""
         return self.folder / "made" / name
 
     def read(self, arm: Arm) -> dict[str, Any]:

@@ -21,7 +21,7 @@ from ditkit.recipes.place import check_writable
 from ditkit.recipes.reproduce.claim import SCORING, TRAINING, Arm, Finding, Question, Show, Study
 from ditkit.recipes.reproduce.pace import Pace, pace
 from ditkit.recipes.reproduce.page import page
-from ditkit.recipes.reproduce.pool import Pool
+from ditkit.recipes.reproduce.pool import Pool, pool_of
 from ditkit.recipes.reproduce.result import Result, make_result, save_result
 from ditkit.recipes.run import train
 from ditkit.recipes.stopwatch import cpu_name
@@ -86,7 +86,7 @@ def make_plan(q: Question, seen: Seen | None = None) -> Plan:
     check_writable(q.pool, "--pool")
     study = q.claim.open(q)
     claim_folder(q, study)
-    pool, seen = pool_of(q, study), seen or Seen()
+    pool, seen = pool_of(q, study.shelf), seen or Seen()
     seconds = {TRAINING: 0.0, SCORING: 0.0}
     trained = scored = 0
     for arm in study.arms:
@@ -141,17 +141,12 @@ def failed(found: dict[str, Any]) -> bool:
     return bool(found["failed"])
 
 
-def pool_of(q: Question, study: Study) -> Pool:
-    """Where the runs of a study are."""
-    return Pool(q.pool / study.shelf)
-
-
 def carry_out(plan: Plan, show: Show, say: Callable[[str], None] = lambda text: None) -> tuple[Result, Path]:
     """Train and score what is missing, then write result.json and report.html; the result and the page's path.
 
     An arm that another process is working on is left for later, and found finished then.
     """
-    q, study, pool = plan.question, plan.study, pool_of(plan.question, plan.study)
+    q, study, pool = plan.question, plan.study, pool_of(plan.question, plan.study.shelf)
     if any(unfinished(pool, arm) for arm in study.arms):
         study.begin(show)
     known: dict[str, dict[str, Any]] = {}

@@ -9,7 +9,7 @@ the classifier takes for what they were asked to be.
 from __future__ import annotations
 
 import warnings
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -23,18 +23,14 @@ from ditkit.config import Settings, fingerprint
 from ditkit.data import DataError, ImageSource, open_source
 from ditkit.diffusion import SamplerSettings
 from ditkit.evaluation import (
-    Classifier,
-    ClassifierSettings,
     FewSamples,
     Moments,
     extract,
     generate,
     make_reference,
     make_request,
-    read_classifier,
     read_images,
     read_rows,
-    train_classifier,
 )
 from ditkit.evaluation.metrics.agreement import agreement
 from ditkit.evaluation.random_features import RandomFeatures
@@ -45,7 +41,8 @@ from ditkit.recipes.build import prepare, validation_source
 from ditkit.recipes.load import Loaded, load
 from ditkit.recipes.recipe import Recipe
 from ditkit.recipes.reproduce.claim import JUDGES, Question, Show
-from ditkit.recipes.reproduce.pool import Pool
+from ditkit.recipes.reproduce.judges import kept_classifier
+from ditkit.recipes.reproduce.pool import Pool, pool_of
 from ditkit.recipes.teach import teach
 from ditkit.training.codec_settings import CodecTraining
 from ditkit.training.teacher import TeacherTraining
@@ -116,15 +113,15 @@ class Testbed:
     def shelf(self) -> str:
         """Part of the pool: all claims with these images and judges have it in common.
 
-        Recipes, teachers and codecs name what else of the budget they depend on.
+        Runs, teachers and codecs name what else of the budget they depend on.
         """
         judged = {"images": self.budget.images, "classifier_steps": self.budget.classifier_steps}
         return f"images-{self.source.fingerprint[:8]}-{fingerprint(LedgerBudget(**judged))[:8]}"
 
     @property
     def pool(self) -> Pool:
-        """Where its runs, teachers and codecs are."""
-        return Pool(self.q.pool / self.shelf)
+        """Where its runs, teachers, codecs and the classifier that judges are."""
+        return pool_of(self.q, self.shelf)
 
     @property
     def data(self) -> dict[str, Any]:
@@ -245,30 +242,6 @@ class Testbed:
                 for name, space in self.spaces.items()
             }
         return {**found, "agreement": agreement(self.classifier.probabilities(images), labels)}
-
-
-def kept_classifier(
-    pool: Pool,
-    training: tuple[Tensor, Tensor],
-    classes: Sequence[str],
-    held_out: ImageSource,
-    steps: int,
-    device: torch.device,
-    show: Show,
-) -> Classifier:
-    """The classifier that judges all runs of a shelf, trained by the first who asks.
-
-    On a GPU a second training would give another one, and scores of two processes would not compare.
-    training: images and labels.
-    """
-    file = pool.made("classifier.safetensors")
-    with pool.hold("classifier", wait=True):
-        if not file.exists():
-            train_classifier(
-                *training, classes, ClassifierSettings(steps=steps), held_out=read_images(held_out),
-                device=device, progress=lambda done, total: show(JUDGES, done, total, "classifier"),
-            ).save(file)  # fmt: skip
-    return read_classifier(file, device)
 
 
 def validation_loss(folder: Path, step: int) -> float | None:

@@ -15,7 +15,7 @@ from ditkit.recipes.claims.ddt_similarity import Alikeness, between_images, judg
 from ditkit.recipes.load import load
 from ditkit.recipes.reproduce import carry_out, make_plan
 from ditkit.recipes.reproduce.claim import FAILS, HOLDS, UNDECIDED
-from ditkit.recipes.reproduce.study import pool_of
+from ditkit.recipes.reproduce.pool import pool_of
 from tests.recipes.claims.scored import quality
 from tests.recipes.claims.tables import made_up, opened, tiny
 
@@ -97,7 +97,7 @@ def test_a_tiny_study(tmp_path, monkeypatch):
     assert all(-1 <= v <= 1 + 1e-6 for v in row["next"]) and -1 <= row["images"] < 1
     assert row["lag"][0] == pytest.approx(sum(row["next"]) / 5, abs=1e-8)
 
-    loaded = load(pool_of(plan.question, plan.study).run(arm), "ema")
+    loaded = load(pool_of(plan.question, plan.study.shelf).run(arm), "ema")
     sampler = loaded.recipe.sampling.model_copy(update={"steps": 6})
     one = draw_templates(loaded.model, 1, seed=3)
     same = Templates(one.noise.expand(3, -1, -1, -1), Condition(label=one.cond.label.expand(3)), seed=3)

@@ -8,6 +8,7 @@ import math
 import numpy as np
 import pytest
 import torch
+from PIL import Image
 
 from ditkit.config import diff
 from ditkit.data import DataError
@@ -25,7 +26,7 @@ from ditkit.recipes.claims.sd3_formulations import (
 )
 from ditkit.recipes.reproduce import carry_out, make_plan
 from ditkit.recipes.reproduce.claim import FAILS, HOLDS, UNDECIDED, Arm
-from ditkit.recipes.reproduce.study import pool_of
+from ditkit.recipes.reproduce.pool import pool_of
 
 ROWS = [row.name for row in TABLE1]
 AS_PAPER = {row.name: row.every for row in TABLE1}
@@ -89,7 +90,7 @@ def test_the_rule():
     assert decide({"rf": 1.0, "v/cos": 2.0}, math.nan, 1.0)[0] == UNDECIDED
 
 
-def arms_and_scores(value, seeds=(0, 1)):
+def arms_and_scores(value, seeds=(0, 1, 2)):
     """value(row, seed, part) -> (agreement, frechet) as the scores of a study."""
     recipe = FormulationStudy(ask("sd3-formulations", ["images=2"])).fitted
     arms = [Arm(row, recipe.with_({"training.seed": s}), {}) for s in seeds for row in ROWS]
@@ -109,9 +110,11 @@ def test_ranks_beside_the_papers():
     assert found.verdict == HOLDS and found.ours["rho"] == 1
     assert [found.ours["rows"][row]["every"] for row in ROWS] == list(range(1, 17))
     assert found.ours["rows"]["rf"]["spread"] == 0 and found.paper["rows"]["rf"]["every"] == 5.67
-    assert found.effect == pytest.approx([1.54 / 5.67, 2.54 / 6.67])  # of distances, seed by seed
+    assert found.effect == pytest.approx([1.54 / 5.67, 2.54 / 6.67, 3.54 / 7.67])  # of distances, seed by seed
     assert found.number == "average rank of logit-normal(0, 1) 1.00, uniform 10.00 of 16; rho 1.00"
     assert not found.remarks
+    few = [arm for arm in arms if arm.seed < 2]
+    assert judge(ROWS, few, PARTS, scores).verdict == UNDECIDED, "two seeds decide nothing"
 
 
 def test_a_row_that_is_not_finite_ranks_last_where_it_is_not_and_is_named():
@@ -141,9 +144,20 @@ def test_the_step_of_lowest_validation_loss(tmp_path):
     assert best_step(tmp_path) == 4
 
 
-def test_data_without_classes_are_refused(tmp_path):
-    from PIL import Image
+def test_runs_are_of_their_images_wherever_they_lie(tmp_path):
+    def shelf(folder, shade):
+        for name in ("cat", "dog"):
+            (tmp_path / folder / name).mkdir(parents=True, exist_ok=True)
+            for i in range(6):
+                Image.new("RGB", (8, 8), (i * 40, shade, 0)).save(tmp_path / folder / name / f"{i}.png")
+        return FormulationStudy(ask("sd3-formulations", data=str(tmp_path / folder))).shelf
 
+    first = shelf("here", 0)
+    assert shelf("there", 0) == first, "the same images elsewhere"
+    assert shelf("here", 90) != first, "other images in the same place"
+
+
+def test_data_without_classes_are_refused(tmp_path):
     for i in range(6):
         Image.new("RGB", (8, 8), (i * 40, 0, 0)).save(tmp_path / f"{i}.png")
     with pytest.raises(DataError, match="class"):
@@ -167,7 +181,7 @@ def test_a_tiny_study_as_a_whole(tmp_path, monkeypatch):
         assert said in text, said
     assert str(tmp_path) not in text
 
-    folder = pool_of(plan.question, plan.study).run(plan.study.arms[1])
+    folder = pool_of(plan.question, plan.study.shelf).run(plan.study.arms[1])
     loaded = plan.study.load(folder, best_step(folder), "ema")
     with torch.no_grad():
         next(loaded.model.parameters()).fill_(math.nan)

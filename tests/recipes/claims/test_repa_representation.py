@@ -13,7 +13,7 @@ from ditkit.recipes.claims.repa_representation import Knowledge, by_block, highe
 from ditkit.recipes.load import load
 from ditkit.recipes.reproduce import carry_out, make_plan
 from ditkit.recipes.reproduce.claim import FAILS, HOLDS, UNDECIDED
-from ditkit.recipes.reproduce.study import pool_of
+from ditkit.recipes.reproduce.pool import pool_of
 from tests.recipes.claims.tables import made_up, opened, tiny
 
 
@@ -97,7 +97,7 @@ def test_a_tiny_study_says_what_the_analysis_says(tmp_path, monkeypatch):
     found = result.scores[arm.key][measure.name]
     teacher = TeacherSettings(kind="selftaught", source=str(plan.study.bed.pool.made("teacher-2")))
     asked = Asked(n=60, train=90, teachers=(teacher,), data=arm.recipe.data)
-    subject = Subject("again", load(pool_of(q, plan.study).run(arm)), asked)
+    subject = Subject("again", load(pool_of(q, plan.study.shelf).run(arm)), asked)
     seen = layers.measure(subject, layers.LayersSettings(t=measure.times), lambda *_: None).result
     assert found["accuracy"] == [[look.accuracy for look in seen.looks if look.t == t] for t in measure.times]
     likeness = [[look.alike["teacher-2"].cknna for look in seen.looks if look.t == t] for t in measure.times]

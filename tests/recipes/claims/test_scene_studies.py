@@ -176,6 +176,7 @@ def test_a_result_is_judged_again_without_its_base():
     assert not Path("nowhere").exists()
 
 
+@pytest.mark.long
 def test_a_tiny_backbone_study_as_a_whole(tmp_path, monkeypatch):
     monkeypatch.setattr("ditkit.recipes.build.VALIDATION_IMAGES", 4)
     monkeypatch.setattr("ditkit.recipes.claims.sd3_backbones.SAMPLE_STEPS", 1)

@@ -79,6 +79,13 @@ def test_where_a_teacher_lies_does_not_matter_but_which_it_is():
     assert named("/here/teacher-600") == named("/there/teacher-600") != named("/here/teacher-0")
 
 
+def test_where_the_images_lie_does_not_matter_the_shelf_tells_which_they_are():
+    def named(source):
+        return Arm("one", digits.sit().with_({"data.source": source}), {}).file
+
+    assert named("/here/pets") == named("/there/pets") != named("digits")
+
+
 def test_what_is_known_of_a_run(tmp_path):
     pool, arm = Pool(tmp_path / "shelf"), Arm("one", digits.sit(), {"x": 1})
     assert pool.read(arm) == {"parts": {}, "seconds": {}, "training": 0.0, "failed": ""}

@@ -16,6 +16,7 @@ from ditkit.evaluation import read_images
 from ditkit.recipes.claims import ask
 from ditkit.recipes.reproduce import testbed
 from ditkit.recipes.reproduce.claim import Arm, Claim, Question
+from ditkit.recipes.reproduce.judges import kept_classifier
 from ditkit.recipes.reproduce.testbed import BUDGETS, SPACES, validation_loss
 
 CLAIM = Claim("made-up", "A Paper", "Table 0", "-", "-", "digits", BUDGETS, {"small": 1}, lambda q: None)
@@ -113,6 +114,20 @@ def test_what_was_made_is_not_made_again(ready):
     judge = ready.pool.made("classifier.safetensors")
     assert judge.stat().st_mtime_ns < min(before.values())  # of the first time, before the recipe asked for a teacher
     assert recipe.teachers[0].source == str(folder)
+
+
+def test_a_classifier_that_is_kept_is_of_these_images_and_settings(tmp_path):
+    data = pictures(tmp_path / "pets")
+    b = bed(tmp_path, data=data, classifier_steps=2)
+    b.begin(lambda *_, **__: None)
+    images, labels = read_images(b.source)
+    asked = b.source.classes, b.held_out
+    again = kept_classifier(b.pool, (images, labels), *asked, 2, b.device, lambda *_, **__: None)
+    assert again.id == b.classifier.id
+    assert torch.equal(again.probabilities(images), b.classifier.probabilities(images))
+    for other, steps in ((255 - images, 2), (images, 3)):
+        with pytest.raises(ValueError, match="learned from other images or settings"):
+            kept_classifier(b.pool, (other, labels), *asked, steps, b.device, lambda *_, **__: None)
 
 
 def test_a_validation_loss_is_found_by_its_step(tmp_path):

@@ -1,0 +1,15 @@
+"""Claims are judged here many times over; what matters is what is said, so plots are told, not drawn."""
+
+from __future__ import annotations
+
+import pytest
+
+from ditkit.evaluation.plots import description
+
+
+@pytest.fixture(autouse=True)
+def told_not_drawn(monkeypatch):
+    """Drawing takes most of a judge's time, and has tests of its own."""
+    monkeypatch.setattr(
+        "ditkit.evaluation.sections.draw", lambda panel, order, identity: f"<svg>{description(panel)}</svg>"
+    )
