@@ -64,7 +64,7 @@ def test_unconditional_has_no_label_table():
 SPLITS = [
     ("B/2", 130_262_800, 130_249_744, 26.91, 15.33, 11.27),
     pytest.param("L/2", 457_648_144, 457_630_736, 87.64, 67.22, 19.86, marks=pytest.mark.long),
-    ("XL/2", 674_646_352, 674_626_768, 131.48, 93.19, 37.60),
+    pytest.param("XL/2", 674_646_352, 674_626_768, 131.48, 93.19, 37.60, marks=pytest.mark.long),
 ]
 
 
@@ -95,6 +95,7 @@ def test_sharing_xl_one_step_in_five():
     assert xl.speedup(250, 1) < xl.full / xl.shared
 
 
+@pytest.mark.long
 def test_sharing_cost_follows_the_latent_size():
     small, large = (sharing_cost(ddt_settings("B/2"), size) for size in ((32, 32), (64, 64)))
     assert 4 < large.shared / small.shared < 6 and sharing_cost(ddt_settings("B/2", size=(64, 64))) == large

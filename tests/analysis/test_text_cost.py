@@ -21,7 +21,7 @@ BASE = {**TEXT, "depth": 3, "width": 32, "size": (8, 12)}
     [
         ("sd3-medium", 2_028_328_000, 192**2 * 1536),
         ("sd3.5-medium", 2_243_171_520, 384**2 * 1536),
-        ("sd3.5-large", 8_056_627_520, 192**2 * 2432),
+        pytest.param("sd3.5-large", 8_056_627_520, 192**2 * 2432, marks=pytest.mark.long),
     ],
 )
 def test_released_sizes(name, trainable, table):

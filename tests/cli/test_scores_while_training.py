@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 
+import pytest
 from rich.console import Console
 
 from ditkit.cli.progress import Bars
@@ -15,6 +16,7 @@ TINY = [
 ]  # fmt: skip
 
 
+@pytest.mark.long
 def test_scores_by_dotted_keys_and_off_again(ditkit, tmp_path):
     run = tmp_path / "run"
     keys = ["evaluation.every=2", "evaluation.n=8", "evaluation.real=40", "evaluation.classifier.steps=2"]

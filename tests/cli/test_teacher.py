@@ -107,6 +107,7 @@ def test_the_same_seed_gives_the_same_teacher(tmp_path, pictures, ditkit):
     assert a == b != c
 
 
+@pytest.mark.long
 def test_ctrl_c_leaves_nothing(tmp_path, pictures, own_process):
     data = pictures(tmp_path / "data", n=4, size=(8, 8))
     process = own_process("teacher", data, "--out", tmp_path / "teacher", "--steps", 1_000_000, *TINY)

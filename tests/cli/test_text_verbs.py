@@ -97,6 +97,7 @@ def test_evaluation_of_captions_with_labels(ditkit, tiny_text, tmp_path):
     assert "not those that the model was trained on" not in result.output
 
 
+@pytest.mark.long
 def test_doctor_looks_at_the_text(ditkit, tmp_path):
     result = ditkit("doctor", "t2i.digits", "--out", tmp_path / "run", "--text", "toy", "text.length=4")
     assert result.exit_code == 0, result.output

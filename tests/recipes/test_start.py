@@ -116,6 +116,7 @@ def test_a_dit_of_another_grid_makes_its_own_position_table(runs, tmp_path):
     assert said[1] == "they were trained on 8x8, here it is 12x12; positions follow"
 
 
+@pytest.mark.long
 def test_a_resumed_run_does_not_load_again(runs, tmp_path):
     source = tmp_path / "source"
     train(tiny("ddt"), source, CPU)

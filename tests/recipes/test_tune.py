@@ -110,7 +110,7 @@ def test_a_lora_run_trains_the_adapter_alone_and_opens_merged(base, lora):
     assert any(not torch.equal(raw[key], after[key]) for key in changed)
 
 
-@pytest.mark.parametrize("changes", [{}, {"adapter.dropout": 0.5}])
+@pytest.mark.parametrize("changes", [{}, pytest.param({"adapter.dropout": 0.5}, marks=pytest.mark.long)])
 def test_a_lora_run_resumes_to_the_bit_without_the_run_that_it_began_from(base, lora, tmp_path, changes):
     unbroken = tmp_path / "unbroken" if changes else lora[0]
     if changes:

@@ -80,7 +80,15 @@ def test_compiled_blocks(crew, tmp_path, kind):
 
 
 @pytest.mark.parametrize(
-    "more", [{}, {"kind": "fsdp"}, {"kind": "fsdp", "reshard": False}, {"kind": "fsdp", "shards": 1}]
+    "more",
+    [
+        {},
+        {"kind": "fsdp"},
+        *(
+            pytest.param({"kind": "fsdp", **more}, marks=pytest.mark.long)
+            for more in ({"reshard": False}, {"shards": 1})
+        ),
+    ],
 )
 def test_a_run_is_that_of_one_process(crew, tmp_path, more):
     """Order exactly; weights, moments and averages within rounding; past the step where alignment stops; one row each.

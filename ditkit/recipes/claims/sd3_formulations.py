@@ -162,11 +162,11 @@ class FormulationStudy:
 
     def begin(self, show: Show) -> None:
         """Train the classifier on the training images, and look at them in its features."""
-        shown, steps = read_images(self.source), self.budget.classifier_steps
+        training, steps = read_images(self.source), self.budget.classifier_steps
         pool = pool_of(self.q, self.shelf)
         classes = self.source.classes
-        self.classifier = kept_classifier(pool, shown, classes, self.held_out, steps, self.q.device, show)
-        self.reference: Reference = make_reference(self.classifier, shown[0])
+        self.classifier = kept_classifier(pool, training, classes, self.held_out, steps, self.q.device, show)
+        self.reference: Reference = make_reference(self.classifier, training[0])
 
     def score(self, arm: Arm, folder: Path, part: str, show: Show) -> dict[str, Any]:
         """{"agreement", "frechet", "step"} of one sampler setting; the scores are None where an image is not finite."""
