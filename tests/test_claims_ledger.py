@@ -58,7 +58,7 @@ def test_the_scores_of_all_but_old_results_are_kept():
 
 @pytest.mark.parametrize("name", sorted(set(LEDGER.results) - OLD))
 def test_the_verdict_follows_from_the_scores(name, monkeypatch):
-    monkeypatch.setattr("ditkit.evaluation.sections.draw", lambda *_: "")  # a third of a second a plot
+    monkeypatch.setattr("ditkit.evaluation.sections.draw", lambda *_: "")  # the verdict needs no plots
     result = LEDGER.results[name]
     if result.data["source"] not in ("digits", "scenes"):
         pytest.skip("judged again only where its images are")

@@ -9,7 +9,7 @@ from ditkit.evaluation.plots import description
 
 @pytest.fixture(autouse=True)
 def told_not_drawn(monkeypatch):
-    """Drawing takes most of a judge's time, and has tests of its own."""
+    """Drawing has tests of its own."""
     monkeypatch.setattr(
         "ditkit.evaluation.sections.draw", lambda panel, order, identity: f"<svg>{description(panel)}</svg>"
     )
